@@ -1,0 +1,245 @@
+"""Data as plait sees it: splits that hand out whole batches, and streams that can stop and go on at any batch."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from plait.errors import BadInput
+
+
+class Batch(dict[str, Any]):
+    """Named fields of B examples: ``input`` [B, ...], ``label`` [B] int64, ``index`` [B] (row in the split), and more.
+
+    Any object with ``batch[name]``, ``name in batch`` and ``.to(device)`` serves as a batch too (a PyG ``Data`` does).
+    """
+
+    @property
+    def size(self) -> int:
+        """B, the number of examples."""
+        return len(self["index"])
+
+    def take(self, rows: Tensor) -> Batch:
+        """The sub-batch of these rows, int64 [M]."""
+        return Batch({k: v[rows] if isinstance(v, Tensor) else v for k, v in self.items()})
+
+    def chunks(self, parts: int) -> list[Batch]:
+        """At most ``parts`` sub-batches of nearly equal size, in order, none of them empty."""
+        rows = torch.arange(self.size).tensor_split(parts)
+        return [Batch({k: v[r[0] : r[-1] + 1] if isinstance(v, Tensor) else v for k, v in self.items()}) for r in rows if len(r)]
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same fields on a device."""
+        return Batch({k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in self.items()})
+
+
+@runtime_checkable
+class Split(Protocol):
+    """A part of a data set. ``__getitems__`` returns the batch of the given rows."""
+
+    def __len__(self) -> int: ...
+
+    def __getitems__(self, rows: Sequence[int] | Tensor) -> Any: ...
+
+
+class TensorSplit:
+    """A split that lies in memory as tensors whose first dimension is the example.
+
+    Args:
+        fields: name -> tensor [n, ...]; ``index`` is added when missing.
+
+    Raises:
+        BadInput: no field, or fields of different length.
+    """
+
+    in_memory = True
+
+    def __init__(self, fields: Mapping[str, Tensor]) -> None:
+        lengths = {name: len(value) for name, value in fields.items()}
+        if len(set(lengths.values())) != 1:
+            raise BadInput(f"the fields of a split must have one length, got {lengths}.")
+        self.size = next(iter(lengths.values()))
+        self.fields: dict[str, Tensor] = {**fields}
+        self.fields.setdefault("index", torch.arange(self.size))
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitems__(self, rows: Sequence[int] | Tensor) -> Batch:
+        picked = torch.as_tensor(rows)
+        return Batch({name: value.index_select(0, picked) for name, value in self.fields.items()})
+
+
+@dataclass(frozen=True)
+class DataInfo:
+    """What a model must know of the data: ``input_shape`` without the batch dimension, ``num_classes``, ``task``."""
+
+    task: str = "classification"
+    input_shape: tuple[int, ...] = ()
+    num_classes: int = 0
+    num_groups: int = 0
+    fields: frozenset[str] = frozenset({"input", "label", "index"})
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Data:
+    """A data set ready for a run.
+
+    Attributes:
+        info: what a model must know.
+        train, validation, test: the splits; validation is never the test split.
+        augment: ``augment(batch, generator) -> batch``, applied to training batches; the generator is seeded by run,
+            stream, epoch and batch, so a resumed run augments alike.
+        prepare: ``prepare(batch) -> batch``, applied to every batch just before the model (normalisation), after views.
+        forward: ``forward(model, batch) -> outputs``; default ``model(batch["input"])``.
+        names: human names, e.g. ``{"group": ["light", "dark"], "label": [...]}``.
+        notes: lines shown to the user (a fallback that was taken, say).
+    """
+
+    info: DataInfo
+    train: Split
+    validation: Split
+    test: Split
+    augment: Callable[[Any, torch.Generator], Any] | None = None
+    prepare: Callable[[Any], Any] | None = None
+    forward: Callable[[torch.nn.Module, Any], Any] | None = None
+    names: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+
+    def check(self, source: str) -> None:
+        """Refuse what would spoil a run later.
+
+        Raises:
+            BadInput: an empty training or test split, validation that is the test split, labels out of range.
+        """
+        for name in ("train", "test"):
+            if not len(getattr(self, name)):
+                raise BadInput(f"data {source}: the {name} split is empty.")
+        if self.validation is self.test:
+            raise BadInput(f"data {source}: the validation split is the test split; choices would see the test.")
+        fields = getattr(self.train, "fields", {})
+        label = fields.get("label")
+        if self.info.task == "classification" and label is not None and len(label):
+            low, high = int(label.min()), int(label.max())
+            if low < 0 or high >= self.info.num_classes:
+                raise BadInput(f"data {source}: labels {low}..{high} lie outside 0..{self.info.num_classes - 1}.")
+
+
+def seed_of(*parts: Any) -> int:
+    """A 63-bit seed from any printable parts, the same on every machine."""
+    digest = hashlib.sha256("\0".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+class Stream:
+    """Endless batches of a split, shuffled by (seed, name, epoch), that can go on from any batch at any world size.
+
+    Args:
+        split: what to draw from.
+        name: part of the seed, so that two streams of one run differ.
+        seed: the run's seed.
+        batch_size: examples per batch over all ranks; the last batch of an epoch may be smaller.
+        rank, world: this process takes its contiguous share of every batch.
+        workers: loader processes, for splits that read files.
+
+    The batch carries ``share``: this rank's rows over the mean rows of a rank, by which its mean loss must be scaled
+    so that the average over ranks equals the mean over the whole batch (1.0 on one process).
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        name: str,
+        seed: int,
+        batch_size: int,
+        *,
+        augment: Callable[[Any, torch.Generator], Any] | None = None,
+        rank: int = 0,
+        world: int = 1,
+        workers: int = 0,
+    ) -> None:
+        self.split, self.name, self.seed, self.batch_size = split, name, seed, batch_size
+        self.augment, self.rank, self.world, self.workers = augment, rank, world, workers
+        self.batches_per_epoch = max(1, -(-len(split) // batch_size))
+        self.drawn = 0
+        self._source: Iterator[Any] | None = None
+
+    @property
+    def epoch(self) -> int:
+        """The epoch, counted from 0, of the next batch."""
+        return self.drawn // self.batches_per_epoch
+
+    def __iter__(self) -> Stream:
+        return self
+
+    def __next__(self) -> Any:
+        if self._source is None:
+            self._source = self._open()
+        batch = next(self._source)
+        if self.augment is not None:
+            generator = torch.Generator().manual_seed(seed_of(self.seed, self.name, "augment", self.drawn, self.rank))
+            batch = self.augment(batch, generator)
+        self.drawn += 1
+        return batch
+
+    def state_dict(self) -> dict[str, int]:
+        """How many batches were drawn."""
+        return {"drawn": self.drawn}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Go on after that many batches."""
+        self.drawn, self._source = int(state["drawn"]), None
+
+    def rows(self, start: int) -> Iterator[Tensor]:
+        """This rank's row numbers of batch ``start``, ``start + 1``, ..."""
+        number = start
+        while True:
+            epoch, first = divmod(number, self.batches_per_epoch)
+            generator = torch.Generator().manual_seed(seed_of(self.seed, self.name, epoch))
+            order = torch.randperm(len(self.split), generator=generator)
+            for batch in range(first, self.batches_per_epoch):
+                whole = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+                # a rank left without rows repeats one with share 0: every rank must take part in the all-reduce
+                yield whole if self.world == 1 else self._mine(whole)
+                number += 1
+
+    def _mine(self, whole: Tensor) -> Tensor:
+        mine = whole.tensor_split(self.world)[self.rank]
+        return mine if len(mine) else whole[:1]
+
+    def _open(self) -> Iterator[Any]:
+        rows = self.rows(self.drawn)
+        if self.workers == 0 or getattr(self.split, "in_memory", False):
+            return (self.split.__getitems__(r) for r in rows)
+        loader: Iterable[Any] = DataLoader(
+            self.split,  # type: ignore[arg-type]
+            batch_sampler=(r.tolist() for r in rows),  # type: ignore[arg-type]
+            num_workers=self.workers,
+            collate_fn=_as_is,
+            persistent_workers=False,
+        )
+        return iter(loader)
+
+    def share(self, batch_number: int) -> float:
+        """This rank's rows of a batch over the mean rows of a rank."""
+        in_epoch = batch_number % self.batches_per_epoch
+        whole = min(self.batch_size, len(self.split) - in_epoch * self.batch_size)
+        mine = whole // self.world + (self.rank < whole % self.world)
+        return mine * self.world / whole
+
+
+def _as_is(batch: Any) -> Any:
+    return batch
+
+
+def in_order(split: Split, batch_size: int) -> Iterator[Any]:
+    """Batches of a split in order, for evaluation."""
+    for start in range(0, len(split), batch_size):
+        yield split.__getitems__(torch.arange(start, min(start + batch_size, len(split))))

@@ -1,0 +1,132 @@
+"""A run directory: its layout, its lock, and reading it back. No torch here."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from plait.errors import BadCheckpoint, BadInput, RunLocked
+from plait.recipe import Recipe
+
+
+class RunDirectory:
+    """The files of one run under ``path``.
+
+    ``recipe.toml`` (resolved), ``environment.json``, ``metrics.jsonl`` (one event a line), ``checkpoints/``,
+    ``export/``, ``report.html``.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.recipe_file = self.path / "recipe.toml"
+        self.environment_file = self.path / "environment.json"
+        self.events_file = self.path / "metrics.jsonl"
+        self.checkpoints = self.path / "checkpoints"
+        self.export = self.path / "export"
+        self.report = self.path / "report.html"
+
+    @classmethod
+    def existing(cls, path: Path | str) -> RunDirectory:
+        """The directory of an existing run.
+
+        Raises:
+            BadInput: there is no run at ``path``.
+        """
+        directory = cls(path)
+        if not directory.recipe_file.is_file():
+            raise BadInput(f"{path} is not a run directory: it has no recipe.toml. `plait runs` lists what there is.")
+        return directory
+
+    def create(self) -> None:
+        """Make the directory for a new run.
+
+        Raises:
+            BadInput: it already holds a run, or cannot be made.
+        """
+        if self.recipe_file.exists():
+            raise BadInput(f"{self.path} already holds a run: choose another --out, or `plait resume {self.path}`.")
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BadInput(f"{self.path} cannot be made: {error}. Choose another --out.") from error
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run's lock; the system frees it when the process ends, however it ends.
+
+        Raises:
+            RunLocked: another process holds it.
+        """
+        lock = FileLock(self.path / ".lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise RunLocked(f"{self.path} is being written by another process; wait for it or choose another --out.") from error
+        except OSError as error:
+            raise BadInput(f"{self.path} is not writable: {error}.") from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def recipe(self) -> Recipe:
+        """The resolved recipe."""
+        return Recipe.load(self.recipe_file)
+
+    def environment(self) -> dict[str, Any]:
+        """The recorded environment, empty when missing."""
+        try:
+            found: dict[str, Any] = json.loads(self.environment_file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return found
+
+    def events(self) -> list[dict[str, Any]]:
+        """All events; a last line cut short by a kill is left out."""
+        found = []
+        if self.events_file.exists():
+            for line in self.events_file.read_text(encoding="utf-8", errors="replace").splitlines():
+                try:
+                    found.append(json.loads(line))
+                except ValueError:
+                    continue
+        return found
+
+    def result(self) -> dict[str, Any] | None:
+        """The final result event, or None when the run did not finish."""
+        results = [e for e in self.events() if e.get("event") == "result"]
+        return results[-1] if results else None
+
+    def saved_checkpoints(self) -> list[Path]:
+        """Checkpoints from oldest to newest."""
+        return sorted(self.checkpoints.glob("step-*.safetensors"))
+
+    def checkpoint(self, name: str | None = None) -> Path | None:
+        """The named checkpoint, or the newest, or None when there is none.
+
+        Raises:
+            BadCheckpoint: no checkpoint of that name.
+        """
+        saved = self.saved_checkpoints()
+        if name is None:
+            return saved[-1] if saved else None
+        for path in saved:
+            if name in (path.name, path.stem):
+                return path
+        raise BadCheckpoint(f"{self.path} has no checkpoint {name!r}; it has {', '.join(p.stem for p in saved) or 'none'}.")
+
+
+def default_path(recipe: Recipe, root: Path | str = "runs") -> Path:
+    """``runs/<time>-<plugins>-s<seed>``, made unique by a counter."""
+    stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{'+'.join(recipe.plugins) or 'plain'}-s{recipe.seed}"
+    path, count = Path(root) / stem, 1
+    while path.exists():
+        count += 1
+        path = Path(root) / f"{stem}-{count}"
+    return path

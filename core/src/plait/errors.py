@@ -1,0 +1,60 @@
+"""Errors for people: what was wrong, where, and what to do. Each carries the exit code the command line ends with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from plait.rules import Refusal
+
+
+class PlaitError(Exception):
+    """Base of every error that plait raises on purpose."""
+
+    exit_code = 1
+
+
+class RunFailed(PlaitError):
+    """The run could not go on (a loss that is not finite, a full disk, a step that broke the contract)."""
+
+
+class BadInput(PlaitError, ValueError):
+    """Something the user gave cannot be used: a name, an option, a file."""
+
+    exit_code = 2
+
+
+class BadCheckpoint(BadInput):
+    """A checkpoint that is truncated, changed, foreign, or of another model; nothing in it was executed."""
+
+
+class RunLocked(BadInput):
+    """Another process is writing this run directory."""
+
+
+class Refused(PlaitError):
+    """The plugins cannot work together.
+
+    Attributes:
+        refusals: every reason, each with the rule, the plugins, the message and the fix.
+    """
+
+    exit_code = 3
+
+    def __init__(self, refusals: Iterable[Refusal]) -> None:
+        self.refusals = list(refusals)
+        super().__init__("\n".join(f"{r.message} {r.fix}" for r in self.refusals))
+
+
+class Interrupted(PlaitError):
+    """The user stopped the run; a checkpoint was written and says how to go on."""
+
+    exit_code = 130
+
+
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """`` Did you mean 'x'?`` for the closest valid name, or an empty string when none is close."""
+    found = get_close_matches(word, list(choices), n=1, cutoff=0.5)
+    return f" Did you mean {found[0]!r}?" if found else ""

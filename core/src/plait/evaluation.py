@@ -1,0 +1,209 @@
+"""Evaluation: named views of the test data, predictions made once per view, and what plugins make of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from plait.data import DataInfo, Split, in_order
+from plait.errors import BadInput
+
+if TYPE_CHECKING:
+    from plait.trainer import Trainer
+
+BATCH = 512
+"""Examples per forward pass in evaluation."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One figure: its value, unit (``%``, ``points``, ``MACs``, ...; empty for a pure number) and better direction."""
+
+    value: float
+    unit: str = ""
+    better: Literal["higher", "lower", "neither"] = "neither"
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table for the terminal and the report."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A plot for the report: series name -> (x values, y values)."""
+
+    title: str
+    x: str
+    y: str
+    series: Mapping[str, tuple[Sequence[Any], Sequence[float]]]
+    kind: Literal["line", "bar"] = "line"
+
+
+@dataclass(frozen=True)
+class View:
+    """A named version of the test data.
+
+    Attributes:
+        summary: one line.
+        transform: ``transform(batch) -> batch`` on raw batches (before the data's ``prepare``), or None.
+        split: another split than the test split, or None.
+        tags: what it is, e.g. ``{"corruption": "shot_noise", "severity": 3}``; plugins choose views by tags.
+    """
+
+    summary: str
+    transform: Callable[[Any], Any] | None = None
+    split: Split | None = None
+    tags: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """The model's outputs on one view: ``outputs`` [E, ...] float32 on the CPU, and every tensor field but the input."""
+
+    view: View
+    outputs: Any
+    fields: Mapping[str, Any]
+
+
+class Predictions(Mapping[str, Predicted]):
+    """View name -> predictions, computed at first use and kept, so several plugins share one forward pass."""
+
+    def __init__(self, trainer: Trainer, model: torch.nn.Module, views: Mapping[str, View]) -> None:
+        self.trainer, self.model, self.views = trainer, model, views
+        self._done: dict[str, Predicted] = {}
+
+    def __getitem__(self, name: str) -> Predicted:
+        if name not in self._done:
+            view = self.views[name]
+            split = view.split if view.split is not None else self.trainer.data.test
+            outputs, fields = predict(self.trainer, self.model, split, view.transform)
+            self._done[name] = Predicted(view, outputs, fields)
+        return self._done[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.views)
+
+    def __len__(self) -> int:
+        return len(self.views)
+
+    def tagged(self, tag: str) -> dict[str, View]:
+        """The views that carry a tag."""
+        return {name: view for name, view in self.views.items() if tag in view.tags}
+
+
+@torch.no_grad()
+def predict(
+    trainer: Trainer, model: torch.nn.Module, split: Split, transform: Callable[[Any], Any] | None = None
+) -> tuple[Any, dict[str, Any]]:
+    """Outputs of a model in eval mode over a whole split: tensors joined to [E, ...], other outputs as a list."""
+    was_training = model.training
+    model.eval()
+    outputs: list[Any] = []
+    fields: dict[str, list[Any]] = {}
+    try:
+        for batch in in_order(split, BATCH):
+            batch = transform(batch) if transform else batch
+            with trainer.autocast():
+                out = trainer.call(model, batch.to(trainer.device))
+            outputs.append(out.float().cpu() if isinstance(out, Tensor) else out)
+            for name, value in _fields(batch):
+                if name != "input":
+                    fields.setdefault(name, []).append(value)
+    finally:
+        model.train(was_training)
+    return _join(outputs), {name: _join(values) for name, values in fields.items()}
+
+
+def _fields(batch: Any) -> Iterator[tuple[str, Any]]:
+    yield from (batch.items() if isinstance(batch, Mapping) else batch.to_dict().items())
+
+
+def _join(parts: list[Any]) -> Any:
+    if all(isinstance(p, Tensor) for p in parts):
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+    return parts[0] if len(parts) == 1 else parts
+
+
+def collect_views(trainer: Trainer) -> dict[str, View]:
+    """``clean`` (the test split as it is) and the active plugins' views.
+
+    Raises:
+        BadInput: two plugins register one name.
+    """
+    views = {"clean": View("the test split as it is")}
+    owner = {"clean": "plait"}
+    for plugin, found in trainer.composed["views"].named(trainer=trainer):
+        for name, view in found.items():
+            if name in views:
+                raise BadInput(f"the evaluation view {name!r} is registered by both {owner[name]!r} and {plugin!r}.")
+            views[name], owner[name] = view, plugin
+    return views
+
+
+def evaluate(trainer: Trainer, model: torch.nn.Module, views: Mapping[str, View]) -> dict[str, Metric | Table | Plot]:
+    """Every active plugin's figures as ``<plugin>/<name>``.
+
+    Raises:
+        BadInput: a plugin returned something else than metrics, tables and plots.
+    """
+    predictions = Predictions(trainer, model, views)
+    merged: dict[str, Metric | Table | Plot] = {}
+    for plugin, found in trainer.composed["evaluate"].named(trainer=trainer, predictions=predictions):
+        for name, value in found.items():
+            if not isinstance(value, (Metric, Table, Plot)):
+                raise BadInput(f"plugin {plugin!r}: evaluate gave a {type(value).__name__} for {name!r}; wrap it in plait.Metric.")
+            merged[f"{plugin}/{name}"] = value
+    return merged
+
+
+def task_metrics(info: DataInfo, predictions: Predictions) -> dict[str, Metric | Table | Plot]:
+    """Accuracy in % and cross-entropy in nats (classification), mean squared error (regression), on ``clean``."""
+    if info.task not in ("classification", "regression"):
+        return {}
+    figures = _figures(info, predictions["clean"].outputs, predictions["clean"].fields)
+    found: dict[str, Metric | Table | Plot] = {"loss": Metric(figures["loss"], "", "lower")}
+    if "accuracy" in figures:
+        found["accuracy"] = Metric(figures["accuracy"], "%", "higher")
+    return found
+
+
+def validation_figures(trainer: Trainer) -> dict[str, float]:
+    """``loss``, and ``accuracy`` in % for classification, on the validation split.
+
+    A plugin that replaced the objective of an unusual task reports its own figures; here its loss is taken.
+    """
+    trainer.masks.hold()
+    if trainer.info.task in ("classification", "regression"):
+        outputs, fields = predict(trainer, trainer.model, trainer.data.validation)
+        return _figures(trainer.info, outputs, fields)
+    return {"loss": _objective_on(trainer, trainer.data.validation)}
+
+
+@torch.no_grad()
+def _objective_on(trainer: Trainer, split: Split) -> float:
+    trainer.model.eval()
+    losses = []
+    for batch in in_order(split, BATCH):
+        there = batch.to(trainer.device)
+        losses.append(trainer.objective(trainer.call(trainer.model, there), there).float().cpu())
+    trainer.model.train()
+    return float(torch.cat(losses, dim=-1).mean())
+
+
+def _figures(info: DataInfo, outputs: Any, fields: Mapping[str, Any]) -> dict[str, float]:
+    if info.task == "regression":
+        return {"loss": float(functional.mse_loss(outputs, fields["target"]))}
+    label = fields["label"]
+    loss = float(functional.cross_entropy(outputs, label))
+    return {"loss": loss, "accuracy": 100 * float((outputs.argmax(1) == label).double().mean())}

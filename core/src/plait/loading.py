@@ -1,0 +1,83 @@
+"""From names and import paths to data and models."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from plait import composition
+from plait.components import load_object
+from plait.data import Data, DataInfo
+from plait.errors import BadInput
+from plait.recipe import Component
+
+
+def load_data(component: Component, seed: int) -> Data:
+    """The data that a recipe names.
+
+    A function given by import path is called with ``seed`` and the recipe's options, as far as it takes them.
+
+    Raises:
+        BadInput: it cannot be loaded, or is not a `plait.data.Data`.
+    """
+    name = str(component.name)
+    source = composition.data_source(name)
+    if source is not None:
+        options = composition.component_options("data", name, source, component.options)
+        data = load_object(source.factory, "data source")(options, seed)
+    else:
+        data = _call(name, "data", {"seed": seed}, component.options)
+    if not isinstance(data, Data):
+        raise BadInput(f"data {name}: expected a plait.data.Data, got {type(data).__name__}.")
+    data.check(name)
+    return data
+
+
+def build_model(component: Component, info: DataInfo) -> nn.Module:
+    """The model that a recipe names.
+
+    A function or class given by import path is called with those of ``info``, ``num_classes``, ``input_shape`` and
+    ``in_channels`` that it takes, and the recipe's options.
+
+    Raises:
+        BadInput: it cannot be built, or is not a ``torch.nn.Module``.
+    """
+    name = str(component.name)
+    source = composition.model_source(name)
+    if source is not None:
+        options = composition.component_options("model", name, source, component.options)
+        model = load_object(source.factory, "model")(options, info)
+    else:
+        offers: dict[str, Any] = {"info": info, "num_classes": info.num_classes, "input_shape": info.input_shape}
+        offers["in_channels"] = info.input_shape[0] if info.input_shape else 0
+        model = _call(name, "model", offers, component.options)
+    if not isinstance(model, nn.Module):
+        raise BadInput(f"model {name}: expected a torch.nn.Module, got {type(model).__name__}.")
+    return model
+
+
+def _call(path: str, what: str, offers: dict[str, Any], options: dict[str, Any]) -> Any:
+    if os.getcwd() not in sys.path:
+        # a console script, unlike `python -m`, does not look for modules where the user stands
+        sys.path.insert(0, os.getcwd())
+    function: Callable[..., Any] = load_object(path, what)
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        parameters = {}  # type: ignore[assignment]
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    given = {k: v for k, v in offers.items() if k in parameters or (takes_any and k == "num_classes")} | options
+    unknown = [] if takes_any else [k for k in options if k not in parameters]
+    if unknown:
+        raise BadInput(f"{what} {path} takes no option {unknown[0]!r}; it takes {', '.join(parameters) or 'none'}.")
+    try:
+        return function(**given)
+    except BadInput:
+        raise
+    except Exception as error:
+        raise BadInput(f"{what} {path} failed: {type(error).__name__}: {error}") from error

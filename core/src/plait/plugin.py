@@ -1,0 +1,78 @@
+"""What a plugin is: a name, options, declarations, a life, and hooks. Importing this imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict
+
+from plait.vocabulary import Claim
+
+if TYPE_CHECKING:
+    from plait.trainer import Trainer
+
+
+class Options(BaseModel):
+    """Base of every options model: unknown keys are refused, values are checked, instances do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+
+class Plugin:
+    """Base class of plugins; a subclass is what the entry point in group ``plait`` names.
+
+    Attributes:
+        name: the name on the command line; the entry point has the same.
+        summary: one line.
+        paper: the paper, or an empty string.
+        contract: the hook-contract version it was written for (`plait.hooks.CONTRACT_VERSION`).
+        Options: the pydantic model of its options.
+        suggests_data: data sources to use when the recipe names none, best first.
+        suggests_model: models likewise.
+        suggests: values for dotted keys of the recipe that it leaves open, e.g. ``{"train.epochs": 30}``.
+    """
+
+    name: ClassVar[str] = ""
+    summary: ClassVar[str] = ""
+    paper: ClassVar[str] = ""
+    contract: ClassVar[int] = 0
+    Options: ClassVar[type[Options]] = Options
+    suggests_data: ClassVar[tuple[str, ...]] = ()
+    suggests_model: ClassVar[tuple[str, ...]] = ()
+    suggests: ClassVar[Mapping[str, Any]] = {}
+
+    def __init__(self, options: Options) -> None:
+        self.options: Any = options
+
+    # ---- declarations, judged before anything starts ------------------------------------------------------------
+    def needs(self) -> frozenset[str]:
+        """Words (see `plait.vocabulary`) that something else in the run must provide, given these options."""
+        return frozenset()
+
+    def provides(self) -> frozenset[str]:
+        """Words that this plugin adds."""
+        return frozenset()
+
+    def breaks(self) -> frozenset[str]:
+        """Words that are no longer true when this plugin is active."""
+        return frozenset()
+
+    def claims(self) -> tuple[Claim, ...]:
+        """What a mask owner takes as its own; every plugin with ``update_masks`` declares at least one claim."""
+        return ()
+
+    # ---- life ---------------------------------------------------------------------------------------------------
+    def setup(self, trainer: Trainer) -> None:
+        """Once, when model, optimizer and data stand and before the first step or the loading of a checkpoint."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything kept between steps, as nested dicts and lists of tensors, numbers, strings, booleans and None."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+
+    def selectable(self, trainer: Trainer) -> bool:
+        """Whether the present state may be chosen as the best (a sparse method says no until it is sparse)."""
+        return True

@@ -1,0 +1,200 @@
+"""Which plugins are installed, and in what state: found by entry points, checked, named when broken, never fatal."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+import pluggy
+from pydantic import BaseModel
+
+import plait
+from plait.errors import BadInput, nearest
+from plait.hooks import CONTRACT_VERSION, HookSpecs
+from plait.plugin import Plugin
+from plait.recipe import Recipe
+from plait.rules import Implementation
+
+GROUP = "plait"
+BUILTIN = "task"
+"""The core's own plugin, active in every run: the task's metrics, and generated data and a model for trying things out."""
+FALLBACK = {"data_sources": "tiny-images", "models": "tiny-cnn"}
+RESERVED = frozenset(Recipe.model_fields) | {"plugins", "run", "resume", "plan", "info", "runs", "compare", "report", "verify"}
+NAME = re.compile(r"[a-z][a-z0-9_-]*\Z")
+
+
+@dataclass
+class Installed:
+    """One entry point of the group ``plait``, loaded or not."""
+
+    name: str
+    distribution: str
+    version: str
+    status: str = "ok"
+    """``ok``, ``broken`` (does not import or breaks the contract), ``incompatible`` (another contract version) or
+    ``duplicate``."""
+    reason: str = ""
+    plugin: type[Plugin] | None = None
+    hooks: list[str] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The form printed by ``plait plugins --json``."""
+        return {
+            "name": self.name,
+            "distribution": self.distribution,
+            "version": self.version,
+            "summary": self.plugin.summary if self.plugin else "",
+            "paper": self.plugin.paper if self.plugin else "",
+            "status": self.status,
+            "reason": self.reason,
+            "hooks": self.hooks,
+        }
+
+
+def implementations(plugin: Plugin) -> list[Implementation]:
+    """The plugin's hook functions, checked against the specs by pluggy.
+
+    Raises:
+        pluggy.PluginValidationError: for a wrong signature or an unknown hook.
+    """
+    manager = pluggy.PluginManager("plait")
+    manager.add_hookspecs(HookSpecs)
+    manager.register(plugin, plugin.name)
+    manager.check_pending()
+    found = []
+    for caller in manager.get_hookcallers(plugin) or []:
+        for impl in caller.get_hookimpls():
+            order = getattr(impl.function, "plait_order", {})
+            found.append(Implementation(plugin.name, caller.name, impl.function, tuple(impl.argnames), **order))
+    return found
+
+
+def default_instance(plugin: type[Plugin]) -> Plugin:
+    """An instance for registry hooks, whose answers do not depend on options."""
+    return plugin(plugin.Options.model_construct())
+
+
+def discover() -> list[Installed]:
+    """Every installed plugin, sorted by name; broken ones are named with their reason, and nothing is raised."""
+    entries = [EntryPoint(BUILTIN, "plait.builtin:TaskPlugin", GROUP)]
+    entries += sorted(entry_points(group=GROUP), key=lambda e: (e.name, e.value))
+    found = [_load(entry) for entry in entries]
+    _mark_duplicates(found)
+    return found
+
+
+@cache
+def installed() -> tuple[Installed, ...]:
+    """`discover`, once per process."""
+    return tuple(discover())
+
+
+def active_registry() -> dict[str, Installed]:
+    """The usable plugins by name."""
+    return {item.name: item for item in installed() if item.status == "ok"}
+
+
+def find_plugin(name: str) -> Installed:
+    """The usable plugin of that name.
+
+    Raises:
+        BadInput: unknown (with the nearest name and how to install) or installed but unusable (with its reason).
+    """
+    usable = active_registry()
+    if name in usable:
+        return usable[name]
+    for item in installed():
+        if item.name == name:
+            raise BadInput(f"plugin {name!r} ({item.distribution} {item.version}) is {item.status}: {item.reason}")
+    raise BadInput(
+        f"no plugin named {name!r} is installed.{nearest(name, usable)} "
+        f"Installed: {', '.join(sorted(usable)) or 'none'}. If it exists: pip install plait-{name}."
+    )
+
+
+def _load(entry: EntryPoint) -> Installed:
+    dist = entry.dist
+    item = Installed(entry.name, dist.name if dist else "plait-core", dist.version if dist else plait.__version__)
+    try:
+        plugin = entry.load()
+    except (Exception, SystemExit) as error:
+        item.status, item.reason = "broken", f"importing {entry.value} failed: {type(error).__name__}: {error}"
+        return item
+    item.status, item.reason = _judge(entry.name, plugin)
+    if item.status == "broken":
+        return item
+    item.plugin = plugin
+    if item.status == "ok":
+        try:
+            item.hooks = sorted(i.hook for i in implementations(default_instance(plugin)))
+        except Exception as error:  # a stranger's constructor or signature may raise anything
+            item.status, item.reason = "broken", " ".join(str(error).split())
+    return item
+
+
+def _judge(name: str, plugin: Any) -> tuple[str, str]:
+    if not (isinstance(plugin, type) and issubclass(plugin, Plugin)):
+        return "broken", f"its entry point names {plugin!r}, which is not a subclass of plait.Plugin"
+    if plugin.name != name:
+        return "broken", f"its entry point is called {name!r} but the plugin calls itself {plugin.name!r}"
+    if not NAME.match(name) or name in RESERVED:
+        return "broken", f"the name {name!r} is reserved or not of lower-case letters, digits, - and _"
+    if not (isinstance(plugin.Options, type) and issubclass(plugin.Options, BaseModel)):
+        return "broken", "its Options is not a pydantic model (subclass plait.Options)"
+    if plugin.contract != CONTRACT_VERSION:
+        if not plugin.contract:
+            return "incompatible", f"it declares no hook contract; write `contract = {CONTRACT_VERSION}` in the plugin"
+        newer = plugin.contract > CONTRACT_VERSION
+        todo = "pip install -U plait-core" if newer else f"install a newer release of plugin {name!r}"
+        return (
+            "incompatible",
+            f"it was written for hook contract {plugin.contract}, this plait-core speaks {CONTRACT_VERSION}: {todo}",
+        )
+    return "ok", ""
+
+
+def _mark_duplicates(found: list[Installed]) -> None:
+    by_name: dict[str, list[Installed]] = {}
+    for item in found:
+        by_name.setdefault(item.name, []).append(item)
+    for same in by_name.values():
+        if len(same) > 1:
+            owners = " and ".join(sorted(f"{i.distribution} {i.version}" for i in same))
+            for item in same:
+                item.status, item.plugin = "duplicate", None
+                item.reason = f"the name {item.name!r} is registered by {owners}: uninstall one of them"
+
+
+def collect(hook: str) -> tuple[dict[str, tuple[str, Any]], dict[str, str]]:
+    """The registry of a hook over all usable plugins.
+
+    Returns:
+        name -> (plugin, declaration), and the names that several plugins register -> an error naming both packages.
+        A plugin whose hook raises contributes nothing and is reported under its own name.
+    """
+    entries: dict[str, tuple[str, Any]] = {}
+    problems: dict[str, str] = {}
+    for item in active_registry().values():
+        if hook not in item.hooks or item.plugin is None:
+            continue
+        try:
+            answer: Mapping[str, Any] = getattr(default_instance(item.plugin), hook)()
+            pairs = list(answer.items())
+        except Exception as error:
+            problems[item.name] = f"plugin {item.name!r}: {hook} raised {type(error).__name__}: {error}"
+            continue
+        for name, declaration in pairs:
+            if name in entries:
+                other = active_registry()[entries[name][0]]
+                problems[name] = (
+                    f"{hook} {name!r} is registered by {other.distribution} and by {item.distribution}: uninstall one of them."
+                )
+            else:
+                entries[name] = (item.name, declaration)
+    for name in problems:
+        entries.pop(name, None)
+    return entries, problems

@@ -1,0 +1,312 @@
+"""The trainer: what a run holds while it trains, and the loop. Plugins receive it in every hook."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from plait import evaluation, optimizers, step
+from plait.data import Data, DataInfo, Stream, seed_of
+from plait.errors import BadInput, Interrupted
+from plait.masks import MaskSet
+from plait.step import LossReport
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from plait.composition import Plan
+    from plait.running import Recorder
+
+
+class Trainer:
+    """One training run in memory.
+
+    Attributes:
+        recipe, plan, plugins, composed: what runs (see `plait.composition`).
+        data, info: the data after every ``transform_data``.
+        model: the plain module (never a DDP or compiled wrapper).
+        optimizer: the base optimizer over ``parameters``.
+        masks: the masks, one owner per tensor.
+        step: the number of the current step, counted from 1; 0 before the first.
+        total_steps: the budget.
+        device, rank, world: where this process computes.
+        share: this rank's rows of the current batch over the mean rows of a rank.
+    """
+
+    def __init__(self, plan: Plan, accelerator: Accelerator, recorder: Recorder) -> None:
+        self.plan, self.recipe = plan, plan.recipe
+        self.plugins, self.composed = plan.plugins, plan.composed
+        self.accelerator, self.recorder = accelerator, recorder
+        self.device: torch.device = accelerator.device
+        self.rank, self.world = accelerator.process_index, accelerator.num_processes
+        self.accumulate = self.recipe.train.accumulate
+        self.step, self.share = 0, 1.0
+        self.generators: dict[str, torch.Generator] = {}
+        self.streams: dict[str, Stream] = {}
+        self.phase = (0, 0)
+        self.best: dict[str, Any] | None = None
+        self.in_step = False
+        self._extra: dict[str, tuple[nn.Module, torch.optim.Optimizer | None]] = {}
+
+    # ---- building -----------------------------------------------------------------------------------------------
+    def build(self, data: Data, model: nn.Module) -> None:
+        """Put data and model together; the plugins transform both, then set themselves up."""
+        self.data: Data = self.composed["transform_data"].chain("data", trainer=self, data=data)
+        self.info: DataInfo = self.data.info
+        self.model: nn.Module = self.composed["transform_model"].chain("model", trainer=self, model=model, data=self.data)
+        self.model.to(self.device).train()
+        self.train_stream = self.stream("train")
+        train = self.recipe.train
+        per_epoch = self.train_stream.batches_per_epoch
+        self.total_steps = train.steps if train.steps is not None else per_epoch * (10 if train.epochs is None else train.epochs)
+        self.phase = (0, self.total_steps)
+        self.masks = MaskSet(self.model)
+        self.optimizer = optimizers.make_optimizer(self.recipe.optimizer, self.model.parameters())
+        self.refresh()
+        for plugin in self.plugins.values():
+            plugin.setup(self)
+        self.masks.hold()
+
+    def refresh(self) -> None:
+        """Gather the parameters and the wrapped network again, after parameters were replaced."""
+        self.parameters: list[nn.Parameter] = [p for p in self.model.parameters() if p.requires_grad]
+        self.parameters += [p for module, _ in self._extra.values() for p in module.parameters()]
+        network: nn.Module = self.model
+        if self.world > 1:
+            network = self.accelerator.prepare_model(self.model)
+            # accelerate's precision wrapper would stay on the plain module and in exports; `autocast` does its work
+            for patched in ("forward", "_original_forward"):
+                self.model.__dict__.pop(patched, None)
+        self.network = torch.compile(network) if self.recipe.compile else network
+
+    def add_module(self, name: str, module: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> nn.Module:
+        """Train a plugin's own module along (class centres, scores) and keep it in checkpoints.
+
+        Args:
+            name: unique, e.g. ``flamefinder.centres``.
+            module: moved to the run's device.
+            optimizer: its own optimizer; None adds its parameters to the run's optimizer.
+        """
+        module.to(self.device)
+        if optimizer is None:
+            self.optimizer.add_param_group({"params": list(module.parameters()), "initial_lr": self.recipe.optimizer.lr})
+        self._extra[name] = (module, optimizer)
+        self.refresh()
+        return module
+
+    def generator(self, name: str) -> torch.Generator:
+        """A CPU generator of this run, seeded by (seed, name) and kept in checkpoints."""
+        if name not in self.generators:
+            self.generators[name] = torch.Generator().manual_seed(seed_of(self.recipe.seed, "generator", name))
+        return self.generators[name]
+
+    def stream(self, name: str, split: str = "train", batch_size: int | None = None) -> Stream:
+        """An endless, resumable stream of batches; every name shuffles differently."""
+        if name not in self.streams:
+            self.streams[name] = Stream(
+                getattr(self.data, split),
+                name,
+                self.recipe.seed,
+                batch_size or self.recipe.train.batch_size,
+                augment=self.data.augment if split == "train" else None,
+                rank=self.rank,
+                world=self.world,
+                workers=self.recipe.train.workers,
+            )
+        return self.streams[name]
+
+    # ---- one step -----------------------------------------------------------------------------------------------
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """The run's precision for a forward pass."""
+        return contextlib.nullcontext() if self.recipe.precision == "fp32" else self.accelerator.autocast()
+
+    def no_sync(self) -> contextlib.AbstractContextManager[Any]:
+        """Passes inside do not average gradients over the ranks."""
+        return self.accelerator.no_sync(self.network)
+
+    def call(self, model: nn.Module, batch: Any) -> Any:
+        """A model's outputs on a batch, with the data's ``prepare`` and ``forward``."""
+        if self.data.prepare is not None:
+            batch = self.data.prepare(batch)
+        return self.data.forward(model, batch) if self.data.forward is not None else model(batch["input"])
+
+    def forward(self, batch: Any) -> Any:
+        """The training network's outputs on a batch."""
+        return self.call(self.network, batch)
+
+    def objective(self, outputs: Any, batch: Any) -> Tensor:
+        """Per-example loss [B] (or [N, B]), by the plugin that replaces it or by the task.
+
+        Raises:
+            BadInput: a result that is not per example, naming the plugin.
+        """
+        owner = self.composed["objective"].owner()
+        if owner is None:
+            return optimizers.default_objective(self.info.task, outputs, batch)
+        result = owner({"trainer": self, "outputs": outputs, "batch": batch})
+        if not isinstance(result, Tensor) or result.ndim == 0:
+            raise BadInput(
+                f"plugin {owner.plugin!r}: its objective is one number; return the loss of each example, shape [B], "
+                "so that other plugins can weight examples."
+            )
+        return result
+
+    def gradients(self, batch: Any, **options: Any) -> LossReport:
+        """See `plait.step.gradients`."""
+        return step.gradients(self, batch, **options)
+
+    def apply_gradients(self) -> None:
+        """One update from ``p.grad``; masked weights stay exactly zero."""
+        self.optimizer.step()
+        for _, own in self._extra.values():
+            if own is not None:
+                own.step()
+        self.masks.hold()
+
+    def train_step(self, batch: Any) -> LossReport:
+        """One whole step on a batch that is on the device: step wrappers, update, masks."""
+        self.step += 1
+        optimizers.set_lr(self.optimizer, self.recipe.scheduler, self.step - 1 - self.phase[0], self.phase[1])
+        self.in_step = True
+
+        def innermost() -> LossReport:
+            report = step.gradients(self, batch)
+            self.apply_gradients()
+            return report
+
+        steps = self.composed["optimizer_step"]
+        report: LossReport = steps.wrap(innermost, trainer=self, batch=batch) if steps else innermost()
+        self.in_step = False
+        if self.device.type == "cpu" or self.step % self.recipe.train.log_every == 0:
+            loss = report.loss.item()
+            if not math.isfinite(loss):
+                step.refuse_non_finite(self, batch, report)
+        for implementation in self.composed["update_masks"].implementations:
+            implementation({"trainer": self})
+        self.masks.hold_state(self.optimizer)
+        return report
+
+    # ---- the loop -----------------------------------------------------------------------------------------------
+    def fit(self) -> None:
+        """Train for the budget, or as the strategy plugin does it."""
+        owner = self.composed["fit"].owner()
+        if owner is not None:
+            owner({"trainer": self})
+        else:
+            self.train_until(self.total_steps)
+
+    def train_until(self, last_step: int) -> None:
+        """Ordinary steps until ``last_step`` is done, with logging, validation and checkpoints on the way."""
+        stream, every = self.train_stream, self.recipe.train.log_every
+        checkpoint_every = self.recipe.checkpoint.every_steps
+        while self.step < last_step:
+            self.share = stream.share(stream.drawn) if self.world > 1 else 1.0
+            epoch = stream.epoch
+            report = self.train_step(next(stream).to(self.device))
+            self.recorder.advance(self.step, report)
+            if self.step % every == 0:
+                self.log({"train/loss": report.loss.item(), "train/lr": self.lr, **_items(report.terms)})
+            ended = stream.epoch > epoch
+            if ended and stream.epoch % self.recipe.train.evaluate_every == 0:
+                self.validate()
+            if self.recorder.stop_requested():
+                self.recorder.checkpoint(self)
+                raise Interrupted(f"stopped after step {self.step} of {self.total_steps}.")
+            if self.step < self.total_steps and (self.step % checkpoint_every == 0 if checkpoint_every else ended):
+                self.recorder.checkpoint(self)
+
+    def validate(self) -> None:
+        """Loss and accuracy on the validation split; remembers the best state if the recipe selects by it."""
+        if not len(self.data.validation):
+            return
+        figures = evaluation.validation_figures(self)
+        self.log({f"validation/{name}": value for name, value in figures.items()})
+        if self.recipe.train.select == "best" and all(p.selectable(self) for p in self.plugins.values()):
+            score = figures.get("accuracy", -figures["loss"])
+            if self.best is None or score > self.best["score"]:
+                self.best = {"score": score, "step": self.step, "model": self.snapshot_model()}
+
+    def log(self, values: Mapping[str, float]) -> None:
+        """Record scalars of this step: to ``metrics.jsonl``, to the loggers, and to the report's curves."""
+        self.recorder.event("scalars", step=self.step, values=dict(values))
+
+    @property
+    def lr(self) -> float:
+        """The present learning rate of the first parameter group."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    # ---- state --------------------------------------------------------------------------------------------------
+    def snapshot_model(self) -> dict[str, Any]:
+        """A copy of weights, buffers and masks."""
+        return {
+            "weights": {k: v.detach().clone() for k, v in self.model.state_dict().items()},
+            "masks": self.masks.state_dict(),
+        }
+
+    def restore_model(self, snapshot: Mapping[str, Any]) -> None:
+        """Put back what `snapshot_model` took; masked weights are zeroed."""
+        self.model.load_state_dict(snapshot["weights"])
+        self.masks.load_state_dict(snapshot["masks"])
+        self.masks.hold_state(self.optimizer)
+
+    def begin_phase(self, steps: int) -> None:
+        """Start the learning-rate schedule anew over the next ``steps`` steps (rounds, fine-tuning)."""
+        self.phase = (self.step, steps)
+
+    def slice_tensors(self, plan: Mapping[str, Sequence[tuple[int, Tensor]]]) -> None:
+        """Shrink parameters, buffers, masks and optimizer state physically, in the middle of a run.
+
+        Args:
+            plan: tensor name -> (dimension, kept positions int64) pairs. Module attributes that repeat a size
+                (``out_channels``) are the caller's to set.
+        """
+        optimizers.slice_tensors(self.model, self.optimizer, self.masks, plan)
+        self.refresh()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a resumed run needs, between two steps."""
+        assert not self.in_step, "a checkpoint inside a step would hold perturbed weights"
+        return {
+            "step": self.step,
+            "phase": list(self.phase),
+            "model": self.model.state_dict(),
+            "optimizer": optimizers.state_to_tree(self.optimizer),
+            "extra": {
+                name: {"module": module.state_dict(), "optimizer": optimizers.state_to_tree(own) if own else None}
+                for name, (module, own) in self._extra.items()
+            },
+            "masks": self.masks.state_dict(),
+            "plugins": {name: plugin.state_dict() for name, plugin in self.plugins.items()},
+            "streams": {name: stream.state_dict() for name, stream in self.streams.items()},
+            "generators": {name: generator.get_state() for name, generator in self.generators.items()},
+            "random": optimizers.global_random_state(self.device),
+            "best": self.best,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state_dict`. Plugins first: one that shrank the network shrinks it again before weights load."""
+        for name, plugin in self.plugins.items():
+            plugin.load_state_dict(copy.copy(state["plugins"].get(name, {})))
+        optimizers.load_weights(self.model, state["model"])
+        self.masks.load_state_dict(state["masks"])
+        optimizers.tree_to_state(self.optimizer, state["optimizer"])
+        for name, (module, own) in self._extra.items():
+            optimizers.load_weights(module, state["extra"][name]["module"])
+            if own is not None:
+                optimizers.tree_to_state(own, state["extra"][name]["optimizer"])
+        for name, saved in state["streams"].items():
+            self.stream(name).load_state_dict(saved)
+        for name, saved in state["generators"].items():
+            self.generator(name).set_state(saved)
+        self.step, self.phase, self.best = state["step"], tuple(state["phase"]), state["best"]
+        optimizers.set_global_random_state(state["random"], self.device)
+
+
+def _items(values: Mapping[str, Tensor]) -> dict[str, float]:
+    return {name: value.item() for name, value in values.items()}
