@@ -26,14 +26,22 @@ class TaskPlugin(Plugin):
     def data_sources(self) -> Mapping[str, DataSource]:
         """The generated data set."""
         provides = frozenset({"field:input", "field:label", "field:group", "field:index", "task:classification"})
-        return {"tiny-images": DataSource("plait.tiny:load", "generated 8x8 images in two groups", provides, TinyImagesOptions)}
+        return {
+            "tiny-images": DataSource(
+                "plait.tiny:load", "generated 8x8 images in two groups", provides, TinyImagesOptions
+            )
+        }
 
     @hookimpl
     def models(self) -> Mapping[str, ModelSource]:
         """The small model."""
         words = frozenset({"model:channel-groups"})
         need = frozenset({"task:classification"})
-        return {"tiny-cnn": ModelSource("plait.tiny:build", "two convolutions and a linear layer", words, need, TinyCNNOptions)}
+        return {
+            "tiny-cnn": ModelSource(
+                "plait.tiny:build", "two convolutions and a linear layer", words, need, TinyCNNOptions
+            )
+        }
 
     @hookimpl
     def evaluate(self, trainer: Trainer, predictions: Predictions) -> Mapping[str, Metric | Table | Plot]:

@@ -3,10 +3,8 @@ reading, and never executed."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,35 +14,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from plait.errors import BadCheckpoint, RunFailed
+from plait.errors import BadCheckpoint
+from plait.files import write_atomically
 
 FORMAT = 1
 TENSOR = "$tensor"
-
-
-def write_atomically(path: Path, write: Any) -> None:
-    """Let ``write(temporary_path)`` make a file beside ``path``, then put it in place in one step.
-
-    Raises:
-        RunFailed: the disk is full or not writable; what stood at ``path`` before still stands there.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        with open(temporary, "rb") as handle:
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
-        _sync_directory(path.parent)
-    except (OSError, SafetensorError) as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise RunFailed(f"{path} could not be written: {error}. Whatever stood there before is unchanged.") from error
-
-
-def write_text(path: Path, text: str) -> None:
-    """`write_atomically` for text."""
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def save(path: Path, tree: Mapping[str, Any]) -> None:
@@ -57,7 +31,14 @@ def save(path: Path, tree: Mapping[str, Any]) -> None:
     tensors: dict[str, Tensor] = {}
     skeleton = json.dumps(_split(tree, "", tensors), allow_nan=True)
     metadata = {"plait-format": str(FORMAT), "skeleton": skeleton, "sha256": _digest(skeleton, tensors)}
-    write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata))
+
+    def write(temporary: Path) -> None:
+        try:
+            save_file(tensors, temporary, metadata)
+        except SafetensorError as error:  # its way to say that the disk is full
+            raise OSError(str(error)) from error
+
+    write_atomically(path, write)
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -73,7 +54,9 @@ def load(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise BadCheckpoint(f"{path}: no such checkpoint.") from error
     except (SafetensorError, OSError, ValueError, UnicodeDecodeError) as error:
-        raise BadCheckpoint(f"{path} is truncated or not a plait checkpoint ({error}). Nothing in it was executed.") from error
+        raise BadCheckpoint(
+            f"{path} is truncated or not a plait checkpoint ({error}). Nothing in it was executed."
+        ) from error
     if "plait-format" not in metadata:
         raise BadCheckpoint(f"{path} is a safetensors file but not a plait checkpoint.")
     if metadata["plait-format"] != str(FORMAT):
@@ -82,15 +65,6 @@ def load(path: Path) -> dict[str, Any]:
         raise BadCheckpoint(f"{path} was changed after it was written: its content check fails.")
     tree: dict[str, Any] = _join(json.loads(metadata["skeleton"]), tensors)
     return tree
-
-
-def _sync_directory(folder: Path) -> None:
-    if hasattr(os, "O_DIRECTORY"):
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def _split(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
@@ -104,7 +78,9 @@ def _split(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
         return [_split(v, f"{place}/{i}", tensors) for i, v in enumerate(value)]
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    raise TypeError(f"a checkpoint cannot hold the {type(value).__name__} at {place}; use tensors, numbers, strings, lists, dicts.")
+    raise TypeError(
+        f"a checkpoint cannot hold the {type(value).__name__} at {place}; use tensors, numbers, strings, lists, dicts."
+    )
 
 
 def _join(value: Any, tensors: Mapping[str, Tensor]) -> Any:
@@ -122,5 +98,5 @@ def _digest(skeleton: str, tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
-        digest.update(memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()))
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -59,7 +59,9 @@ def load_object(path: str, what: str) -> Callable[..., Any]:
     try:
         module = importlib.import_module(module_name)
     except Exception as error:
-        raise BadInput(f"{what} {path!r}: importing {module_name} failed with {type(error).__name__}: {error}.") from error
+        raise BadInput(
+            f"{what} {path!r}: importing {module_name} failed with {type(error).__name__}: {error}."
+        ) from error
     try:
         found: Callable[..., Any] = getattr(module, attribute)
     except AttributeError as error:

@@ -197,8 +197,12 @@ def judge_needs(recipe: Recipe, plugins: Mapping[str, Plugin]) -> tuple[list[Ref
 
 
 def _missing(who: str, word: str, recipe: Recipe) -> tuple[str, str]:
-    kind, _, name = word.partition(":")
-    lacking = {"field": f"data {recipe.data.name!r}", "task": f"data {recipe.data.name!r}", "model": f"model {recipe.model.name!r}"}
+    kind = word.partition(":")[0]
+    lacking = {
+        "field": f"data {recipe.data.name!r}",
+        "task": f"data {recipe.data.name!r}",
+        "model": f"model {recipe.model.name!r}",
+    }
     message = f"{who!r} needs {word}; {lacking.get(kind, 'nothing in this run')} provides none."
     if word == "field:group":
         message = f"{who!r} needs a sensitive attribute ({word}); {lacking['field']} provides none."
@@ -250,7 +254,9 @@ def with_suggestions(recipe: Recipe, plugins: Sequence[Plugin]) -> Recipe:
     """Fill what the recipe leaves open from the plugins' suggestions; explicit values are never replaced."""
     overrides: dict[str, Any] = {}
     if recipe.data.name is None:
-        overrides["data.name"] = _choose("data_sources", [n for p in plugins for n in p.suggests_data], plugins)
+        name = overrides["data.name"] = _choose("data_sources", [n for p in plugins for n in p.suggests_data], plugins)
+        # a plugin's data, model and settings belong together: whose data is taken goes first for the others
+        plugins = sorted(plugins, key=lambda p: name not in p.suggests_data)
     if recipe.model.name is None:
         overrides["model.name"] = _choose("models", [n for p in plugins for n in p.suggests_model], plugins)
     for plugin in reversed(plugins):

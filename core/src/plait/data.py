@@ -32,7 +32,11 @@ class Batch(dict[str, Any]):
     def chunks(self, parts: int) -> list[Batch]:
         """At most ``parts`` sub-batches of nearly equal size, in order, none of them empty."""
         rows = torch.arange(self.size).tensor_split(parts)
-        return [Batch({k: v[r[0] : r[-1] + 1] if isinstance(v, Tensor) else v for k, v in self.items()}) for r in rows if len(r)]
+        return [
+            Batch({k: v[r[0] : r[-1] + 1] if isinstance(v, Tensor) else v for k, v in self.items()})
+            for r in rows
+            if len(r)
+        ]
 
     def to(self, device: torch.device | str) -> Batch:
         """The same fields on a device."""
@@ -109,7 +113,7 @@ class Data:
     test: Split
     augment: Callable[[Any, torch.Generator], Any] | None = None
     prepare: Callable[[Any], Any] | None = None
-    forward: Callable[[torch.nn.Module, Any], Any] | None = None
+    forward: Callable[[Callable[..., Any], Any], Any] | None = None
     names: Mapping[str, Sequence[str]] = field(default_factory=dict)
     notes: Sequence[str] = ()
 
@@ -220,7 +224,7 @@ class Stream:
             return (self.split.__getitems__(r) for r in rows)
         loader: Iterable[Any] = DataLoader(
             self.split,  # type: ignore[arg-type]
-            batch_sampler=(r.tolist() for r in rows),  # type: ignore[arg-type]
+            batch_sampler=(r.tolist() for r in rows),
             num_workers=self.workers,
             collate_fn=_as_is,
             persistent_workers=False,
@@ -233,6 +237,23 @@ class Stream:
         whole = min(self.batch_size, len(self.split) - in_epoch * self.batch_size)
         mine = whole // self.world + (self.rank < whole % self.world)
         return mine * self.world / whole
+
+
+def column(split: Split, name: str) -> Tensor:
+    """One field of every row, [n], without reading inputs where the split can do so (``fields`` or ``column``).
+
+    Raises:
+        BadInput: the split has no such field.
+    """
+    fields = getattr(split, "fields", None)
+    if fields is not None and name in fields:
+        return fields[name]  # type: ignore[no-any-return]
+    if hasattr(split, "column"):
+        return split.column(name)  # type: ignore[no-any-return]
+    parts = [batch[name] for batch in in_order(split, 256) if name in batch]
+    if not parts:
+        raise BadInput(f"the data has no field {name!r}.")
+    return torch.cat(parts)
 
 
 def _as_is(batch: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,9 @@ class RunDirectory:
         try:
             lock.acquire()
         except Timeout as error:
-            raise RunLocked(f"{self.path} is being written by another process; wait for it or choose another --out.") from error
+            raise RunLocked(
+                f"{self.path} is being written by another process; wait for it or choose another --out."
+            ) from error
         except OSError as error:
             raise BadInput(f"{self.path} is not writable: {error}.") from error
         try:
@@ -92,10 +94,10 @@ class RunDirectory:
         found = []
         if self.events_file.exists():
             for line in self.events_file.read_text(encoding="utf-8", errors="replace").splitlines():
-                try:
-                    found.append(json.loads(line))
-                except ValueError:
-                    continue
+                with suppress(ValueError):
+                    event = json.loads(line)
+                    if isinstance(event, dict):
+                        found.append(event)
         return found
 
     def result(self) -> dict[str, Any] | None:
@@ -119,7 +121,9 @@ class RunDirectory:
         for path in saved:
             if name in (path.name, path.stem):
                 return path
-        raise BadCheckpoint(f"{self.path} has no checkpoint {name!r}; it has {', '.join(p.stem for p in saved) or 'none'}.")
+        raise BadCheckpoint(
+            f"{self.path} has no checkpoint {name!r}; it has {', '.join(p.stem for p in saved) or 'none'}."
+        )
 
 
 def default_path(recipe: Recipe, root: Path | str = "runs") -> Path:

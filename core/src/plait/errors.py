@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
@@ -52,6 +53,17 @@ class Interrupted(PlaitError):
     """The user stopped the run; a checkpoint was written and says how to go on."""
 
     exit_code = 130
+
+
+@contextmanager
+def blame(plugin: str) -> Iterator[None]:
+    """Turn a method library's ``ValueError`` into bad input that names the plugin."""
+    try:
+        yield
+    except PlaitError:
+        raise
+    except ValueError as error:
+        raise BadInput(f"plugin {plugin!r}: {error}") from error
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:

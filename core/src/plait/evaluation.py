@@ -69,7 +69,7 @@ class View:
 
 @dataclass(frozen=True)
 class Predicted:
-    """The model's outputs on one view: ``outputs`` [E, ...] float32 on the CPU, and every tensor field but the input."""
+    """The model's outputs on one view: ``outputs`` [E, ...] float32 on the CPU, and every field but the input."""
 
     view: View
     outputs: Any
@@ -162,7 +162,9 @@ def evaluate(trainer: Trainer, model: torch.nn.Module, views: Mapping[str, View]
     for plugin, found in trainer.composed["evaluate"].named(trainer=trainer, predictions=predictions):
         for name, value in found.items():
             if not isinstance(value, (Metric, Table, Plot)):
-                raise BadInput(f"plugin {plugin!r}: evaluate gave a {type(value).__name__} for {name!r}; wrap it in plait.Metric.")
+                raise BadInput(
+                    f"plugin {plugin!r}: evaluate gave a {type(value).__name__} for {name!r}; wrap it in plait.Metric."
+                )
             merged[f"{plugin}/{name}"] = value
     return merged
 

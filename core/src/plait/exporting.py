@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_model
 from torch import nn
 
-from plait.checkpoints import write_atomically, write_text
 from plait.errors import RunFailed
+from plait.files import write_atomically, write_text
 
 if TYPE_CHECKING:
     from plait.trainer import Trainer

@@ -13,7 +13,7 @@ alone, whoever wrote them. How one training step runs::
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import pluggy
 
@@ -48,6 +48,10 @@ def _spec(rule: Rule, family: str, value: str | None = None) -> Callable[[F], F]
     return mark
 
 
+@overload
+def hookimpl(function: F) -> F: ...
+@overload
+def hookimpl(*, inner: bool = False, before: tuple[str, ...] = (), after: tuple[str, ...] = ()) -> Callable[[F], F]: ...
 def hookimpl(
     function: Callable[..., Any] | None = None,
     *,
@@ -145,7 +149,7 @@ class HookSpecs:
     # ---- strategy -----------------------------------------------------------------------------------------------
     @_spec(Rule.ONE, "strategy")
     def fit(self, trainer: Trainer) -> None:
-        """Replace the epoch loop; built from ``trainer.train_steps(n)``, snapshots, and ``trainer.train_step(batch)``."""
+        """Replace the epoch loop; built from ``trainer.train_until``, ``train_step``, ``begin_phase`` and snapshots."""
         raise NotImplementedError
 
     # ---- afterwards ---------------------------------------------------------------------------------------------

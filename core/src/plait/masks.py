@@ -50,7 +50,9 @@ class MaskSet:
             if name not in parameters:
                 raise BadInput(f"plugin {owner!r} claims a mask for {name!r}, which the model does not have.")
             if name in self.owner and self.owner[name] != owner:
-                raise BadInput(f"{owner!r} and {self.owner[name]!r} both own the mask of {name!r}; drop one of the two plugins.")
+                raise BadInput(
+                    f"{owner!r} and {self.owner[name]!r} both own the mask of {name!r}; drop one of the two plugins."
+                )
             taken[name] = torch.ones_like(parameters[name].detach())
         self.owner.update(dict.fromkeys(taken, owner))
         self.mask.update(taken)
@@ -122,7 +124,9 @@ class MaskSet:
         """
         parameter = self._parameters[list(self.mask).index(name)]
         if name not in self._dense or parameter.grad is None:
-            raise BadInput(f"no dense gradient of {name!r} was kept: call masks.keep_dense({self.owner[name]!r}) before the step.")
+            raise BadInput(
+                f"no dense gradient of {name!r} was kept: call masks.keep_dense({self.owner[name]!r}) before the step."
+            )
         return parameter.grad + self._dense[name]
 
     def forget_dense(self) -> None:
@@ -150,7 +154,9 @@ class MaskSet:
         """
         if set(state) != set(self.mask):
             odd = sorted(set(state) ^ set(self.mask))[0]
-            raise BadCheckpoint(f"the checkpoint's masks are of other tensors than this run's: {odd!r} is in only one of them.")
+            raise BadCheckpoint(
+                f"the checkpoint's masks are of other tensors than this run's: {odd!r} is in only one of them."
+            )
         for name, mask in self.mask.items():
             saved = state[name]
             if saved["owner"] != self.owner[name] or list(mask.shape) != saved["shape"]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from plait import recipe
+from plait.data import DataInfo
 from plait.errors import BadCheckpoint, BadInput
 from plait.masks import MaskSet
 
@@ -55,22 +56,26 @@ def set_lr(optimizer: torch.optim.Optimizer, table: recipe.Scheduler, done: int,
         group["lr"] = group["initial_lr"] * factor
 
 
-def default_objective(task: str, outputs: Any, batch: Any) -> Tensor:
+def default_objective(info: DataInfo, outputs: Any, batch: Any) -> Tensor:
     """Cross-entropy [B] for classification, squared error [B] for regression.
 
     Raises:
         BadInput: another task, or outputs that do not fit the labels.
     """
-    if task == "classification":
-        if not isinstance(outputs, Tensor) or outputs.ndim != 2:
-            raise BadInput(f"classification needs logits [B, K] from the model, got {_shape(outputs)}.")
+    if info.task == "classification":
+        if not isinstance(outputs, Tensor) or outputs.ndim != 2 or outputs.shape[1] != info.num_classes:
+            raise BadInput(
+                f"classification needs logits [B, {info.num_classes}] from the model, got {_shape(outputs)}."
+            )
         return functional.cross_entropy(outputs, batch["label"], reduction="none")
-    if task == "regression":
+    if info.task == "regression":
         target = batch["target"]
         if not isinstance(outputs, Tensor) or outputs.shape != target.shape:
-            raise BadInput(f"regression needs outputs of the target's shape {tuple(target.shape)}, got {_shape(outputs)}.")
+            raise BadInput(
+                f"regression needs outputs of the target's shape {tuple(target.shape)}, got {_shape(outputs)}."
+            )
         return functional.mse_loss(outputs, target, reduction="none").flatten(1).mean(1)
-    raise BadInput(f"the task {task!r} has no default objective; a plugin must provide one.")
+    raise BadInput(f"the task {info.task!r} has no default objective; a plugin must provide one.")
 
 
 def _shape(value: Any) -> str:
@@ -91,7 +96,9 @@ def tree_to_state(optimizer: torch.optim.Optimizer, tree: Mapping[str, Any]) -> 
         BadCheckpoint: state of other parameters.
     """
     try:
-        optimizer.load_state_dict({"state": {int(k): v for k, v in tree["state"].items()}, "param_groups": tree["param_groups"]})
+        optimizer.load_state_dict(
+            {"state": {int(k): v for k, v in tree["state"].items()}, "param_groups": tree["param_groups"]}
+        )
     except (ValueError, KeyError) as error:
         raise BadCheckpoint(f"the checkpoint's optimizer does not fit this model: {error}.") from error
 

@@ -37,12 +37,12 @@ class Plugin:
     summary: ClassVar[str] = ""
     paper: ClassVar[str] = ""
     contract: ClassVar[int] = 0
-    Options: ClassVar[type[Options]] = Options
+    Options: ClassVar[type[BaseModel]] = Options
     suggests_data: ClassVar[tuple[str, ...]] = ()
     suggests_model: ClassVar[tuple[str, ...]] = ()
     suggests: ClassVar[Mapping[str, Any]] = {}
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: BaseModel) -> None:
         self.options: Any = options
 
     # ---- declarations, judged before anything starts ------------------------------------------------------------

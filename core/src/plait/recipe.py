@@ -1,4 +1,4 @@
-"""The recipe: what to run, as data. TOML on disk, pydantic in memory; unknown keys are refused with the nearest name."""
+"""The recipe: what to run, as data. TOML on disk, pydantic in memory; unknown keys are refused with the nearest."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ class Component(Table):
     """A data source or a model by name or import path, with its own options beside the name."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
-    name: str | None = Field(None, min_length=1, description="a registered name, or an import path package.module:function")
+    name: str | None = Field(
+        None, min_length=1, description="a registered name, or an import path package.module:function"
+    )
 
     @property
     def options(self) -> dict[str, Any]:
@@ -145,7 +147,8 @@ class Recipe(Table):
             else:
                 raise BadInput(
                     f"{where} {dotted}: {head!r} is neither a table of the recipe nor one of its plugins."
-                    f"{nearest(head, [*Recipe.model_fields, *values.get('plugins', {})])} Add -p {head} if it is a plugin."
+                    f"{nearest(head, [*Recipe.model_fields, *values.get('plugins', {})])}"
+                    f" Add -p {head} if it is a plugin."
                 )
         return Recipe.parse(values, where)
 
@@ -257,9 +260,9 @@ def assemble(
     chosen: dict[str, dict[str, Any]] = values.setdefault("plugins", {})
     for name in plugins:
         chosen.setdefault(name, {}).update(plugins[name] if isinstance(plugins, Mapping) else {})
-    for key, name in (("data", data), ("model", model)):
-        if name is not None:
-            values[key] = {"name": name}
+    for key, component in (("data", data), ("model", model)):
+        if component is not None:
+            values[key] = {"name": component}
     for budget, other, amount in (("epochs", "steps", epochs), ("steps", "epochs", steps)):
         if amount is not None:
             table = values.setdefault("train", {})

@@ -50,14 +50,23 @@ class Recorder:
         """
         if not self.writes:
             return
-        line = json.dumps(_finite({"event": kind, "time": round(time.time(), 3), **values}), allow_nan=False, default=str)
+        line = json.dumps(
+            _finite({"event": kind, "time": round(time.time(), 3), **values}), allow_nan=False, default=str
+        )
         try:
             with open(self.directory.events_file, "a", encoding="utf-8") as file:
                 file.write(line + "\n")
         except OSError as error:
-            raise RunFailed(f"{self.directory.events_file} could not be written: {error}. The last checkpoint is kept.") from error
+            raise RunFailed(
+                f"{self.directory.events_file} could not be written: {error}. The last checkpoint is kept."
+            ) from error
         if kind == "scalars" and self.accelerator is not None and self.accelerator.trackers:
             self.accelerator.log(values["values"], step=values["step"])
+
+    def note(self, text: str) -> None:
+        """Show a line above the progress bar and keep it as an event."""
+        self.progress.say(text)
+        self.event("note", text=text)
 
     def advance(self, step: int, report: LossReport) -> None:
         """Show progress, at most ten times a second."""

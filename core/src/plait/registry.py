@@ -21,9 +21,19 @@ from plait.rules import Implementation
 
 GROUP = "plait"
 BUILTIN = "task"
-"""The core's own plugin, active in every run: the task's metrics, and generated data and a model for trying things out."""
+"""The core's own plugin, active in every run: the task's metrics, and generated data and a model to try things on."""
 FALLBACK = {"data_sources": "tiny-images", "models": "tiny-cnn"}
-RESERVED = frozenset(Recipe.model_fields) | {"plugins", "run", "resume", "plan", "info", "runs", "compare", "report", "verify"}
+RESERVED = frozenset(Recipe.model_fields) | {
+    "plugins",
+    "run",
+    "resume",
+    "plan",
+    "info",
+    "runs",
+    "compare",
+    "report",
+    "verify",
+}
 NAME = re.compile(r"[a-z][a-z0-9_-]*\Z")
 
 
@@ -83,7 +93,7 @@ def discover() -> list[Installed]:
     entries = [EntryPoint(BUILTIN, "plait.builtin:TaskPlugin", GROUP)]
     entries += sorted(entry_points(group=GROUP), key=lambda e: (e.name, e.value))
     found = [_load(entry) for entry in entries]
-    _mark_duplicates(found)
+    mark_duplicates(found)
     return found
 
 
@@ -124,7 +134,12 @@ def _load(entry: EntryPoint) -> Installed:
     except (Exception, SystemExit) as error:
         item.status, item.reason = "broken", f"importing {entry.value} failed: {type(error).__name__}: {error}"
         return item
-    item.status, item.reason = _judge(entry.name, plugin)
+    return examine(item, plugin)
+
+
+def examine(item: Installed, plugin: Any) -> Installed:
+    """Judge what an entry point gave, and fill in the plugin and its hooks when it is usable."""
+    item.status, item.reason = _judge(item.name, plugin)
     if item.status == "broken":
         return item
     item.plugin = plugin
@@ -157,7 +172,8 @@ def _judge(name: str, plugin: Any) -> tuple[str, str]:
     return "ok", ""
 
 
-def _mark_duplicates(found: list[Installed]) -> None:
+def mark_duplicates(found: list[Installed]) -> None:
+    """Make every plugin of a name that several packages register unusable, naming the packages."""
     by_name: dict[str, list[Installed]] = {}
     for item in found:
         by_name.setdefault(item.name, []).append(item)
@@ -165,6 +181,8 @@ def _mark_duplicates(found: list[Installed]) -> None:
         if len(same) > 1:
             owners = " and ".join(sorted(f"{i.distribution} {i.version}" for i in same))
             for item in same:
+                if item.name == BUILTIN and item is same[0]:
+                    continue  # the core's own plugin stays usable whatever a stranger calls itself
                 item.status, item.plugin = "duplicate", None
                 item.reason = f"the name {item.name!r} is registered by {owners}: uninstall one of them"
 
@@ -191,7 +209,8 @@ def collect(hook: str) -> tuple[dict[str, tuple[str, Any]], dict[str, str]]:
             if name in entries:
                 other = active_registry()[entries[name][0]]
                 problems[name] = (
-                    f"{hook} {name!r} is registered by {other.distribution} and by {item.distribution}: uninstall one of them."
+                    f"{hook} {name!r} is registered by {other.distribution} and by {item.distribution}: "
+                    "uninstall one of them."
                 )
             else:
                 entries[name] = (item.name, declaration)

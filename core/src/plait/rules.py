@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from plait.errors import BadInput
+from plait.errors import BadInput, blame
 
 
 class Rule(StrEnum):
@@ -83,7 +83,8 @@ class Composed:
     def chain(self, value_name: str, **values: Any) -> Any:
         """Pass ``values[value_name]`` through every implementation; None from one of them is refused."""
         for implementation in self.implementations:
-            result = implementation(values)
+            with blame(implementation.plugin):
+                result = implementation(values)
             if result is None:
                 raise BadInput(
                     f"plugin {implementation.plugin!r}: {self.hook} returned None; "
@@ -94,7 +95,11 @@ class Composed:
 
     def named(self, **values: Any) -> list[tuple[str, Any]]:
         """Every implementation's result with its plugin's name, in order."""
-        return [(implementation.plugin, implementation(values)) for implementation in self.implementations]
+        found = []
+        for implementation in self.implementations:
+            with blame(implementation.plugin):
+                found.append((implementation.plugin, implementation(values)))
+        return found
 
     def wrap(self, innermost: Callable[[], Any], **values: Any) -> Any:
         """Run the innermost step (a plugin's, else ``innermost``) inside the wrappers, the first plugin outermost."""

@@ -131,20 +131,23 @@ def _execute(
         directory.create()
     shown = progress.make(bar if main else False)
     if not main:
-        trainer, model = _train(plan, Recorder(directory, shown, None, writes=False), accelerator, fresh, checkpoint)
+        model = _train(plan, Recorder(directory, shown, None, writes=False), accelerator, fresh, checkpoint)
         return Run(directory, model)
     with directory.locked():
         recorder = Recorder(directory, shown, accelerator)
         if fresh:
             _write_start(plan, directory, recorder, accelerator)
         try:
-            trainer, model = _train(plan, recorder, accelerator, fresh, checkpoint)
-        except Interrupted as error:
-            recorder.event("interrupted", step=_last_step(directory))
-            raise Interrupted(f"{error} Go on with: plait resume {directory.path}") from None
+            model = _train(plan, recorder, accelerator, fresh, checkpoint)
         except PlaitError as error:
-            _try_event(recorder, error)
-            raise
+            shown.stop()
+            if isinstance(error, Interrupted):
+                recorder.event("interrupted", step=_last_step(directory))
+                error = Interrupted(f"{error} Go on with: plait resume {directory.path}")
+            else:
+                _try_event(recorder, error)
+            _write_report(directory)
+            raise error from None
         finally:
             shown.stop()
         _write_report(directory)
@@ -153,7 +156,7 @@ def _execute(
 
 def _train(
     plan: composition.Plan, recorder: Recorder, accelerator: Accelerator, fresh: bool, checkpoint: str | None
-) -> tuple[Trainer, nn.Module]:
+) -> nn.Module:
     from plait.loading import build_model, load_data
     from plait.trainer import Trainer
 
@@ -161,8 +164,7 @@ def _train(
     seed_everything(recipe.seed)
     data = load_data(recipe.data, recipe.seed)
     for note in data.notes:
-        recorder.progress.say(note)
-        recorder.event("note", text=note)
+        recorder.note(note)
     check_needs(plan, data)
     trainer = Trainer(plan, accelerator, recorder)
     trainer.build(data, build_model(recipe.model, data.info))
@@ -174,7 +176,7 @@ def _train(
         trainer.fit()
         if trainer.step or not recorder.directory.saved_checkpoints():
             recorder.checkpoint(trainer)
-    return trainer, _finish(trainer, recorder)
+    return _finish(trainer, recorder)
 
 
 def _finish(trainer: Trainer, recorder: Recorder) -> nn.Module:
@@ -252,7 +254,7 @@ def make_accelerator(recipe: Recipe, directory: RunDirectory) -> Accelerator:
     torch.backends.cudnn.deterministic = True
     from accelerate.state import AcceleratorState
 
-    AcceleratorState._reset_state(reset_partial_state=True)  # type: ignore[no-untyped-call]
+    AcceleratorState._reset_state(reset_partial_state=True)
     try:
         made = Accelerator(
             cpu=device == "cpu",
@@ -316,12 +318,12 @@ def _load_checkpoint(trainer: Trainer, recorder: Recorder, name: str | None) -> 
 
 
 def _write_start(plan: composition.Plan, directory: RunDirectory, recorder: Recorder, accelerator: Accelerator) -> None:
-    from plait import checkpoints, environment
+    from plait import environment, files
 
     distributions = ["plait-core", *(i.distribution for i in registry.installed() if i.name in plan.plugins)]
     described = environment.describe(str(accelerator.device), distributions, accelerator.num_processes)
-    checkpoints.write_text(directory.environment_file, json.dumps(described, indent=2))
-    checkpoints.write_text(directory.recipe_file, plan.recipe.to_toml())
+    files.write_text(directory.environment_file, json.dumps(described, indent=2))
+    files.write_text(directory.recipe_file, plan.recipe.to_toml())
     recorder.event("plan", **plan.as_dict())
 
 
@@ -365,4 +367,5 @@ def _rebuild(directory: RunDirectory) -> nn.Module:
     if plan.recipe.train.select == "best" and trainer.best is not None:
         trainer.restore_model(trainer.best["model"])
     model: nn.Module = copy.deepcopy(trainer.model).eval()
-    return trainer.composed["export"].chain("model", trainer=trainer, model=model).eval().cpu()
+    model = trainer.composed["export"].chain("model", trainer=trainer, model=model)
+    return model.eval().cpu()

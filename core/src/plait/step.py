@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from plait.trainer import Trainer
 
 
+_NOTHING = contextlib.nullcontext()
+
+
 @dataclass
 class LossReport:
     """What one pass gave.
@@ -26,7 +29,7 @@ class LossReport:
         per_example: the objective, [B] (or [N, B]), detached, without weights.
         terms: ``<plugin>/<name>`` -> scalar, detached.
         gradients: of a ``probe`` pass only: aligned with ``trainer.parameters``, None where a parameter took no part.
-        noise: the state of the random generators before the pass, for ``replay``.
+        noise: of a ``probe`` pass only: the state of the random generators before it, for ``replay``.
         size: B.
     """
 
@@ -73,7 +76,7 @@ def gradients(
     """
     if rows is not None:
         batch = batch.take(rows)
-    noise = random_state(trainer.device)
+    noise = random_state(trainer.device) if probe else []
     if replay is not None:
         set_random_state(replay.noise, trainer.device)
     parameters = trainer.parameters
@@ -89,15 +92,15 @@ def gradients(
     if trainer.share != 1.0 and rows is None:
         scale = scale * trainer.share
     reports = []
-    with frozen_buffers(trainer.model) if freeze_statistics else contextlib.nullcontext():
+    with frozen_buffers(trainer.model) if freeze_statistics else _NOTHING:
         for position, part in enumerate(parts):
             portion = 1.0 if len(parts) == 1 else _length(part) / whole
             last = position == len(parts) - 1
-            with trainer.no_sync() if trainer.world > 1 and not (sync and last) else contextlib.nullcontext():
+            with trainer.no_sync() if trainer.world > 1 and not (sync and last) else _NOTHING:
                 reports.append(_pass(trainer, part, without, portion, scale))
     trainer.masks.mask_gradients(keep=not probe, accumulate=accumulate)
     report = reports[0] if len(reports) == 1 else _joined(reports)
-    report.noise = noise if replay is None else replay.noise
+    report.noise = noise
     report.size = whole
     if probe:
         assert stashed is not None
@@ -144,8 +147,9 @@ def example_weights(trainer: Trainer, batch: Any, per_example: Tensor, without: 
         weights = implementation({"trainer": trainer, "batch": batch})
         if not isinstance(weights, Tensor) or weights.shape != per_example.shape[-1:]:
             shape = tuple(weights.shape) if isinstance(weights, Tensor) else type(weights).__name__
+            wanted = tuple(per_example.shape[-1:])
             raise BadInput(
-                f"plugin {implementation.plugin!r}: example_weights gave {shape}, expected a tensor {tuple(per_example.shape[-1:])}."
+                f"plugin {implementation.plugin!r}: example_weights gave {shape}, expected a tensor {wanted}."
             )
         product = weights if product is None else product * weights
     return product
@@ -173,7 +177,8 @@ def refuse_non_finite(trainer: Trainer, batch: Any, report: LossReport) -> None:
     steppers = [i.plugin for i in trainer.composed["optimizer_step"].implementations]
     active = f" Active in the step: {', '.join(steppers)}." if steppers else ""
     raise RunFailed(
-        f"step {trainer.step}: the loss is {report.loss.item()}, first seen in {', '.join(culprits) or 'the weighted loss'}."
+        f"step {trainer.step}: the loss is {report.loss.item()}, "
+        f"first seen in {', '.join(culprits) or 'the weighted loss'}."
         f"{active} The run stops; the last checkpoint is kept. Try a smaller learning rate (--set optimizer.lr=...)."
     )
 

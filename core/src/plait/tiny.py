@@ -18,7 +18,9 @@ def load(options: TinyImagesOptions, seed: int) -> Data:
     """
     generator = torch.Generator().manual_seed(seed_of("tiny-images", seed))
     size, classes = options.size, options.classes
-    coarse = torch.rand(classes, 1, 4, 4, generator=torch.Generator().manual_seed(seed_of("tiny-images patterns", classes)))
+    coarse = torch.rand(
+        classes, 1, 4, 4, generator=torch.Generator().manual_seed(seed_of("tiny-images patterns", classes))
+    )
     patterns = nn.functional.interpolate(coarse, size=(size, size), mode="bilinear", align_corners=True)
 
     def split(n: int) -> TensorSplit:
@@ -29,7 +31,12 @@ def load(options: TinyImagesOptions, seed: int) -> Data:
         return TensorSplit({"input": images, "label": label, "group": group})
 
     info = DataInfo(
-        "classification", (1, size, size), classes, 2, frozenset({"input", "label", "group", "index"}), {"generated": True}
+        "classification",
+        (1, size, size),
+        classes,
+        2,
+        frozenset({"input", "label", "group", "index"}),
+        {"generated": True},
     )
     return Data(
         info,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from plait import evaluation, optimizers, step
 from plait.data import Data, DataInfo, Stream, seed_of
-from plait.errors import BadInput, Interrupted
+from plait.errors import BadInput, Interrupted, blame
 from plait.masks import MaskSet
 from plait.step import LossReport
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from plait.composition import Plan
-    from plait.running import Recorder
+    from plait.recorder import Recorder
 
 
 class Trainer:
@@ -59,18 +59,23 @@ class Trainer:
         """Put data and model together; the plugins transform both, then set themselves up."""
         self.data: Data = self.composed["transform_data"].chain("data", trainer=self, data=data)
         self.info: DataInfo = self.data.info
-        self.model: nn.Module = self.composed["transform_model"].chain("model", trainer=self, model=model, data=self.data)
+        self.model: nn.Module = self.composed["transform_model"].chain(
+            "model", trainer=self, model=model, data=self.data
+        )
         self.model.to(self.device).train()
         self.train_stream = self.stream("train")
         train = self.recipe.train
         per_epoch = self.train_stream.batches_per_epoch
-        self.total_steps = train.steps if train.steps is not None else per_epoch * (10 if train.epochs is None else train.epochs)
+        self.total_steps = (
+            train.steps if train.steps is not None else per_epoch * (10 if train.epochs is None else train.epochs)
+        )
         self.phase = (0, self.total_steps)
         self.masks = MaskSet(self.model)
         self.optimizer = optimizers.make_optimizer(self.recipe.optimizer, self.model.parameters())
         self.refresh()
         for plugin in self.plugins.values():
-            plugin.setup(self)
+            with blame(plugin.name):
+                plugin.setup(self)
         self.masks.hold()
 
     def refresh(self) -> None:
@@ -95,7 +100,9 @@ class Trainer:
         """
         module.to(self.device)
         if optimizer is None:
-            self.optimizer.add_param_group({"params": list(module.parameters()), "initial_lr": self.recipe.optimizer.lr})
+            self.optimizer.add_param_group(
+                {"params": list(module.parameters()), "initial_lr": self.recipe.optimizer.lr}
+            )
         self._extra[name] = (module, optimizer)
         self.refresh()
         return module
@@ -124,13 +131,17 @@ class Trainer:
     # ---- one step -----------------------------------------------------------------------------------------------
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """The run's precision for a forward pass."""
-        return contextlib.nullcontext() if self.recipe.precision == "fp32" else self.accelerator.autocast()
+        if self.recipe.precision == "fp32":
+            return contextlib.nullcontext()
+        context: contextlib.AbstractContextManager[Any] = self.accelerator.autocast()
+        return context
 
     def no_sync(self) -> contextlib.AbstractContextManager[Any]:
         """Passes inside do not average gradients over the ranks."""
-        return self.accelerator.no_sync(self.network)
+        context: contextlib.AbstractContextManager[Any] = self.accelerator.no_sync(self.network)
+        return context
 
-    def call(self, model: nn.Module, batch: Any) -> Any:
+    def call(self, model: Callable[..., Any], batch: Any) -> Any:
         """A model's outputs on a batch, with the data's ``prepare`` and ``forward``."""
         if self.data.prepare is not None:
             batch = self.data.prepare(batch)
@@ -148,7 +159,7 @@ class Trainer:
         """
         owner = self.composed["objective"].owner()
         if owner is None:
-            return optimizers.default_objective(self.info.task, outputs, batch)
+            return optimizers.default_objective(self.info, outputs, batch)
         result = owner({"trainer": self, "outputs": outputs, "batch": batch})
         if not isinstance(result, Tensor) or result.ndim == 0:
             raise BadInput(
@@ -208,7 +219,8 @@ class Trainer:
         while self.step < last_step:
             self.share = stream.share(stream.drawn) if self.world > 1 else 1.0
             epoch = stream.epoch
-            report = self.train_step(next(stream).to(self.device))
+            batch = next(stream)
+            report = self.train_step(batch if self.device.type == "cpu" else batch.to(self.device))
             self.recorder.advance(self.step, report)
             if self.step % every == 0:
                 self.log({"train/loss": report.loss.item(), "train/lr": self.lr, **_items(report.terms)})
@@ -235,6 +247,14 @@ class Trainer:
     def log(self, values: Mapping[str, float]) -> None:
         """Record scalars of this step: to ``metrics.jsonl``, to the loggers, and to the report's curves."""
         self.recorder.event("scalars", step=self.step, values=dict(values))
+
+    def note(self, text: str) -> None:
+        """Show the user a line, and keep it for the report."""
+        self.recorder.note(text)
+
+    def sum_over_ranks(self, value: Tensor) -> Tensor:
+        """The sum of a tensor over all ranks (itself on one process)."""
+        return value if self.world == 1 else self.accelerator.reduce(value, "sum")
 
     @property
     def lr(self) -> float:

@@ -11,9 +11,9 @@ A declaration is a short string ``kind:name``. The kinds:
 ``steps:X``    how training advances: ``steps:minibatch``
 =============  ======================================================================================
 
-``needs`` must be met by the core, the data, the model or another plugin. ``provides`` adds words, ``breaks`` takes words
-away (a plugin whose objective is one scalar breaks ``loss:per-example``). New words need no change here: a word is
-whatever two packages agree on.
+``needs`` must be met by the core, the data, the model or another plugin. ``provides`` adds words, ``breaks`` takes
+words away (a plugin whose objective is one scalar breaks ``loss:per-example``). New words need no change here: a word
+is whatever two packages agree on.
 """
 
 from __future__ import annotations

@@ -1,0 +1,38 @@
+# Two commands for a fresh machine: `make demo` installs and runs the main job, `make test` installs and runs all tests.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PARTS  := ./core ./cli ./plugins/zoo ./plugins/chase ./plugins/fairsam
+EDITABLE := $(foreach part,$(PARTS),-e $(part))
+# one thread a process: two cores are shared by tests that start processes of their own
+ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+
+.PHONY: demo test lint types bench docs clean
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(BIN)/python pyproject.toml $(addsuffix /pyproject.toml,$(PARTS))
+	$(BIN)/pip install --quiet --progress-bar off $(EDITABLE) -e .
+	@touch $@
+
+$(VENV)/.tests-installed: $(VENV)/.installed
+	$(BIN)/pip install --quiet --progress-bar off $(EDITABLE) -e ".[all,test]"
+	@touch $@
+
+demo: $(VENV)/.installed  ## install, then train one network with chase and fairsam woven, and show the result
+	rm -rf .demo
+	$(ONE_THREAD) $(BIN)/plait plan examples/demo.toml
+	$(ONE_THREAD) $(BIN)/plait run examples/demo.toml --out .demo
+
+test: $(VENV)/.tests-installed  ## install, then lint, type-check and run every test but the slow experiments
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy core/src cli/src plugins/zoo/src plugins/chase/src plugins/fairsam/src
+	$(ONE_THREAD) $(BIN)/python -m pytest -m "not slow"
+
+bench: $(VENV)/.tests-installed  ## print every benchmark (a quiet machine, please)
+	$(ONE_THREAD) $(BIN)/python benchmarks/all.py
+
+clean:
+	rm -rf .demo .venv build dist

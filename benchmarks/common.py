@@ -1,0 +1,13 @@
+"""What every benchmark says of the machine it ran on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from plait.environment import describe
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores, threads, versions, commit."""
+    found = describe("cpu", ["plait-core", "plait-chase", "plait-fairsam", "plait-zoo"])
+    return {key: found[key] for key in ("device_name", "cores", "torch_threads", "python", "versions", "commit")}

@@ -1,0 +1,137 @@
+"""What there is to draw, as plain values: checked and ordered here, drawn by `plait.report.figures`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from plait.report.formatting import UNDEFINED, cell, defined, number
+
+NAN = float("nan")
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line or one colour of bars; an undefined y is NaN."""
+
+    name: str
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One figure.
+
+    Attributes:
+        title: above it.
+        x, y: the axes' labels.
+        series: what is drawn.
+        kind: ``line`` or ``bar``.
+        categories: the names of the positions 0, 1, ... on the x axis; None when x is a number.
+        caption: a sentence below it.
+    """
+
+    title: str
+    x: str
+    y: str
+    series: tuple[Series, ...]
+    kind: str = "line"
+    categories: tuple[str, ...] | None = None
+    caption: str = ""
+
+    @property
+    def wide(self) -> bool:
+        """Whether it needs the width of the page."""
+        bars = max(1, len(self.series)) if self.kind == "bar" else 1
+        return self.categories is not None and len(self.categories) * bars > 14
+
+    @property
+    def size(self) -> int:
+        """How many points there are."""
+        return sum(len(s.y) for s in self.series)
+
+    def values(self) -> tuple[list[str], list[list[str]]]:
+        """The same as a table: the header, and a row for every x."""
+        places: dict[float, list[str]] = {}
+        for column, series in enumerate(self.series):
+            for x, y in zip(series.x, series.y, strict=True):
+                places.setdefault(x, [""] * len(self.series))[column] = number(y)
+        names = self.categories or ()
+        rows = [[names[int(x)] if self.categories else number(x), *found] for x, found in sorted(places.items())]
+        return [self.x or "x", *(s.name for s in self.series)], rows
+
+
+def from_plot(plot: Mapping[str, Any]) -> Chart:
+    """A plugin's plot as it stands in the result event.
+
+    Raises:
+        ValueError: it has not the form of a plot; the message says what is wrong.
+    """
+    pairs = _pairs(plot.get("series"))
+    kind = "bar" if plot.get("kind") == "bar" else "line"
+    everywhere = [x for found in pairs.values() for x, _ in found]
+    named = kind == "bar" or any(isinstance(x, (str, bool)) for x in everywhere)
+    categories = tuple(dict.fromkeys(map(cell, everywhere))) if named else None
+    place = {c: float(i) for i, c in enumerate(categories or ())}
+    made, lost = [], 0
+    for key, found in pairs.items():
+        placed = [(place[cell(x)] if named else defined(x), _y(y)) for x, y in found]
+        known = [(x, y) for x, y in placed if x is not None]
+        lost += len(placed) - len(known)
+        made.append(Series(key, tuple(x for x, _ in known), tuple(y for _, y in known)))
+    title, x_label, y_label = (str(plot.get(key) or "") for key in ("title", "x", "y"))
+    lost += sum(math.isnan(y) for s in made for y in s.y)
+    return Chart(title, x_label, y_label, tuple(made), kind, categories, _undefined(lost))
+
+
+def curves(scalars: Mapping[str, Sequence[tuple[float, Any]]]) -> list[Chart]:
+    """The charts of logged scalars, each (step, value) pairs.
+
+    ``a/b`` gets a chart of its own; ``a/b/c`` and ``a/b/d`` share one.
+    """
+    together: dict[str, list[Series]] = {}
+    for name, points in scalars.items():
+        parent, _, last = name.rpartition("/")
+        shared = "/" in parent
+        series = Series(last if shared else name, tuple(s for s, _ in points), tuple(_y(v) for _, v in points))
+        together.setdefault(parent if shared else name, []).append(series)
+    return [Chart(title, "step", "", tuple(found), caption=_summary(found)) for title, found in together.items()]
+
+
+def _summary(series: Sequence[Series]) -> str:
+    lost = _undefined(sum(math.isnan(y) for s in series for y in s.y))
+    if len(series) != 1 or not series[0].y:
+        return lost
+    one = series[0]
+    known = [(y, x) for x, y in zip(one.x, one.y, strict=True) if not math.isnan(y)]
+    parts = [f"last {number(one.y[-1])}"]
+    if len({y for y, _ in known}) > 1:
+        (low, at_low), (high, at_high) = min(known), max(known, key=lambda k: k[0])
+        parts += [f"lowest {number(low)} at step {number(at_low)}", f"highest {number(high)} at step {number(at_high)}"]
+    return " · ".join([*parts, *([lost] if lost else [])])
+
+
+def _undefined(count: int) -> str:
+    return "" if not count else f"{count} {UNDEFINED} value{'s' if count > 1 else ''} not drawn"
+
+
+def _y(value: Any) -> float:
+    found = defined(value)
+    return NAN if found is None else found
+
+
+def _pairs(series: Any) -> dict[str, list[tuple[Any, Any]]]:
+    if not isinstance(series, Mapping):
+        raise ValueError("it has no series")
+    found = {}
+    for key, value in series.items():
+        if not (isinstance(value, list) and len(value) == 2 and all(isinstance(v, list) for v in value)):
+            raise ValueError(f"the series {key!r} is not a pair of x and y values")
+        xs, ys = value
+        if len(xs) != len(ys):
+            raise ValueError(f"the series {key!r} has {len(xs)} x values and {len(ys)} y values")
+        found[str(key)] = list(zip(xs, ys, strict=True))
+    return found
