@@ -1,0 +1,244 @@
+"""Chase woven into a plait run: the engine over the core's masks and dense gradients, and its figures."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from plait.data import in_order
+from plait.evaluation import Metric, Plot, Predictions, Table
+from plait_chase.channels import ChannelGroup, rounded_alive, tensor_name
+from plait_chase.chase import initialise
+from plait_chase.config import ChaseConfig
+from plait_chase.engine import ChaseEngine, present_channels
+from plait_chase.errors import ChaseError
+from plait_chase.flops import TrainFlops, dense_macs, layer_costs, layer_table, sparse_macs
+from plait_chase.groups import find_channel_groups
+from plait_chase.options import ChaseOptions
+from plait_chase.shrink import Plan, apply_shrink, bn_recalibrate, shrink_plan, update_sizes
+from plait_chase.timing import compare_throughput
+
+if TYPE_CHECKING:
+    from plait.trainer import Trainer
+
+CONFIG_FIELDS = tuple(ChaseConfig.__dataclass_fields__)
+TIMED_WORK = 2e9
+"""MACs per timed batch; larger networks are timed on smaller batches, so that timing never takes minutes."""
+
+
+def initialised(options: ChaseOptions, model: nn.Module) -> nn.Module:
+    """The model, re-initialised when the options say so."""
+    if options.initialise is not None:
+        initialise(model, options.initialise)
+    return model
+
+
+class Weave:
+    """What the plugin keeps during a run.
+
+    Args:
+        options: the plugin's options.
+        trainer: the run, its data and model built.
+
+    Raises:
+        ChaseError: no prunable channel, unreachable channel sparsity, intervals longer than the run.
+    """
+
+    def __init__(self, options: ChaseOptions, trainer: Trainer) -> None:
+        self.options, self.trainer = options, trainer
+        model = trainer.model
+        self.example = example_input(trainer)
+        config = ChaseConfig(**{name: getattr(options, name) for name in CONFIG_FIELDS})
+        groups: tuple[ChannelGroup, ...] = ()
+        if options.channel_sparsity > 0:
+            groups = find_channel_groups(model, self.example, prune_residual=options.prune_residual)
+        biases = {tensor_name(module, "bias") for group in groups for module in group.producers}
+        parameters = dict(model.named_parameters())
+        skipped = {n for n in parameters if any(fnmatchcase(n, pattern) for pattern in options.exclude)}
+        for pattern in options.exclude:
+            if not any(fnmatchcase(n, pattern) for n in parameters):
+                raise ChaseError(f"exclude={pattern!r} matches no parameter")
+        claimed = [n for n, p in parameters.items() if (p.ndim >= 2 and n not in skipped) or n in biases]
+        self.masks = trainer.masks.claim("chase", claimed)
+        self.engine = ChaseEngine(config, trainer.total_steps, self.masks, groups, trainer.generator("chase"))
+        self.engine.start()
+        trainer.masks.changed()
+        trainer.masks.keep_dense("chase", self.engine.needs_gradient(1))
+        self.costs = layer_costs(model, self.example)
+        self.work = TrainFlops(self.costs)
+        self.nnz = self.engine.nnz()
+        self.noted: set[str] = set()
+        self.original = copy.deepcopy(model) if options.shrink_during else None
+
+    # ---- training -----------------------------------------------------------------------------------------------
+    def update(self, trainer: Trainer) -> None:
+        """What is due after the step that was just made."""
+        engine, step = self.engine, trainer.step
+        self.work.add(trainer.recipe.train.batch_size, self.nnz, engine.needs_gradient(step))
+        parameters = dict(trainer.model.named_parameters()) if self._due(step) else {}
+        update = engine.update(step, parameters, trainer.masks.dense_gradient)
+        notes = update.notes
+        changed = update.changed
+        if step == engine.schedule.total_steps:
+            last = engine.finish(parameters)
+            notes, changed = (*notes, *last.notes), True
+        trainer.masks.forget_dense()
+        trainer.masks.keep_dense("chase", engine.needs_gradient(step + 1))
+        if changed:
+            trainer.masks.changed()
+            self.nnz = engine.nnz()
+            self._log(trainer)
+        for note in notes:
+            if note not in self.noted:
+                self.noted.add(note)
+                trainer.note(f"chase, step {step}: {note}")
+        if update.channels_removed and self.options.shrink_during:
+            trainer.masks.hold_state(trainer.optimizer)
+            self._slice(self._plan(trainer.model))
+
+    def _due(self, step: int) -> bool:
+        engine = self.engine
+        return engine.explores(step) or engine.removes_channels(step) or step == engine.schedule.total_steps
+
+    def _log(self, trainer: Trainer) -> None:
+        values = {"chase/density": sum(self.nnz.values()) / self.engine.total}
+        if self.engine.channels:
+            values["chase/channels"] = float(self.engine.alive_channels)
+        trainer.log(values)
+
+    def _plan(self, model: nn.Module, present: Mapping[str, Tensor] | None = None) -> Plan:
+        alive = present or rounded_alive(self.engine.alive_now(), self.options.round_channels)
+        return shrink_plan(model, self.engine.groups, alive)
+
+    def _slice(self, plan: Plan) -> None:
+        if not plan:
+            return
+        trainer = self.trainer
+        trainer.slice_tensors(plan)
+        for module in {name.rpartition(".")[0] for name in plan}:
+            update_sizes(trainer.model.get_submodule(module))
+        self.masks = {name: trainer.masks.mask[name] for name in self.masks}
+        self.engine.compact(plan, self.masks)
+
+    def is_final(self) -> bool:
+        """Whether the channels are final and the weights within the budget."""
+        engine = self.engine
+        final = engine.step >= engine.schedule.removal_end or not engine.config.channel_sparsity
+        return final and sum(self.nnz.values()) <= engine.budget
+
+    # ---- state --------------------------------------------------------------------------------------------------
+    def state_dict(self) -> dict[str, Any]:
+        """Engine, counted work, and which notes were shown."""
+        return {
+            "engine": self.engine.state_dict(),
+            "work": self.work.state_dict(),
+            "nnz": self.nnz,
+            "noted": sorted(self.noted),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state_dict`, on a freshly built trainer."""
+        self.engine.load_state_dict(state["engine"])
+        original = self.engine.layout.present
+        present = {name: kept[original[name]] for name, kept in present_channels(state["engine"]).items()}
+        if any(not bool(kept.all()) for kept in present.values()):
+            self._slice(self._plan(self.trainer.model, present))
+        self.work.load_state_dict(state["work"])
+        self.nnz = {name: int(count) for name, count in state["nnz"].items()}
+        self.noted = set(state["noted"])
+        self.trainer.masks.keep_dense("chase", self.engine.needs_gradient(self.engine.step + 1))
+
+    # ---- afterwards ---------------------------------------------------------------------------------------------
+    def export(self, trainer: Trainer, model: nn.Module) -> nn.Module:
+        """Slice the dead channels off ``model`` (a copy), and report how far its outputs are from the masked one's."""
+        apply_shrink(model, self._plan(model))
+        if self.options.bn_recalibrate:
+            prepared = (_prepared(trainer, batch) for batch in in_order(trainer.data.train, 256))
+            bn_recalibrate(model, prepared, trainer.device)
+        return model
+
+    @torch.no_grad()
+    def evaluate(self, trainer: Trainer, predictions: Predictions) -> dict[str, Metric | Table | Plot]:
+        """Requested against achieved; for the exported network also its exactness, its MACs and its speed."""
+        engine, exported = self.engine, predictions.model is not trainer.model
+        nnz = sum(engine.nnz().values())
+        small = predictions.model if exported else copy.deepcopy(trainer.model)
+        if not exported:
+            apply_shrink(small, self._plan(small))
+        rows = layer_table(trainer.model, self.masks, engine.layout.shapes, small)
+        inside = sum(prod(dict(small.named_parameters())[row["tensor"]].shape) for row in rows)
+        dense, narrow = dense_macs(self.costs), dense_macs(layer_costs(small, self.example))
+        found: dict[str, Metric | Table | Plot] = {
+            "density": Metric(nnz / engine.total, "", "lower", f"requested {self.options.density}"),
+            "density_inside": Metric(nnz / inside, "", "neither", "of the shrunk network"),
+            "nonzeros": Metric(nnz, "weights", "lower", f"K = {engine.budget} of N = {engine.total}"),
+            "macs": Metric(
+                narrow if exported else dense_macs(layer_costs(trainer.model, self.example)), "MACs", "lower"
+            ),
+            "macs_sparse": Metric(
+                sparse_macs(self._present_costs(), engine.nnz()), "MACs", "lower", "if zeros were free"
+            ),
+            "mac_ratio": Metric(narrow / dense, "", "lower", "dense kernels, shrunk over dense"),
+            "train_work": Metric(self.work.ratio, "", "lower", "theoretical share of dense training"),
+        }
+        if engine.channels:
+            alive = engine.alive_channels
+            note = f"requested {self.options.channel_sparsity}"
+            found["channels"] = Metric(alive, "channels", "lower", f"of {engine.channels} prunable")
+            found["channel_sparsity"] = Metric(1 - alive / engine.channels, "", "neither", note)
+        if exported:
+            found |= self._exported(trainer, predictions, small)
+        columns = list(rows[0])
+        found["layers"] = Table(
+            "Layers before and after the shrink", columns, [[row[c] for c in columns] for row in rows]
+        )
+        return found
+
+    def _present_costs(self) -> dict[str, Any]:
+        return layer_costs(self.trainer.model, self.example)
+
+    def _exported(
+        self, trainer: Trainer, predictions: Predictions, small: nn.Module
+    ) -> dict[str, Metric | Table | Plot]:
+        found: dict[str, Metric | Table | Plot] = {}
+        batch = next(in_order(trainer.data.test, 256)).to(trainer.device)
+        trained = trainer.model
+        was_training = trained.training
+        want, got = trainer.call(trained.eval(), batch), trainer.call(small.eval(), batch)
+        trained.train(was_training)
+        exact = "" if not self.options.bn_recalibrate else "statistics were re-estimated"
+        found["shrink_error"] = Metric(float((want - got).abs().max()), "logits", "lower", exact)
+        if self.options.timing_repeats:
+            found["speed"] = self._timed(trainer, small)
+        return found
+
+    def _timed(self, trainer: Trainer, small: nn.Module) -> Table:
+        dense = self.original if self.original is not None else trainer.model
+        size = int(max(1, min(self.options.timing_batch, TIMED_WORK // max(1, dense_macs(self.costs)))))
+        batch = self.example[:1].expand(size, *self.example.shape[1:]).contiguous()
+        repeats = max(2, self.options.timing_repeats)
+        result = compare_throughput(dense.to(trainer.device), small, batch, repeats=repeats, warmups=2)
+        rows = [
+            [name, size / t.median, 1e3 * t.median, 1e3 * t.quartile_low, 1e3 * t.quartile_high]
+            for name, t in (("dense", result.dense), ("shrunk", result.shrunk))
+        ]
+        how = f"batch {size}, {result.threads} thread(s), {repeats} interleaved repeats, {result.machine}"
+        title = f"Throughput, {result.speedup:.2f}x: {how}"
+        return Table(title, ["network", "examples/s", "median ms", "quartile 1 ms", "quartile 3 ms"], rows)
+
+
+def example_input(trainer: Trainer) -> Tensor:
+    """Two prepared test inputs on the run's device, [2, ...]."""
+    return _prepared(trainer, trainer.data.test.__getitems__(torch.zeros(2, dtype=torch.int64)).to(trainer.device))
+
+
+def _prepared(trainer: Trainer, batch: Any) -> Tensor:
+    batch = batch.to(trainer.device)
+    inputs: Tensor = (trainer.data.prepare(batch) if trainer.data.prepare else batch)["input"]
+    return inputs
