@@ -1,0 +1,147 @@
+"""The parameter sweeps of sharpness-aware minimization, on lists of tensors with ``torch._foreach_*``.
+
+Sources: Foret et al. 2021 (SAM, eq. 2), Kwon et al. 2021 (ASAM, eq. 9); eps and the global norm as in card section 2.4.
+All functions run without gradients and without reading a value on the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from .errors import FairsamError
+
+__all__ = ["EPSILON", "SavedWeights", "asam_perturbation", "global_norm", "sam_perturbation"]
+
+EPSILON = 1e-12
+"""Added to the norm, so that a zero gradient gives a zero perturbation."""
+
+Reduce = Callable[[Tensor], Tensor]
+
+
+@torch.no_grad()
+def global_norm(tensors: Sequence[Tensor], *, reduce: Reduce | None = None) -> Tensor:
+    """ONE Euclidean norm over all tensors together (a norm per tensor is a different method).
+
+    Args:
+        tensors: any shapes, dtypes and devices; half precision is accumulated in float32.
+        reduce: maps the squared norm (0-dim) of this process's shard to that of the whole, e.g. an all-reduce (sum).
+            Needed where parameters are sharded (FSDP); not where they are replicated.
+
+    Returns:
+        0-dim tensor, float32 (float64 if every tensor is), on the first tensor's device; 0.0 for an empty list.
+
+    Raises:
+        FairsamError: a sparse-layout gradient.
+    """
+    if not tensors:
+        return torch.zeros(())
+    if any(t.layout is not torch.strided for t in tensors):
+        raise FairsamError("sparse-layout gradients cannot be perturbed; build the embedding with sparse=False")
+    dtype = torch.float64 if all(t.dtype == torch.float64 for t in tensors) else torch.float32
+    wide = [t if t.dtype in (torch.float32, torch.float64) else t.float() for t in tensors]
+    norms = torch._foreach_norm(wide, 2)
+    norm = torch.linalg.vector_norm(torch.stack([one.to(tensors[0].device, dtype) for one in norms]))
+    return norm if reduce is None else reduce(norm.square()).sqrt()
+
+
+def _scaled(tensors: Sequence[Tensor], scale: Tensor) -> list[Tensor]:
+    """Multiply every tensor by a 0-dim one, keeping dtypes; the fused form needs all of them on one device."""
+    if all(t.device == scale.device for t in tensors):
+        return list(torch._foreach_mul(list(tensors), scale))
+    return [t * scale.to(t.device) for t in tensors]
+
+
+@torch.no_grad()
+def sam_perturbation(
+    gradients: Sequence[Tensor], rho: float, *, reduce: Reduce | None = None
+) -> tuple[list[Tensor], Tensor]:
+    """SAM's ``e = rho g / (||g|| + 1e-12)`` (Foret et al. 2021, eq. 2 with p = 2).
+
+    Entries where the gradient is 0 (pruned weights) get exactly 0.
+
+    Args:
+        gradients: list of tensors, left unchanged.
+        rho: radius, same unit as the parameters, >= 0.
+        reduce: see `global_norm`.
+
+    Returns:
+        ``(e, norm)``: a fresh list shaped like ``gradients``, and the 0-dim gradient norm.
+    """
+    norm = global_norm(gradients, reduce=reduce)
+    return _scaled(gradients, rho / (norm + EPSILON)), norm
+
+
+@torch.no_grad()
+def asam_perturbation(
+    parameters: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    rho: float,
+    eta: float = 0.01,
+    *,
+    reduce: Reduce | None = None,
+) -> tuple[list[Tensor], Tensor]:
+    """ASAM's ``e = rho T^2 g / (||T g|| + 1e-12)``, ``T = |w| + eta`` for every parameter (card section 2.4).
+
+    Kwon et al. 2021, eq. 9. Their code leaves biases unscaled in the numerator; the card, and so this function, scales
+    every parameter alike. Entries where the gradient is 0 get exactly 0.
+
+    Args:
+        parameters: list of tensors w, unchanged.
+        gradients: list shaped like ``parameters``, unchanged.
+        rho: radius in the scaled space, >= 0; sensible values are ten times SAM's.
+        eta: floor of T, >= 0. Default 0.01.
+        reduce: see `global_norm`.
+
+    Returns:
+        ``(e, norm)``: a fresh list, and the 0-dim norm of ``T g``.
+    """
+    scale = torch._foreach_abs(list(parameters))
+    torch._foreach_add_(scale, eta)
+    scaled = torch._foreach_mul(scale, list(gradients))
+    norm = global_norm(scaled, reduce=reduce)
+    torch._foreach_mul_(scaled, scale)
+    return _scaled(scaled, rho / (norm + EPSILON)), norm
+
+
+class SavedWeights:
+    """Put parameters at ``w + e`` for a while and back at w, bit for bit.
+
+    The way back copies what was saved; subtracting e would leave rounding drift. The copy (one set of parameters, 4P
+    bytes in float32) is kept and reused by the next step; it is scratch memory and belongs in no checkpoint.
+    """
+
+    def __init__(self) -> None:
+        self._buffers: list[Tensor] = []
+
+    @contextmanager
+    def displaced(self, parameters: Sequence[Tensor], perturbation: Sequence[Tensor]) -> Iterator[None]:
+        """Hold ``parameters`` (a list of leaves, changed in place) at ``w + e``; restore them even after an
+        exception."""
+        parameters = list(parameters)
+        saved = self._like(parameters)
+        with torch.no_grad():
+            if parameters:
+                torch._foreach_copy_(saved, parameters)
+        try:
+            with torch.no_grad():
+                if parameters:
+                    torch._foreach_add_(parameters, list(perturbation))
+            del perturbation  # not needed on the way back, and as large as the model
+            yield
+        finally:
+            with torch.no_grad():
+                if parameters:
+                    torch._foreach_copy_(parameters, saved)
+
+    def _like(self, parameters: list[Tensor]) -> list[Tensor]:
+        fits = len(self._buffers) == len(parameters) and all(
+            b.shape == p.shape and b.dtype == p.dtype and b.device == p.device
+            for b, p in zip(self._buffers, parameters, strict=True)
+        )
+        if not fits:
+            self._buffers = [torch.empty_like(p, requires_grad=False) for p in parameters]
+        return self._buffers

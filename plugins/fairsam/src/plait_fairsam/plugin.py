@@ -1,0 +1,89 @@
+"""The plugin: options and hooks. Importing it imports no torch; the work is in `plait_fairsam.weave`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from plait import Plugin, hookimpl
+
+from .options import FairsamOptions
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from plait.data import Batch, Data
+    from plait.evaluation import Metric, Plot, Predictions, Table, View
+    from plait.step import LossReport
+    from plait.trainer import Trainer
+
+    from .weave import Weave
+
+
+class FairsamPlugin(Plugin):
+    """FairSAM in a plait run: weights, the two-pass step, corruption views, fairness metrics."""
+
+    name = "fairsam"
+    summary = "fairness-aware sharpness: instance-weighted SAM, judged on corrupted test views"
+    paper = "FairSAM: Fair Classification on Corrupted Data Through Sharpness-Aware Minimization, arXiv:2503.22934"
+    contract = 1
+    Options = FairsamOptions
+    suggests_data = ("toned-digits",)
+    suggests_model = ("cnn",)
+    suggests: ClassVar[Mapping[str, Any]] = {"train.epochs": 30}
+
+    _weave: Weave
+
+    def needs(self) -> frozenset[str]:
+        """A sensitive attribute, losses that can be weighted one by one, and gradients that can be asked for twice."""
+        return frozenset(
+            {"field:group", "field:label", "task:classification", "loss:per-example", "gradients:repeatable"}
+        )
+
+    def setup(self, trainer: Trainer) -> None:
+        """Count groups and labels on the training split and build the step."""
+        from .weave import Weave
+
+        self._weave = Weave(self.options, trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights, step counter and passes."""
+        return self._weave.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take them back."""
+        self._weave.load_state_dict(state)
+
+    @hookimpl
+    def transform_data(self, data: Data) -> Data:
+        """Corrupt the training images when asked to."""
+        from .weave import corrupt_training
+
+        return corrupt_training(self.options, data)
+
+    @hookimpl
+    def example_weights(self, batch: Batch) -> Tensor:
+        """v_i of the batch, [B]."""
+        return self._weave.weights(batch)
+
+    @hookimpl
+    def loss_terms(self, batch: Batch, per_example: Tensor) -> Mapping[str, Tensor]:
+        """The group-gap penalty of the baseline of that name."""
+        return self._weave.penalty(batch, per_example)
+
+    @hookimpl(inner=True)
+    def optimizer_step(self, trainer: Trainer, batch: Batch) -> LossReport:
+        """Ascent, descent, restore, update."""
+        return self._weave.step(trainer, batch)
+
+    @hookimpl
+    def views(self) -> Mapping[str, View]:
+        """The corrupted copies of the test split."""
+        from .weave import corruption_views
+
+        return corruption_views(self.options)
+
+    @hookimpl
+    def evaluate(self, trainer: Trainer, predictions: Predictions) -> Mapping[str, Metric | Table | Plot]:
+        """CDD, never without the accuracies it could be traded for."""
+        return self._weave.evaluate(trainer, predictions)

@@ -1,0 +1,240 @@
+"""FairSAM woven into a plait run: the library's step over the core's repeatable gradients, and its figures."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from plait.data import Batch, Data, column
+from plait.evaluation import Metric, Plot, Predictions, Table, View
+from plait.step import LossReport
+
+from .baselines import GroupDRO, group_gap_penalty
+from .corruptions import Corruption
+from .errors import FairsamError
+from .metrics import FairnessReport, collapse_warnings, fairness_report
+from .options import FairsamOptions
+from .sam import FairSAM, Losses
+from .weights import AdaptiveWeights, TableWeights, cell_counts, weight_table
+
+if TYPE_CHECKING:
+    from plait.trainer import Trainer
+
+UNITS: Mapping[str, tuple[str, Any]] = {
+    "clean_accuracy": ("%", "higher"),
+    "clean_accuracy_worst_group": ("%", "higher"),
+    "clean_gap": ("points", "lower"),
+    "corrupted_accuracy": ("%", "higher"),
+    "corrupted_accuracy_worst_group": ("%", "higher"),
+    "corrupted_gap": ("points", "lower"),
+    "mcdd": ("points", "lower"),
+    "relative_degradation": ("", "lower"),
+    "cdd_signed": ("points", "neither"),
+    "equal_opportunity_difference": ("points", "lower"),
+    "demographic_parity_difference": ("points", "lower"),
+}
+
+
+class Weave:
+    """What the plugin keeps during a run.
+
+    Args:
+        options: the plugin's options.
+        trainer: the run, its data transformed and its model built.
+
+    Raises:
+        FairsamError: a single group in the training split, labels or groups out of range, an unknown corruption.
+    """
+
+    def __init__(self, options: FairsamOptions, trainer: Trainer) -> None:
+        self.options = options
+        for name in options.corruptions:
+            Corruption(name, options.severities[0])
+        info = trainer.info
+        groups, labels = column(trainer.data.train, "group"), column(trainer.data.train, "label")
+        counts = cell_counts(groups, labels, num_groups=info.num_groups or None, num_classes=info.num_classes)
+        self.num_groups = counts.shape[0]
+        if int((counts.sum(1) > 0).sum()) < 2:
+            raise FairsamError("the training split holds a single group; fairness between groups needs at least two")
+        self.names = list(trainer.data.names.get("group", ())) or [str(a) for a in range(self.num_groups)]
+        self.rule: TableWeights | AdaptiveWeights
+        reduce = trainer.sum_over_ranks if trainer.world > 1 else None
+        if options.weights == "adaptive":
+            per_group = counts.sum(1)
+            self.rule = AdaptiveWeights(per_group, eta_q=options.eta_q, start=options.adaptive_start, reduce=reduce)
+        elif options.weights == "groupdro":
+            self.rule = GroupDRO(counts.sum(1), eta_q=options.eta_q, reduce=reduce)
+        else:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                self.rule = TableWeights(weight_table(counts, options.weights, power=options.weights_power))
+            for warning in caught:
+                trainer.note(f"fairsam: {warning.message}")
+        self.sam = FairSAM(
+            trainer.parameters,
+            None,
+            rho=options.rho,
+            perturbation=options.perturbation,
+            asam=options.asam,
+            eta=options.eta,
+            interval=options.interval,
+        )
+        self.passes = 0
+
+    def weights(self, batch: Any) -> Tensor:
+        """v_i, [B] float32."""
+        return self.rule(batch["group"], batch["label"])
+
+    def penalty(self, batch: Any, per_example: Tensor) -> dict[str, Tensor]:
+        """``group_gap``: penalty x gap between the groups' mean losses, or nothing."""
+        if not self.options.penalty:
+            return {}
+        return {"group_gap": self.options.penalty * group_gap_penalty(per_example, batch["group"], self.num_groups)}
+
+    def step(self, trainer: Trainer, batch: Any) -> LossReport:
+        """One FairSAM step on the core's gradients, then the update."""
+        if len(self.sam.parameters) != len(trainer.parameters):
+            self.sam.rebind(trainer.parameters)
+        passes = _Passes(trainer, batch, sync=self.options.sync_perturbation)
+        report = self.sam.step(passes, groups=batch["group"], apply=False)
+        if isinstance(self.rule, AdaptiveWeights):
+            losses = passes.first if isinstance(self.rule, GroupDRO) else report.per_example
+            assert losses is not None
+            if len(losses) == len(batch["group"]):
+                self.rule.update(losses, batch["group"])
+        self.passes += report.evaluations
+        trainer.apply_gradients()
+        assert passes.last is not None
+        passes.last.loss, passes.last.per_example = report.loss, report.per_example
+        return passes.last
+
+    def evaluate(self, trainer: Trainer, predictions: Predictions) -> dict[str, Metric | Table | Plot]:
+        """The card's section 4 on the corruption views, with every group by name."""
+        clean = predictions["clean"]
+        cells = {
+            (str(view.tags["corruption"]), int(view.tags["severity"])): predictions[name].outputs.argmax(1)
+            for name, view in predictions.tagged("corruption").items()
+        }
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            report = fairness_report(
+                clean.outputs.argmax(1),
+                cells,
+                clean.fields["label"],
+                clean.fields["group"],
+                num_groups=self.num_groups,
+                num_classes=trainer.info.num_classes,
+            )
+        notes = [str(w.message) for w in caught] + collapse_warnings(report.clean, trainer.info.num_classes)
+        for note in notes:
+            trainer.note(f"fairsam: {note}")
+        found: dict[str, Metric | Table | Plot] = {}
+        for name, value in report.summary().items():
+            unit, better = UNITS.get(name, ("%", "higher"))
+            found[name] = Metric(value, unit, better, "; ".join(notes) if name == "mcdd" else "")
+        found["passes_per_step"] = Metric(self.passes / max(1, trainer.step), "passes", "lower")
+        return found | self._tables(report)
+
+    def _tables(self, report: FairnessReport) -> dict[str, Table | Plot]:
+        accuracy = [f"accuracy {name} %" for name in self.names]
+        rows: list[list[Any]] = [["clean", 0, *report.clean.tolist(), None]]
+        for cell, values, disparity in zip(report.cells, report.corrupted.tolist(), report.cdd.tolist(), strict=True):
+            rows.append([*cell, *values, disparity])
+        title = f"Accuracy per corruption and group (weights {self.options.weights}, rho {self.options.rho})"
+        series = {
+            name: ([f"{c} {s}" for c, s in report.cells], report.corrupted[:, a].tolist())
+            for a, name in enumerate(self.names)
+        }
+        return {
+            "cells": Table(title, ["corruption", "severity", *accuracy, "CDD points"], rows),
+            "groups": Plot("Corrupted accuracy per group", "corruption", "accuracy %", series, "bar"),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights, step counter and passes."""
+        return {"weights": self.rule.state_dict(), "sam": self.sam.state_dict(), "passes": self.passes}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take them back."""
+        self.rule.load_state_dict(state["weights"])
+        self.sam.load_state_dict(state["sam"])
+        self.passes = int(state["passes"])
+
+
+class _Passes:
+    """The library's `Gradients` over ``trainer.gradients`` on one batch."""
+
+    def __init__(self, trainer: Trainer, batch: Any, *, sync: bool) -> None:
+        self.trainer, self.batch, self.sync = trainer, batch, sync
+        self.first: Tensor | None = None
+        self.last: LossReport | None = None
+        self._noise: LossReport | None = None
+
+    def __call__(
+        self,
+        *,
+        weighted: bool,
+        rows: Tensor | None,
+        probe: bool,
+        accumulate: bool,
+        scale: float,
+        replay: bool,
+        freeze_statistics: bool,
+    ) -> Losses:
+        report = self.trainer.gradients(
+            self.batch,
+            rows=rows,
+            without=() if weighted else ("fairsam",),
+            probe=probe,
+            accumulate=accumulate,
+            scale=scale,
+            replay=self._noise if replay else None,
+            freeze_statistics=freeze_statistics,
+            sync=self.sync if probe else True,
+        )
+        if not replay:
+            self._noise = report
+        if self.first is None:
+            self.first = report.per_example
+        if not probe:
+            self.last = report
+        return Losses(report.loss, report.per_example, report.gradients)
+
+
+def corruption_views(options: FairsamOptions) -> dict[str, View]:
+    """One view per corruption and severity; the noise depends on nothing but names, seed and image index."""
+    views = {}
+    for name in options.corruptions:
+        for severity in options.severities:
+            corruption = Corruption(name, severity, base_seed=options.corruption_seed)
+            tags = {"corruption": name, "severity": severity}
+            views[f"{name}-{severity}"] = View(
+                f"{name}, severity {severity}", partial(_corrupted, corruption), tags=tags
+            )
+    return views
+
+
+def _corrupted(corruption: Corruption, batch: Any) -> Batch:
+    return Batch({**batch, "input": corruption(batch["input"], int(batch["index"][0]))})
+
+
+def corrupt_training(options: FairsamOptions, data: Data) -> Data:
+    """Add fresh noise of ``train_corruption`` to every training batch, after the data's own augmentation."""
+    if options.train_corruption is None:
+        return data
+    name, _, severity = options.train_corruption.partition(":")
+    Corruption(name, int(severity))
+    before = data.augment
+
+    def augment(batch: Any, generator: torch.Generator) -> Batch:
+        batch = before(batch, generator) if before is not None else batch
+        seed = int(torch.randint(2**31, (1,), generator=generator))
+        return Batch({**batch, "input": Corruption(name, int(severity), base_seed=seed)(batch["input"])})
+
+    return replace(data, augment=augment)

@@ -1,0 +1,110 @@
+"""The sweeps: formulas, zeros where pruned, exact restoration."""
+
+import pytest
+import torch
+
+from plait_fairsam import FairsamError, SavedWeights, asam_perturbation, global_norm, sam_perturbation
+
+
+def tensors(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=generator) for shape in [(3, 4), (5,), (), (2, 1, 3)]]
+
+
+def flat(parts):
+    return torch.cat([part.flatten().double() for part in parts])
+
+
+def test_one_norm_over_everything():
+    assert float(global_norm(tensors())) == pytest.approx(float(flat(tensors()).norm()), rel=1e-6)
+    assert float(global_norm([torch.tensor([3.0]), torch.tensor([[4.0]])])) == 5.0
+    assert float(global_norm([])) == 0.0
+
+
+def test_half_precision_is_accumulated_in_float32():
+    norm = global_norm([torch.full((1000,), 300.0, dtype=torch.float16), torch.zeros(2)])
+    assert norm.dtype == torch.float32 and float(norm) == pytest.approx(300 * 1000**0.5, rel=1e-5)
+    assert global_norm([torch.ones(2, dtype=torch.float64)]).dtype == torch.float64
+    e, _ = sam_perturbation([torch.ones(4, dtype=torch.bfloat16)], 1.0)
+    assert e[0].dtype == torch.bfloat16 and torch.equal(e[0], torch.full((4,), 0.5, dtype=torch.bfloat16))
+
+
+def test_reduce_sees_the_squared_norm_of_the_shard():
+    parts = tensors()
+    rest = flat(parts[2:]).norm().square().float()
+    assert float(global_norm(parts[:2], reduce=lambda s: s + rest)) == pytest.approx(
+        float(flat(parts).norm()), rel=1e-6
+    )
+
+
+def test_sparse_layout_is_refused():
+    with pytest.raises(FairsamError, match="sparse=False"):
+        global_norm([torch.eye(2).to_sparse()])
+
+
+def test_sam_has_length_rho_along_the_gradient():
+    g = tensors()
+    before = [part.clone() for part in g]
+    e, norm = sam_perturbation(g, 0.05)
+    assert all(torch.equal(a, b) for a, b in zip(g, before, strict=True))
+    assert torch.allclose(flat(e), 0.05 * flat(g) / flat(g).norm(), rtol=1e-5)
+    assert float(flat(e).norm()) == pytest.approx(0.05, rel=1e-5)
+    assert float(norm) == pytest.approx(float(flat(g).norm()), rel=1e-6)
+
+
+def test_a_zero_gradient_perturbs_nothing():
+    zero = [torch.zeros(3), torch.zeros(2, 2)]
+    assert not flat(sam_perturbation(zero, 0.5)[0]).any()
+    assert not flat(asam_perturbation(tensors()[1:2], [torch.zeros(5)], 0.5)[0]).any()
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.01])
+def test_asam_formula(eta):
+    w, g = tensors(1), tensors(2)
+    e, norm = asam_perturbation(w, g, 0.7, eta)
+    scale = flat(w).abs() + eta
+    length = (scale * flat(g)).norm()
+    assert torch.allclose(flat(e), 0.7 * scale**2 * flat(g) / length, rtol=1e-4)
+    assert float(norm) == pytest.approx(float(length), rel=1e-6)
+
+
+def test_pruned_positions_get_exactly_zero():
+    w, g = tensors(1), tensors(2)
+    masks = [(torch.rand(part.shape, generator=torch.Generator().manual_seed(9)) > 0.5).float() for part in w]
+    torch._foreach_mul_(w, masks)
+    torch._foreach_mul_(g, masks)
+    pruned = flat(masks) == 0
+    for e in (sam_perturbation(g, 0.1)[0], asam_perturbation(w, g, 0.1)[0]):
+        assert (flat(e)[pruned] == 0).all() and flat(e)[~pruned].abs().min() > 0
+
+
+def test_restores_bit_for_bit_also_after_an_exception():
+    saved = SavedWeights()
+    w = [torch.full((1000,), 0.1), torch.randn(7, requires_grad=True)]
+    before = [part.detach().clone() for part in w]
+    e = [torch.full((1000,), 1000.0), torch.full((7,), 1e-9)]
+    with saved.displaced(w, e):
+        assert not torch.equal(w[0], before[0])
+        with torch.no_grad():
+            w[1].mul_(0)
+    assert all(torch.equal(a, b) for a, b in zip(w, before, strict=True))
+    with pytest.raises(KeyError), saved.displaced(w, e):
+        raise KeyError
+    assert all(torch.equal(a, b) for a, b in zip(w, before, strict=True))
+    assert not torch.equal(before[0] + e[0] - e[0], before[0])  # what subtracting would have done
+
+
+def test_the_copy_is_reused_and_follows_new_shapes():
+    saved = SavedWeights()
+    w, e = [torch.randn(4)], [torch.ones(4)]
+    with saved.displaced(w, e):
+        first = saved._buffers[0].data_ptr()
+    with saved.displaced(w, e):
+        assert saved._buffers[0].data_ptr() == first
+    smaller = [torch.randn(2)]
+    before = smaller[0].clone()
+    with saved.displaced(smaller, [torch.ones(2)]):
+        pass
+    assert torch.equal(smaller[0], before)
+    with saved.displaced([], []):
+        pass
