@@ -20,6 +20,19 @@ from plait import checkpoints
 from plait.directory import RunDirectory
 
 
+def preload() -> None:
+    """Import what every run imports, once in the parent, so that forks start at once."""
+    import accelerate  # noqa: F401
+    import torch
+
+    import plait.loading
+    import plait.report.figures
+    import plait.report.page
+    import plait.trainer  # noqa: F401
+
+    torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)  # the first optimizer imports two seconds of torch
+
+
 def forked(
     action: Callable[[], object],
     *,
@@ -35,6 +48,7 @@ def forked(
         kill_at: ``("os.replace", 3)``: the process kills itself in the place of the third call.
         number: the signal.
     """
+    preload()
     child = os.fork()
     if child == 0:
         code = 1

@@ -1,0 +1,44 @@
+"""Parsed data kept between runs in the user's cache folder. Nothing depends on it: a cache that fails is no error."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+
+def cache_dir() -> Path:
+    """``$XDG_CACHE_HOME/plait``, or ``~/.cache/plait``; it need not exist."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return Path(base if os.path.isabs(base) else os.path.expanduser("~/.cache")) / "plait"
+
+
+def load(name: str) -> dict[str, npt.NDArray[Any]] | None:
+    """The arrays stored under a name, or None when there are none or they cannot be read. Executes nothing."""
+    try:
+        with np.load(cache_dir() / f"{name}.npz", allow_pickle=False) as stored:
+            return {key: stored[key] for key in stored.files}
+    except Exception:  # a damaged archive raises many things, and each means the same: parse again
+        return None
+
+
+def store(name: str, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Keep arrays under a name, whole or not at all; a folder that cannot be written is left alone."""
+    with contextlib.suppress(OSError):
+        folder = cache_dir()
+        folder.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(suffix=".part", dir=folder)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                np.savez_compressed(file, **dict(arrays))  # type: ignore[arg-type,unused-ignore]
+            os.replace(temporary, folder / f"{name}.npz")
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise

@@ -1,0 +1,156 @@
+"""The declarations: light, complete, and true of what the factories give."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from plait.components import DataSource, ModelSource, load_object
+from plait.data import Data, DataInfo
+from plait.errors import BadInput
+from plait.plugin import Options
+from plait.registry import implementations
+from plait_zoo.plugin import ZooPlugin
+
+DATA = [
+    *("digits", "mnist5k", "toned-digits", "fashion-mnist", "cifar10", "cifar100"),
+    *("celeba", "fairface", "lfw", "chexpert", "image-folder"),
+]
+MODELS = ["mlp", "cnn", "vgg-bn", "resnet18", "resnet34", "resnet50"]
+GROUPED = {"toned-digits", "celeba", "fairface", "lfw", "chexpert"}
+
+
+def test_importing_the_plugin_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, plait_zoo.plugin as p; from plait.plugin import Options;"
+        "z = p.ZooPlugin(Options()); z.data_sources(); z.models();"
+        "print([m for m in ('torch', 'numpy', 'torchvision', 'sklearn', 'mlxtend', 'PIL') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_hooks_fit_the_specs() -> None:
+    assert {i.hook for i in implementations(ZooPlugin(Options()))} == {"data_sources", "models"}
+
+
+def test_names(sources: dict[str, DataSource], models: dict[str, ModelSource]) -> None:
+    assert list(sources) == DATA
+    assert list(models) == MODELS
+    assert {name for name, source in sources.items() if "field:group" in source.provides} == GROUPED
+    assert all({"task:classification", "field:index"} <= source.provides for source in sources.values())
+    assert all("model:channel-groups" in model.provides for model in models.values())
+
+
+@pytest.mark.parametrize("name", DATA + MODELS)
+def test_factories_import_and_options_are_described(
+    name: str, sources: dict[str, DataSource], models: dict[str, ModelSource]
+) -> None:
+    source: DataSource | ModelSource = sources[name] if name in sources else models[name]
+    assert callable(load_object(source.factory, name))
+    for option, field in source.options.model_fields.items():
+        assert field.description, option
+        assert (
+            field.annotation is bool
+            or field.metadata
+            or "Literal" in str(field.annotation)
+            or "int" in str(field.annotation)
+        ), f"{option} has no bounds"
+
+
+@pytest.mark.parametrize("name", ["digits", "mnist5k", "toned-digits"])
+def test_declared_fields_are_there(name: str, sources: dict[str, DataSource], load: Callable[..., Data]) -> None:
+    data = load(name)
+    declared = {word.removeprefix("field:") for word in sources[name].provides if word.startswith("field:")}
+    assert declared == data.info.fields
+    for split in (data.train, data.validation, data.test):
+        batch = split.__getitems__([0, 2])
+        assert set(batch) == declared
+        assert batch["index"].tolist() == [0, 2]
+        assert batch["input"].shape == (2, *data.info.input_shape)
+
+
+def test_public_names_load_at_first_use() -> None:
+    import plait_zoo
+
+    assert all(callable(getattr(plait_zoo, name)) for name in plait_zoo.__all__)
+    assert set(plait_zoo.__all__) <= set(dir(plait_zoo))
+    with pytest.raises(AttributeError, match="nothing_here"):
+        _ = plait_zoo.nothing_here
+
+
+# ---- any options: a clear refusal or a result -----------------------------------------------------------------------
+PATHS = st.one_of(st.text(max_size=30), st.sampled_from(["/", "/tmp", "~nobody/x", "\0", "a" * 4000, "/dev/null", "."]))
+VALUES = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=20), st.lists(st.integers(), max_size=3)
+)
+
+
+def _some_options(options: type[Options]) -> st.SearchStrategy[dict[str, object]]:
+    known = {name: PATHS if name in ("root", "path", "weights") else VALUES for name in options.model_fields}
+    return st.fixed_dictionaries({}, optional={**known, "unknown": VALUES})
+
+
+@pytest.mark.parametrize("name", [name for name in DATA if name not in ("mnist5k", "toned-digits", "fashion-mnist")])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(draw=st.data())
+def test_data_options_never_crash(name: str, sources: dict[str, DataSource], draw: st.DataObject) -> None:
+    source = sources[name]
+    values = draw.draw(_some_options(source.options))
+    with contextlib.suppress(BadInput, ValidationError):
+        load_object(source.factory, name)(source.options.model_validate(values), 0)
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn", "vgg-bn"])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    draw=st.data(),
+    shape=st.one_of(st.just(()), st.tuples(st.integers(0, 3), st.integers(0, 40), st.integers(0, 40))),
+    classes=st.integers(-1, 12),
+)
+def test_model_options_never_crash(
+    name: str, models: dict[str, ModelSource], draw: st.DataObject, shape: tuple[int, ...], classes: int
+) -> None:
+    source = models[name]
+    values = draw.draw(_some_options(source.options))
+    with contextlib.suppress(BadInput, ValidationError):
+        load_object(source.factory, name)(
+            source.options.model_validate(values), DataInfo(input_shape=shape, num_classes=classes)
+        )
+
+
+@settings(max_examples=100, deadline=None)
+@given(text=st.text(alphabet="0123456789M, -x", max_size=20))
+def test_vgg_widths_are_refused_or_parsed(text: str) -> None:
+    from plait_zoo.options import VggOptions
+    from plait_zoo.vgg import parse_widths
+
+    try:
+        options = VggOptions(widths=text)
+    except ValidationError:
+        return
+    assert all(width == "M" or 1 <= int(width) <= 4096 for width in parse_widths(options.widths))
+
+
+@settings(max_examples=60, deadline=None)
+@given(share=st.floats(0, 1), corr=st.floats(-1, 1))
+def test_toned_probabilities_are_probabilities(share: float, corr: float) -> None:
+    import torch
+
+    from plait_zoo.options import TonedDigitsOptions
+    from plait_zoo.toned import dark_probability
+
+    try:
+        options = TonedDigitsOptions(share=share, corr=corr)
+    except ValidationError:
+        assert share * (1 + abs(corr)) > 1
+        return
+    chances = dark_probability(torch.tensor([True, False]), options.share, options.corr)
+    assert 0 <= float(chances.min()) <= float(chances.max()) <= 1 + 1e-6
