@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from sklearn.datasets import load_digits
@@ -80,9 +81,14 @@ def hand_written(data: Data, model: nn.Module, batch_size: int, total: int) -> I
 
 
 def plait_loop(
-    data: Data, model: nn.Module, batch_size: int, total: int, folder: Path
+    data: Data,
+    model: nn.Module,
+    batch_size: int,
+    total: int,
+    folder: Path,
+    plugins: dict[str, dict[str, Any]] | None = None,
 ) -> tuple[Trainer, Callable[[int], None]]:
-    """plait's own loop, advanced by whole stretches of steps."""
+    """plait's own loop, with or without plugins, advanced by whole stretches of steps."""
     recipe = Recipe.parse(
         {
             "data": {"name": "benchmark:data"},
@@ -91,6 +97,7 @@ def plait_loop(
             "train": {"steps": total, "batch_size": batch_size, "evaluate_every": 10**6},
             "optimizer": {"lr": LR, "momentum": MOMENTUM, "weight_decay": DECAY},
             "checkpoint": {"every_steps": 10**6},
+            "plugins": plugins or {},
         }
     )
     directory = RunDirectory(folder)

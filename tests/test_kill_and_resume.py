@@ -1,4 +1,4 @@
-"""SIGKILL at 20 random instants, some inside a checkpoint write, for dense, chase, fairsam and both: equal to the bit."""
+"""SIGKILL at 20 random instants, some inside a checkpoint write, for four sets of plugins: equal to the bit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""chase and fairsam in one run: masks in both passes, descent gradients for growth, and exact reduction to each alone."""
+"""chase and fairsam in one run: masks in both passes, descent gradients for growth, exact reduction to each alone."""
 
 from __future__ import annotations
 
@@ -92,7 +92,9 @@ def test_growth_reads_the_dense_descent_gradient_and_the_norm_counts_survivors(t
     def gradient() -> dict[str, Tensor]:
         with plait_frozen(model):
             losses = functional.cross_entropy(model(batch["input"]), batch["label"], reduction="none")
-            return dict(zip(names, torch.autograd.grad((losses * weight).mean(), list(model.parameters())), strict=True))
+            return dict(
+                zip(names, torch.autograd.grad((losses * weight).mean(), list(model.parameters())), strict=True)
+            )
 
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     ascent = {n: g * full[n] for n, g in gradient().items()}

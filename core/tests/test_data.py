@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plait.data import Batch, Data, DataInfo, Stream, TensorSplit
+from plait.data import Batch, Data, DataInfo, Stream, Subset, TensorSplit
 from plait.errors import BadInput
 
 
@@ -86,3 +86,12 @@ def test_bad_data_is_refused() -> None:
     bad = TensorSplit({"input": torch.zeros(2, 1), "label": torch.tensor([0, 5])})
     with pytest.raises(BadInput, match=r"0\.\.5 lie outside 0\.\.2"):
         Data(DataInfo(num_classes=3), bad, split(1), split(1)).check("x")
+
+
+def test_subset_keeps_columns_and_rows() -> None:
+    whole = TensorSplit({"input": torch.arange(6.0).reshape(6, 1), "label": torch.arange(6)})
+    part = Subset(whole, torch.tensor([4, 1, 5]))
+    assert len(part) == 3 and part.fields["label"].tolist() == [4, 1, 5]
+    batch = part.__getitems__([2, 0])
+    assert batch["input"].flatten().tolist() == [5.0, 4.0] and batch["index"].tolist() == [2, 0]
+    assert whole.__getitems__([4])["index"].tolist() == [4]

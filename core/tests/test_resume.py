@@ -152,3 +152,9 @@ def test_json_files_are_json(unbroken: tuple[Path, float]) -> None:
         json.loads(line)
     json.loads(unbroken[0].joinpath("environment.json").read_text())
     json.loads(unbroken[0].joinpath("export/config.json").read_text())
+
+
+def test_bad_input_leaves_no_directory_behind(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"math:sqrt failed"):
+        plait.run(data="math:sqrt", model="tiny-cnn", out=tmp_path / "r")
+    assert not (tmp_path / "r").exists()

@@ -106,7 +106,12 @@ def instantiate(recipe: Recipe) -> dict[str, Plugin]:
     for name, values in {registry.BUILTIN: {}, **recipe.plugins}.items():
         plugin = builtin if name == registry.BUILTIN else registry.find_plugin(name).plugin
         assert plugin is not None
-        plugins[name] = plugin(validated(plugin.Options, values, f"plugin {name}"))
+        options = validated(plugin.Options, values, f"plugin {name}")
+        try:
+            plugins[name] = made = plugin(options)
+            made.needs(), made.provides(), made.breaks(), made.claims()
+        except Exception as error:  # a stranger's declarations may raise anything
+            raise BadInput(f"plugin {name!r}: its declarations raised {type(error).__name__}: {error}") from error
     return plugins
 
 

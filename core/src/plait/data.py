@@ -45,7 +45,11 @@ class Batch(dict[str, Any]):
 
 @runtime_checkable
 class Split(Protocol):
-    """A part of a data set. ``__getitems__`` returns the batch of the given rows."""
+    """A part of a data set. ``__getitems__`` returns the batch of the given rows.
+
+    A split may have ``fields``: its cheap columns (label, group, ...), name -> tensor [n]; the input need not be among
+    them. ``in_memory = True`` says that reading needs no loader processes.
+    """
 
     def __len__(self) -> int: ...
 
@@ -78,6 +82,25 @@ class TensorSplit:
     def __getitems__(self, rows: Sequence[int] | Tensor) -> Batch:
         picked = torch.as_tensor(rows)
         return Batch({name: value.index_select(0, picked) for name, value in self.fields.items()})
+
+
+class Subset:
+    """Some rows of another split, in the given order; ``fields`` holds the cheap columns that the other one has."""
+
+    def __init__(self, split: Split, rows: Tensor) -> None:
+        self.split, self.rows = split, rows
+        self.in_memory = getattr(split, "in_memory", False)
+        self.fields: dict[str, Tensor] = {k: v[rows] for k, v in getattr(split, "fields", {}).items() if k != "input"}
+        self.fields["index"] = torch.arange(len(rows))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitems__(self, rows: Sequence[int] | Tensor) -> Any:
+        picked = torch.as_tensor(rows)
+        batch = self.split.__getitems__(self.rows[picked])
+        batch["index"] = picked
+        return batch
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from plait.data import DataInfo, Split, in_order
-from plait.errors import BadInput
+from plait.errors import BadInput, blame
 
 if TYPE_CHECKING:
     from plait.trainer import Trainer
@@ -76,14 +76,26 @@ class Predicted:
     fields: Mapping[str, Any]
 
 
+class NoSuchView(KeyError):
+    """A plugin asked for a view that this evaluation has not (on the validation split there is only ``clean``)."""
+
+
 class Predictions(Mapping[str, Predicted]):
-    """View name -> predictions, computed at first use and kept, so several plugins share one forward pass."""
+    """View name -> predictions, computed at first use and kept, so several plugins share one forward pass.
+
+    Attributes:
+        used: how often a view was asked for; a plugin that asked for none has figures that no split changes.
+    """
 
     def __init__(self, trainer: Trainer, model: torch.nn.Module, views: Mapping[str, View]) -> None:
         self.trainer, self.model, self.views = trainer, model, views
+        self.used = 0
         self._done: dict[str, Predicted] = {}
 
     def __getitem__(self, name: str) -> Predicted:
+        if name not in self.views:
+            raise NoSuchView(name)
+        self.used += 1
         if name not in self._done:
             view = self.views[name]
             split = view.split if view.split is not None else self.trainer.data.test
@@ -166,6 +178,28 @@ def evaluate(trainer: Trainer, model: torch.nn.Module, views: Mapping[str, View]
                     f"plugin {plugin!r}: evaluate gave a {type(value).__name__} for {name!r}; wrap it in plait.Metric."
                 )
             merged[f"{plugin}/{name}"] = value
+    return merged
+
+
+def evaluate_validation(trainer: Trainer) -> dict[str, Metric]:
+    """The plugins' metrics on the validation split, for choices that must not see the test.
+
+    There is one view, ``clean``. A plugin that asks for another view, or whose figures depend on no split, is left out.
+    """
+    if not len(trainer.data.validation):
+        return {}
+    views = {"clean": View("the validation split as it is", split=trainer.data.validation)}
+    predictions = Predictions(trainer, trainer.model, views)
+    merged: dict[str, Metric] = {}
+    for implementation in trainer.composed["evaluate"].implementations:
+        before = predictions.used
+        try:
+            with blame(implementation.plugin):
+                found = implementation({"trainer": trainer, "predictions": predictions})
+        except NoSuchView:
+            continue
+        if predictions.used > before:
+            merged |= {f"{implementation.plugin}/{n}": v for n, v in found.items() if isinstance(v, Metric)}
     return merged
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class Options(BaseModel):
     """Base of every options model: unknown keys are refused, values are checked, instances do not change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False, defer_build=True)
 
 
 class Plugin:

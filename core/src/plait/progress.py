@@ -68,7 +68,8 @@ class Bar(Silent):
         """A line above the bar."""
         from rich.console import Console
 
-        (self._bar.console if self._bar is not None else Console(stderr=True)).print(text)
+        console = self._bar.console if self._bar is not None else Console(stderr=True)
+        console.print(text, markup=False, highlight=False)
 
     def stop(self) -> None:
         """Take the bar away."""

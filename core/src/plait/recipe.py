@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from plait.errors import BadInput, nearest
@@ -18,13 +16,13 @@ T = TypeVar("T", bound=BaseModel)
 class Table(BaseModel):
     """Base of the recipe's tables."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
 
 class Component(Table):
     """A data source or a model by name or import path, with its own options beside the name."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True, defer_build=True)
     name: str | None = Field(
         None, min_length=1, description="a registered name, or an import path package.module:function"
     )
@@ -128,6 +126,8 @@ class Recipe(Table):
 
     def to_toml(self) -> str:
         """The recipe as TOML, keys without a value left out."""
+        import tomli_w
+
         return tomli_w.dumps(_without_none(self.model_dump(mode="json")))
 
     def merged(self, overrides: Mapping[str, Any], where: str = "--set") -> Recipe:
@@ -155,6 +155,8 @@ class Recipe(Table):
 
 def read_toml(path: Path) -> dict[str, Any]:
     """Read a TOML file, or raise BadInput that says what is wrong with it."""
+    import tomllib  # planning without a file must stay fast
+
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -167,10 +169,13 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 def parse_value(text: str) -> Any:
     """A ``--set`` value: TOML where it is TOML (numbers, true, lists), else the text itself."""
+    import tomllib
+
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        found = tomllib.loads(f"value = {text}")
     except (tomllib.TOMLDecodeError, RecursionError):
         return text
+    return found["value"] if found.keys() == {"value"} and "\n" not in text else text
 
 
 def validated(model: type[T], values: Any, where: str) -> T:
@@ -194,6 +199,8 @@ def _lines(model: type[BaseModel], error: ValidationError, where: str) -> Iterab
         if problem["type"] == "extra_forbidden":
             valid = _fields_at(model, location[:-1])
             yield f"{where}: unknown key {key!r}.{nearest(location[-1], valid)} Valid: {', '.join(valid)}."
+        elif problem["type"] == "missing":
+            yield f"{where}: {key} is required; give it with --set or in the recipe."
         else:
             given = repr(problem.get("input"))
             given = given if len(given) <= 80 else given[:77] + "..."

@@ -71,16 +71,26 @@ def implementations(plugin: Plugin) -> list[Implementation]:
     Raises:
         pluggy.PluginValidationError: for a wrong signature or an unknown hook.
     """
+    manager = _manager()
+    found = []
+    try:
+        manager.register(plugin, plugin.name)
+        manager.check_pending()
+        for caller in manager.get_hookcallers(plugin) or []:
+            for impl in caller.get_hookimpls():
+                order = getattr(impl.function, "plait_order", {})
+                found.append(Implementation(plugin.name, caller.name, impl.function, tuple(impl.argnames), **order))
+    finally:
+        # a refused signature leaves the plugin half registered; a fresh manager forgets it
+        _manager.cache_clear() if plugin.name not in dict(manager.list_name_plugin()) else manager.unregister(plugin)
+    return found
+
+
+@cache
+def _manager() -> pluggy.PluginManager:
     manager = pluggy.PluginManager("plait")
     manager.add_hookspecs(HookSpecs)
-    manager.register(plugin, plugin.name)
-    manager.check_pending()
-    found = []
-    for caller in manager.get_hookcallers(plugin) or []:
-        for impl in caller.get_hookimpls():
-            order = getattr(impl.function, "plait_order", {})
-            found.append(Implementation(plugin.name, caller.name, impl.function, tuple(impl.argnames), **order))
-    return found
+    return manager
 
 
 def default_instance(plugin: type[Plugin]) -> Plugin:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from plait import composition, progress, registry
 from plait.directory import RunDirectory, default_path
-from plait.errors import BadCheckpoint, Interrupted, PlaitError, RunFailed
+from plait.errors import BadCheckpoint, BadInput, Interrupted, PlaitError, Refused, RunFailed
 from plait.recipe import Recipe, assemble
 
 if TYPE_CHECKING:
@@ -29,7 +30,8 @@ class Run:
     Attributes:
         path: its directory.
         recipe: the resolved recipe.
-        metrics: ``<plugin>/<metric>`` -> value; ``...@export`` for the exported model; NaN where undefined.
+        metrics: ``<plugin>/<metric>`` -> value; ``...@export`` for the exported model, ``...@validation`` for the
+            trained one on the validation split; NaN where undefined.
         details: ``<plugin>/<metric>`` -> {value, unit, better, note}.
         finished: whether it reached its end.
     """
@@ -39,7 +41,9 @@ class Run:
         self.recipe = directory.recipe()
         result = directory.result()
         self.finished = result is not None
-        self.details: dict[str, dict[str, Any]] = result["details"] if result else {}
+        self.details: dict[str, dict[str, Any]] = dict(result["details"]) if result else {}
+        for name, detail in (result or {}).get("validation", {}).items():
+            self.details[f"{name}@validation"] = detail
         self.metrics = {k: float("nan") if d["value"] is None else d["value"] for k, d in self.details.items()}
         self._model = model
 
@@ -125,8 +129,11 @@ def _execute(
 ) -> Run:
     from plait.recorder import Recorder
 
+    if fresh and directory.recipe_file.exists():
+        directory.create()  # refuses, before anything slow
     accelerator = make_accelerator(plan.recipe, directory)
     main = accelerator.is_main_process
+    mine = fresh and main and not directory.path.exists()
     if fresh and main:
         directory.create()
     shown = progress.make(bar if main else False)
@@ -141,6 +148,9 @@ def _execute(
             model = _train(plan, recorder, accelerator, fresh, checkpoint)
         except PlaitError as error:
             shown.stop()
+            if mine and isinstance(error, (BadInput, Refused)) and not directory.saved_checkpoints():
+                shutil.rmtree(directory.path)  # nothing was trained: leave nothing behind
+                raise
             if isinstance(error, Interrupted):
                 recorder.event("interrupted", step=_last_step(directory))
                 error = Interrupted(f"{error} Go on with: plait resume {directory.path}")
@@ -148,6 +158,9 @@ def _execute(
                 _try_event(recorder, error)
             _write_report(directory)
             raise error from None
+        except Exception as error:
+            _try_event(recorder, error)
+            raise
         finally:
             shown.stop()
         _write_report(directory)
@@ -189,6 +202,7 @@ def _finish(trainer: Trainer, recorder: Recorder) -> nn.Module:
     trainer.masks.hold()
     views = evaluation.collect_views(trainer)
     results = evaluation.evaluate(trainer, trainer.model, views)
+    validation = {name: asdict(metric) for name, metric in evaluation.evaluate_validation(trainer).items()}
     model: nn.Module = copy.deepcopy(trainer.model).eval()
     if trainer.composed["export"]:
         model = trainer.composed["export"].chain("model", trainer=trainer, model=model).eval()
@@ -196,7 +210,7 @@ def _finish(trainer: Trainer, recorder: Recorder) -> nn.Module:
         results |= {f"{name}@export": value for name, value in after.items()}
     if recorder.writes:
         exporting.write(trainer, model.cpu(), recorder.directory.export)
-    recorder.event("result", step=trainer.step, **_result(results))
+    recorder.event("result", step=trainer.step, **_result(results), validation=validation)
     return model
 
 
@@ -216,7 +230,6 @@ def check_needs(plan: composition.Plan, data: Any) -> None:
     Raises:
         Refused: a needed field or task is missing.
     """
-    from plait.errors import Refused
     from plait.rules import Refusal
 
     provided = {f"field:{name}" for name in data.info.fields} | {f"task:{data.info.task}"}
@@ -239,8 +252,6 @@ def make_accelerator(recipe: Recipe, directory: RunDirectory) -> Accelerator:
     """
     import torch
     from accelerate import Accelerator
-
-    from plait.errors import BadInput
 
     device = recipe.device
     if device.startswith("cuda") and not torch.cuda.is_available():
@@ -341,9 +352,9 @@ def _last_step(directory: RunDirectory) -> int:
     return int(newest.stem.removeprefix("step-")) if newest else 0
 
 
-def _try_event(recorder: Recorder, error: PlaitError) -> None:
+def _try_event(recorder: Recorder, error: Exception) -> None:
     try:
-        recorder.event("failed", error=str(error))
+        recorder.event("failed", error=str(error) or type(error).__name__)
     except RunFailed:
         return
 

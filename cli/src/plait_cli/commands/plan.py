@@ -1,0 +1,73 @@
+"""``plait plan``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import typer
+
+from plait_cli import output
+from plait_cli.parameters import AsJson, DataName, ModelName, PluginNames, RecipeFile, Settings, assemble
+
+if TYPE_CHECKING:
+    from plait.composition import Plan
+
+REFUSED = 3
+
+
+def plan(
+    recipe: RecipeFile = None,
+    plugins: PluginNames = None,
+    data: DataName = None,
+    model: ModelName = None,
+    settings: Settings = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say whether plugins can work together, in which order they act and why; nothing is started.
+
+    Exit code 3 when they cannot, with what to change.
+
+    Examples:
+
+      plait plan -p chase -p fairsam
+      plait plan recipe.toml --set chase.density=0.05
+      plait plan -p fairsam --data tiny-images --json
+    """
+    from plait.composition import make_plan
+
+    made = make_plan(assemble(recipe, plugins, settings, data=data, model=model))
+    if as_json:
+        output.emit(made.as_dict())
+    else:
+        typer.echo(described(made))
+    if not made.ok:
+        raise typer.Exit(REFUSED)
+
+
+def described(made: Plan) -> str:
+    """The plan for people."""
+    from plait.hooks import rule_of
+    from plait.rules import Rule
+
+    names = list(made.recipe.plugins) or ["no plugin"]
+    lines = [output.heading(f"{' + '.join(names)} on {made.recipe.data.name} with {made.recipe.model.name}")]
+    rows = []
+    for hook, order in made.order.items():
+        rule = rule_of(hook)
+        if rule is not Rule.REGISTRY or hook == "views":
+            rows.append((hook, rule.value, " -> ".join(order), "; ".join(made.reasons.get(hook, []))))
+    if rows:
+        head, *body = output.aligned([("HOOK", "RULE", "ORDER", "WHY"), *rows]).splitlines()
+        lines += ["", output.heading(head), *body]
+    claims = [(name, ", ".join(map(str, claimed))) for name, claimed in made.claims.items()]
+    if claims:
+        lines += ["", output.heading("CLAIMS"), output.aligned(claims)]
+    if made.unchecked:
+        lines += ["", output.heading("NOT CHECKED YET"), *made.unchecked]
+    lines.append("")
+    if made.ok:
+        lines.append(typer.style("ok: they can work together.", fg="green"))
+    for refusal in made.refusals:
+        lines.append(typer.style(f"refused ({refusal.rule}): ", fg="red", bold=True) + refusal.message)
+        lines.append(f"  fix: {refusal.fix}")
+    return "\n".join(lines)

@@ -1,0 +1,28 @@
+"""``plait report``."""
+
+from __future__ import annotations
+
+import typer
+
+from plait_cli import output, startup
+from plait_cli.parameters import AsJson, RunPath
+
+
+def report(run: RunPath, as_json: AsJson = False) -> None:
+    """Write the HTML report of a run again and print where it lies.
+
+    Examples:
+
+      plait report runs/both
+    """
+    from plait.directory import RunDirectory
+
+    directory = RunDirectory.existing(run)
+    startup.long()
+    from plait.report import write_report
+
+    write_report(directory)
+    if as_json:
+        output.emit({"run": str(directory.path), "report": str(directory.report)})
+    else:
+        typer.echo(directory.report)

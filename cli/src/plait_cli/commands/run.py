@@ -1,0 +1,223 @@
+"""``plait run`` and ``plait resume``."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from plait_cli import completion, output, startup, statistics
+from plait_cli.parameters import (
+    AsJson,
+    DataName,
+    Device,
+    Epochs,
+    ModelName,
+    PluginNames,
+    RecipeFile,
+    RunPath,
+    Seed,
+    Settings,
+    Steps,
+    assemble,
+)
+
+if TYPE_CHECKING:
+    from plait.recipe import Recipe
+    from plait.running import Run
+
+
+def run(
+    recipe: RecipeFile = None,
+    plugins: PluginNames = None,
+    data: DataName = None,
+    model: ModelName = None,
+    settings: Settings = None,
+    epochs: Epochs = None,
+    steps: Steps = None,
+    seed: Seed = None,
+    seeds: Annotated[
+        int | None, typer.Option("--seeds", metavar="N", help="Run seeds 0 to N-1, each in DIR/seed-K, and average.")
+    ] = None,
+    device: Device = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="The run directory; default runs/<time>-...")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train, evaluate, export and report.
+
+    Ctrl-C writes a checkpoint and says how to go on.
+
+    Examples:
+
+      plait run --epochs 1
+      plait run -p chase -p fairsam --epochs 5 --out runs/both
+      plait run recipe.toml --set chase.density=0.05 --seed 1
+      plait run -p fairsam --data mypackage.data:load --model mypackage.nets:build
+      plait run -p chase --seeds 3 --json
+    """
+    from plait import composition
+    from plait.directory import default_path
+    from plait.errors import BadInput
+
+    if seeds is not None and seed is not None:
+        raise BadInput("give --seed or --seeds, not both.")
+    if seeds is not None and not 1 <= seeds <= 10_000:
+        raise BadInput(f"--seeds {seeds}: give a number from 1 to 10000.")
+    wanted = assemble(
+        recipe, plugins, settings, data=data, model=model, epochs=epochs, steps=steps, seed=seed, device=device
+    )
+    plan = composition.make_plan(wanted)  # refuses before anything heavy is imported
+    plan.raise_if_refused()
+    if seeds is not None:
+        run_seeds(wanted, seeds, out or seeds_path(plan.recipe, seeds), as_json)
+        return
+    path = out if out is not None else default_path(plan.recipe)
+    must_be_free(path)
+    finish(start(wanted, path), as_json)
+
+
+def resume(
+    run: RunPath,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(
+            "--checkpoint", metavar="NAME", help="Default: the newest.", autocompletion=completion.checkpoints
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Go on with an interrupted run, to the same result bit for bit.
+
+    Examples:
+
+      plait resume runs/both
+      plait resume runs/both --checkpoint step-000000120
+    """
+    import plait
+    from plait.directory import RunDirectory
+
+    directory = RunDirectory.existing(run)
+    done = directory.result() is not None and checkpoint is None
+    if done:
+        output.note(f"{run} had finished already; this is its result.")
+    startup.long()
+    with interruptible(run):
+        resumed = plait.resume(run, checkpoint=checkpoint, progress=True)
+    finish(resumed, as_json)
+
+
+# ---- inside ------------------------------------------------------------------------------------------------------
+@contextlib.contextmanager
+def interruptible(path: Path) -> Iterator[None]:
+    """A Ctrl-C outside the training loop (while loading, or the second one) says how to go on, too."""
+    from plait.directory import RunDirectory
+    from plait.errors import Interrupted
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        if RunDirectory(path).recipe_file.is_file():
+            raise Interrupted(f"stopped. Go on with: plait resume {path}") from None
+        raise Interrupted("stopped before the run began; there is nothing to resume.") from None
+
+
+def start(recipe: Recipe, path: Path) -> Run:
+    """Run a recipe with a progress bar on stderr."""
+    startup.long()
+    with interruptible(path):
+        import plait
+
+        return plait.run(recipe, out=path, progress=True)
+
+
+def finish(done: Run, as_json: bool) -> None:
+    """Print the result of a run."""
+    if as_json:
+        output.emit(document(done))
+        return
+    result = done.directory.result() or {}
+    columns, rows = output.metric_rows(result.get("details", {}))
+    tables = [output.table("", columns, rows, right=(1, 2) if "exported" in columns else (1,))]
+    made_tables = result.get("tables", {})
+    for name, made in made_tables.items():
+        if name.endswith("@export") and made == made_tables.get(name.removesuffix("@export")):
+            continue
+        title = f"{made['title']}{' (exported model)' if name.endswith('@export') else ''}"
+        tables.append(output.table(title, made["columns"], made["rows"]))
+    output.show(*tables)
+    for word, path in (
+        ("run", done.path),
+        ("report", output.existing(done.report)),
+        ("export", output.existing(done.export)),
+    ):
+        if path is not None:
+            typer.echo(f"{word + ':':8}{path}")
+
+
+def document(done: Run) -> dict[str, Any]:
+    """The JSON form of a run."""
+    return {
+        "run": str(done.path),
+        "metrics": done.metrics,
+        "export": _text(output.existing(done.export)),
+        "report": _text(output.existing(done.report)),
+    }
+
+
+def run_seeds(recipe: Recipe, count: int, root: Path, as_json: bool) -> None:
+    """Runs with seeds 0 to ``count - 1`` one after the other, then mean and standard error of every metric."""
+    folders = [root / f"seed-{seed}" for seed in range(count)]
+    for folder in (root, *folders):
+        must_be_free(folder)
+    runs = []
+    for seed, folder in enumerate(folders):
+        output.note(f"seed {seed} ({seed + 1} of {count})")
+        runs.append(start(recipe.merged({"seed": seed}), folder))
+    names = list(dict.fromkeys(name for done in runs for name in done.metrics))
+    figures = {name: statistics.summary([done.metrics.get(name) for done in runs]) for name in names}
+    if as_json:
+        output.emit(
+            {
+                "run": str(root),
+                "metrics": {name: made["mean"] for name, made in figures.items()},
+                "summary": figures,
+                "runs": [{"seed": seed, **document(done)} for seed, done in enumerate(runs)],
+            }
+        )
+        return
+    details = {name: detail for done in runs for name, detail in done.details.items()}
+    rows = [
+        [name, output.figure(made["mean"]), output.figure(made["standard_error"]), made["n"], details[name]["unit"]]
+        for name, made in figures.items()
+    ]
+    output.show(output.table("", ["metric", "mean", "standard error", "n", "unit"], rows, right=(1, 2, 3)))
+    typer.echo(f"runs:   {root}")
+
+
+def must_be_free(path: Path) -> None:
+    """Refuse a directory that holds a run before torch is imported for nothing."""
+    from plait.directory import RunDirectory
+    from plait.errors import BadInput
+
+    if RunDirectory(path).recipe_file.exists():
+        raise BadInput(f"{path} already holds a run: choose another --out, or `plait resume {path}`.")
+
+
+def seeds_path(recipe: Recipe, count: int, root: Path = Path("runs")) -> Path:
+    """``runs/<time>-<plugins>-seeds<N>``, made unique by a counter."""
+    stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{'+'.join(recipe.plugins) or 'plain'}-seeds{count}"
+    path, number = root / stem, 1
+    while path.exists():
+        number += 1
+        path = root / f"{stem}-{number}"
+    return path
+
+
+def _text(path: Path | None) -> str | None:
+    return str(path) if path is not None else None

@@ -1,0 +1,151 @@
+"""What the commands print. stdout carries the answer, stderr everything else; no text of the user is read as markup."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_document_stream: ContextVar[TextIO | None] = ContextVar("document_stream", default=None)
+
+
+@contextlib.contextmanager
+def document_only() -> Iterator[None]:
+    """Everything printed inside goes to stderr; only `emit` reaches stdout."""
+    token = _document_stream.set(sys.stdout)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _document_stream.reset(token)
+
+
+def emit(document: Any) -> None:
+    """Print the JSON document of a command: NaN and infinities as null, paths as text."""
+    stream = _document_stream.get() or sys.stdout
+    stream.write(json.dumps(plain(document), allow_nan=False, indent=2, ensure_ascii=False, default=str) + "\n")
+    stream.flush()
+
+
+def plain(value: Any) -> Any:
+    """Numbers that JSON cannot hold become None, sets sorted lists, keys text."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (set, frozenset)):
+        return sorted(map(str, value))
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    return value
+
+
+def complain(word: str, message: str) -> None:
+    """``word: message`` on stderr, further lines indented."""
+    first, *others = message.splitlines() or [""]
+    typer.secho(f"{word}: ", fg=typer.colors.RED, bold=True, nl=False, err=True)
+    typer.echo("\n  ".join([first, *others]), err=True)
+
+
+def note(message: str) -> None:
+    """A line on stderr."""
+    typer.echo(message, err=True)
+
+
+def heading(text: str) -> str:
+    """Bold where the terminal can."""
+    return typer.style(text, bold=True)
+
+
+def aligned(rows: Sequence[Sequence[str]], indent: str = "") -> str:
+    """Rows of cells in columns two spaces apart; the last column runs on.
+
+    The short commands use this: a rich table costs an import of a third of their time.
+    """
+    if not rows:
+        return ""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
+    lines = []
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, [*widths, 0], strict=True)]
+        lines.append(f"{indent}{'  '.join(cells)}".rstrip())
+    return "\n".join(lines)
+
+
+# ---- rich --------------------------------------------------------------------------------------------------------
+def console() -> Console:
+    """A rich console on stdout; wide enough not to fold tables when the output is not a terminal."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], right: Sequence[int] = ()) -> Any:
+    """A rich table of plain text cells; ``right`` are the columns aligned to the right."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(title=Text(title) if title else None, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    for number, column in enumerate(columns):
+        made.add_column(Text(column), justify="right" if number in right else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*[cell if isinstance(cell, Text) else Text(figure(cell)) for cell in row])
+    return made
+
+
+def show(*things: Any) -> None:
+    """Print texts and tables on stdout."""
+    screen = console()
+    for thing in things:
+        screen.print(thing, markup=False)
+
+
+def figure(value: Any) -> str:
+    """A number with four digits that matter, counts in full, anything else as text; ``-`` for an undefined value."""
+    if value is None:
+        return "-"
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return str(value)
+    if not math.isfinite(value):
+        return "-"
+    if float(value).is_integer() and abs(value) < 1e15:
+        return f"{int(value):,}"
+    return f"{value:,.1f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def metric_rows(details: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[list[Any]]]:
+    """Columns and rows of a run's metrics, the exported model's value in a column of its own when there is one."""
+    exported = {k.removesuffix("@export"): d for k, d in details.items() if k.endswith("@export")}
+    names = list(dict.fromkeys(k.removesuffix("@export") for k in details))
+    columns = ["metric", "value", *(["exported"] if exported else []), "unit", "better"]
+    notes = any(d.get("note") for d in details.values())
+    rows: list[list[Any]] = []
+    for name in names:
+        own = details.get(name) or {}
+        after = exported.get(name) or {}
+        known = own or after
+        row: list[Any] = [name, figure(own.get("value"))]
+        if exported:
+            row.append(figure(after.get("value")) if after else "")
+        direction = known.get("better", "neither")
+        row += [known.get("unit", ""), "" if direction == "neither" else direction]
+        if notes:
+            row.append(known.get("note", "") or after.get("note", ""))
+        rows.append(row)
+    return [*columns, *(["note"] if notes else [])], rows
+
+
+def existing(path: Path) -> Path | None:
+    """The path if something is there."""
+    return path if path.exists() else None

@@ -1,0 +1,116 @@
+"""Looking at run directories: finding them, and in what state each is. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from plait.directory import RunDirectory
+from plait.errors import BadInput, PlaitError, RunLocked
+from plait.recipe import Recipe
+
+DEPTH = 4
+"""How deep below a folder runs are looked for (``runs/<experiment>/seed-3``)."""
+
+
+@dataclass
+class Seen:
+    """A run as found on disk.
+
+    Attributes:
+        path: its directory.
+        status: ``finished``, ``running``, ``interrupted`` (also when killed), ``failed`` or ``damaged``.
+        reason: why it failed or cannot be read.
+        recipe: the resolved recipe, None when damaged.
+        details: ``<plugin>/<metric>`` -> {value, unit, better, note} of a finished run.
+    """
+
+    path: Path
+    status: str
+    reason: str = ""
+    recipe: Recipe | None = None
+    details: dict[str, dict[str, Any]] = field(default_factory=dict)
+    step: int | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The form printed by ``plait runs --json``."""
+        recipe = self.recipe
+        return {
+            "run": str(self.path),
+            "status": self.status,
+            "reason": self.reason,
+            "plugins": list(recipe.plugins) if recipe else [],
+            "data": recipe.data.name if recipe else None,
+            "model": recipe.model.name if recipe else None,
+            "seed": recipe.seed if recipe else None,
+            "step": self.step,
+            "metrics": {name: detail.get("value") for name, detail in self.details.items()},
+        }
+
+
+def find(root: Path, depth: int = DEPTH) -> Iterator[RunDirectory]:
+    """The run directories at or below ``root``, in the order of their names; never inside a run."""
+    directory = RunDirectory(root)
+    try:
+        if directory.recipe_file.is_file():
+            yield directory
+        elif depth > 0 and root.is_dir():
+            for child in sorted(root.iterdir()):
+                if child.is_dir() and not child.name.startswith("."):
+                    yield from find(child, depth - 1)
+    except OSError:
+        return
+
+
+def look(directory: RunDirectory) -> Seen:
+    """What state a run is in; a damaged one is described, never raised."""
+    seen = Seen(directory.path, "interrupted")
+    try:
+        seen.recipe = directory.recipe()
+        events = directory.events()
+        seen.step = max((int(e["step"]) for e in events if isinstance(e.get("step"), int)), default=0)
+        results = [e for e in events if e.get("event") == "result"]
+        if results:
+            seen.status, seen.details = "finished", dict(results[-1]["details"])
+        elif events and events[-1].get("event") == "failed":
+            seen.status, seen.reason = "failed", str(events[-1].get("error", ""))
+    except (PlaitError, OSError, KeyError, TypeError, ValueError) as error:
+        return Seen(directory.path, "damaged", " ".join(str(error).split()))
+    if seen.status != "finished" and is_locked(directory):
+        seen.status = "running"
+    return seen
+
+
+def is_locked(directory: RunDirectory) -> bool:
+    """Whether another process is writing the run."""
+    if not (directory.path / ".lock").exists():
+        return False
+    try:
+        with directory.locked():
+            return False
+    except RunLocked:
+        return True
+    except BadInput:  # not writable: nobody writes it either
+        return False
+
+
+def finished(paths: Iterable[Path]) -> list[Seen]:
+    """The finished runs at or below each path.
+
+    Raises:
+        BadInput: nothing there, or a run that has not finished.
+    """
+    found: dict[Path, Seen] = {}
+    for path in paths:
+        seen = [look(directory) for directory in find(path)]
+        if not seen:
+            raise BadInput(f"{path} is not a run directory and holds none. `plait runs` lists what there is.")
+        for one in seen:
+            if one.status != "finished":
+                why = f" ({one.reason})" if one.reason else ""
+                fix = "" if one.status in ("running", "damaged") else f" Finish it with: plait resume {one.path}"
+                raise BadInput(f"{one.path} has no result: it is {one.status}{why}.{fix}")
+            found.setdefault(one.path.resolve(), one)
+    return list(found.values())

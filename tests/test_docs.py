@@ -1,0 +1,168 @@
+"""The documentation is true: generated parts are up to date, code blocks run, commands are accepted, links lead somewhere.
+
+A page's ``python`` blocks are one script, run in an empty folder. A block whose first line is ``# name.py`` is that file.
+Lines that begin with ``plait`` in ``sh`` blocks are planned, not run.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+OTHERS = [ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(ROOT.glob("*/README.md"))]
+OTHERS += sorted(ROOT.glob("plugins/*/README.md"))
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.S | re.M)
+LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
+
+
+def named(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def blocks(page: Path, language: str) -> Iterator[tuple[int, str]]:
+    """(line number, text) of every fenced block in a language."""
+    text = page.read_text(encoding="utf-8")
+    for match in FENCE.finditer(text):
+        if match[1] == language:
+            yield text.count("\n", 0, match.start(2)), match[2]
+
+
+@pytest.fixture(scope="module")
+def tables() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("make_tables", ROOT / "docs" / "make_tables.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=named)
+def test_generated_parts_are_up_to_date(page: Path, tables: ModuleType) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert text.count("<!-- end -->") == len(tables.PART.findall(text)), "a marker of a generated part is misspelt"
+    assert tables.render(text) == text, "run: python docs/make_tables.py"
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if any(blocks(p, "python"))], ids=named)
+def test_python_blocks_run(page: Path, tmp_path: Path) -> None:
+    lines: list[str] = []
+    for start, block in blocks(page, "python"):
+        first = block.partition("\n")[0]
+        if re.fullmatch(r"# \w+\.py", first):
+            (tmp_path / first[2:]).write_text(block, encoding="utf-8")
+        else:
+            lines += [""] * (start - len(lines)) + block.splitlines()  # errors show the page's own line numbers
+    script = tmp_path / f"{page.stem}_md.py"
+    script.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, script.name], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, f"{named(page)}:\n{done.stderr[-3000:]}"
+
+
+def commands() -> list[Any]:
+    found = []
+    for page in [*PAGES, *OTHERS]:
+        for start, block in [*blocks(page, "sh"), *blocks(page, "")]:
+            for number, line in enumerate(block.splitlines(), start + 1):
+                command = line.partition("#")[0].strip()
+                if command.startswith("plait "):
+                    found.append(pytest.param(command, id=f"{named(page)}:{number}"))
+    return found
+
+
+@pytest.mark.parametrize("command", commands())
+def test_commands_are_accepted(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from plait_cli.app import app
+    from plait_cli.groups import COMMANDS
+
+    monkeypatch.chdir(tmp_path)
+    for folder in ("examples",):
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    _, name, *rest = shlex.split(command)
+    if name not in COMMANDS or "NAME" in command:
+        assert name.startswith("-") or name in ("NAME", "attic"), f"no command {name!r}"
+        return
+    if name == "run":
+        name, rest = "plan", planned(rest)
+    if name in ("resume", "report", "compare") or any(word.isupper() for word in rest) or "attic" in command:
+        name, rest = name, ["--help"]
+    with pytest.raises(SystemExit) as ended:
+        app([name, *rest], prog_name="plait")
+    assert ended.value.code in (0, 3), capsys.readouterr().err
+
+
+def planned(arguments: list[str]) -> list[str]:
+    """The arguments of ``plait run`` that ``plait plan`` takes as well."""
+    left, words = [], iter(arguments)
+    for word in words:
+        if word in ("--out", "--epochs", "--steps", "--seed", "--seeds", "--device"):
+            next(words)
+        elif word == "recipe.toml":
+            continue
+        else:
+            left.append(word)
+    return left
+
+
+@pytest.mark.parametrize("page", [*PAGES, *OTHERS], ids=named)
+def test_relative_links_resolve(page: Path) -> None:
+    text = FENCE.sub("", page.read_text(encoding="utf-8"))
+    broken = []
+    for link in LINK.findall(text):
+        if re.match(r"[a-z]+:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            broken.append(link)
+    assert not broken
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", FENCE.sub("", page.read_text(encoding="utf-8")), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+@pytest.fixture(scope="module")
+def details(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """Every metric of one small run of everything."""
+    import plait
+
+    plugins = {"chase": {}, "fairsam": {"severities": [3]}}
+    settings = {"data.classes": 2}
+    out = tmp_path_factory.mktemp("metrics") / "run"
+    run = plait.run(plugins=plugins, settings=settings, steps=30, data="tiny-images", model="tiny-cnn", out=out)
+    return json.loads(json.dumps(run.details))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("plugin", ["chase", "fairsam"])
+def test_metric_tables_say_what_a_run_reports(plugin: str, details: dict[str, dict[str, Any]]) -> None:
+    page = (ROOT / "docs" / f"{plugin}.md").read_text(encoding="utf-8")
+    section = page.partition("\n## Metrics\n")[2].partition("\n## ")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line[:3] == "| `"]
+    written = {row[0].strip("`"): (row[1], row[2]) for row in rows}
+    reported = {}
+    for name, detail in details.items():
+        owner, _, metric = name.partition("@")[0].partition("/")
+        if owner == plugin:
+            better = "" if detail["better"] == "neither" else detail["better"]
+            reported[re.sub(r"_group_\d+$", "_group_A", metric)] = (detail["unit"], better)
+    assert written == reported
