@@ -139,6 +139,7 @@ def _execute(
     shown = progress.make(bar if main else False)
     if not main:
         model = _train(plan, Recorder(directory, shown, None, writes=False), accelerator, fresh, checkpoint)
+        accelerator.wait_for_everyone()
         return Run(directory, model)
     with directory.locked():
         recorder = Recorder(directory, shown, accelerator)
@@ -164,6 +165,7 @@ def _execute(
         finally:
             shown.stop()
         _write_report(directory)
+    accelerator.wait_for_everyone()
     return Run(directory, model)
 
 
