@@ -21,6 +21,7 @@ COMMANDS = {
     "runs": "plait_cli.commands.runs:runs",
     "compare": "plait_cli.commands.compare:compare",
     "report": "plait_cli.commands.report:report",
+    "verify": "plait_cli.commands.verify:verify",
 }
 """plait's own commands, in the order of the help: name -> import path of its function."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -18,14 +19,14 @@ class MaskSet:
     A mask is a tensor of the parameter's shape and type holding 0.0 and 1.0, changed in place by its owner only, who
     then calls `changed`. Masked weights are exactly zero before every forward pass and after every step; ``p.grad`` is
     zero there after every backward pass; optimizer state is zeroed when masks change, so that a weight that comes back
-    starts from zero with zero momentum.
+    starts from zero with zero momentum. ``dirty`` says that masks changed since optimizer state was last zeroed.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.owner: dict[str, str] = {}
         self.mask: dict[str, Tensor] = {}
-        self._dirty = False
+        self.dirty = False
         self._dense: dict[str, Tensor] = {}
         self._keep_dense: set[str] = set()
         self.rebind()
@@ -71,7 +72,7 @@ class MaskSet:
 
     def changed(self) -> None:
         """Tell the core that masks were changed in place."""
-        self._dirty = True
+        self.dirty = True
 
     # ---- holding ------------------------------------------------------------------------------------------------
     @torch.no_grad()
@@ -83,7 +84,7 @@ class MaskSet:
     @torch.no_grad()
     def hold_state(self, optimizer: torch.optim.Optimizer) -> None:
         """Zero masked weights and masked optimizer state, if masks changed since the last call."""
-        if not self._dirty:
+        if not self.dirty:
             return
         self.hold()
         for parameter, mask in zip(self._parameters, self._masks, strict=True):
@@ -91,7 +92,7 @@ class MaskSet:
             same = [v for v in state.values() if isinstance(v, Tensor) and v.shape == mask.shape]
             if same:
                 torch._foreach_mul_(same, [mask.to(v.dtype) for v in same])
-        self._dirty = False
+        self.dirty = False
 
     # ---- gradients ----------------------------------------------------------------------------------------------
     def keep_dense(self, owner: str, wanted: bool = True) -> None:
@@ -138,6 +139,13 @@ class MaskSet:
         """Parameter name -> (positions kept, positions)."""
         return {name: (int(mask.count_nonzero()), mask.numel()) for name, mask in self.mask.items()}
 
+    def checksum(self) -> int:
+        """A 31-bit number that two equal sets of masks share."""
+        digest = hashlib.sha256()
+        for name, mask in self.mask.items():
+            digest.update(name.encode() + pack(mask).numpy().tobytes())
+        return int.from_bytes(digest.digest()[:4], "little") >> 1
+
     def state_dict(self) -> dict[str, Any]:
         """Masks packed to bits: name -> {owner, shape, bits uint8 [ceil(numel / 8)]}."""
         return {
@@ -165,7 +173,7 @@ class MaskSet:
                     f"{list(mask.shape)} of {self.owner[name]!r} in this run."
                 )
             mask.copy_(unpack(saved["bits"], mask.shape))
-        self._dirty = True
+        self.dirty = True
 
 
 def pack(mask: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from plait import checkpoints
 from plait.directory import RunDirectory
@@ -41,6 +41,7 @@ class Recorder:
         self.directory, self.progress, self.accelerator, self.writes = directory, progress, accelerator, writes
         self._stop = False
         self._shown = 0.0
+        self._file: TextIO | None = None
 
     def event(self, kind: str, **values: Any) -> None:
         """Append one event line.
@@ -54,8 +55,9 @@ class Recorder:
             _finite({"event": kind, "time": round(time.time(), 3), **values}), allow_nan=False, default=str
         )
         try:
-            with open(self.directory.events_file, "a", encoding="utf-8") as file:
-                file.write(line + "\n")
+            file = self._events()
+            file.write(line + "\n")
+            file.flush()
         except OSError as error:
             raise RunFailed(
                 f"{self.directory.events_file} could not be written: {error}. The last checkpoint is kept."
@@ -95,13 +97,26 @@ class Recorder:
     def rewind(self, size: int) -> None:
         """Cut the events back to what they were at the checkpoint, so a resumed file reads like an unbroken one."""
         if self.writes and self.directory.events_file.exists():
+            self.close()
             with open(self.directory.events_file, "r+b") as file:
                 file.truncate(size)
 
+    def close(self) -> None:
+        """Close the events file; the next event opens it again."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _events(self) -> TextIO:
+        if self._file is None:
+            self._file = open(self.directory.events_file, "a", encoding="utf-8")  # noqa: SIM115 - kept open: one write a step
+        return self._file
+
     def _synced_size(self) -> int:
-        with open(self.directory.events_file, "a", encoding="utf-8") as file:
-            os.fsync(file.fileno())
-            return file.tell()
+        file = self._events()
+        file.flush()
+        os.fsync(file.fileno())
+        return os.fstat(file.fileno()).st_size
 
     # ---- stopping -----------------------------------------------------------------------------------------------
     def stop_requested(self) -> bool:

@@ -164,6 +164,7 @@ def _execute(
             raise
         finally:
             shown.stop()
+            recorder.close()
         _write_report(directory)
     accelerator.wait_for_everyone()
     return Run(directory, model)

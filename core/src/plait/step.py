@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from plait.trainer import Trainer
 
 
-_NOTHING = contextlib.nullcontext()
+NOTHING = contextlib.nullcontext()
 
 
 @dataclass
@@ -86,19 +86,21 @@ def gradients(
     if probe or not accumulate:
         for p in parameters:
             p.grad = None
-    trainer.masks.hold()
+    if trainer.masks:
+        trainer.masks.hold()
     parts = [batch] if trainer.accumulate == 1 else batch.chunks(trainer.accumulate)
     whole = _length(batch)
     if trainer.share != 1.0 and rows is None:
         scale = scale * trainer.share
     reports = []
-    with frozen_buffers(trainer.model) if freeze_statistics else _NOTHING:
+    with frozen_buffers(trainer.model) if freeze_statistics else NOTHING:
         for position, part in enumerate(parts):
             portion = 1.0 if len(parts) == 1 else _length(part) / whole
             last = position == len(parts) - 1
-            with trainer.no_sync() if trainer.world > 1 and not (sync and last) else _NOTHING:
+            with trainer.no_sync() if trainer.world > 1 and not (sync and last) else NOTHING:
                 reports.append(_pass(trainer, part, without, portion, scale))
-    trainer.masks.mask_gradients(keep=not probe, accumulate=accumulate)
+    if trainer.masks:
+        trainer.masks.mask_gradients(keep=not probe, accumulate=accumulate)
     report = reports[0] if len(reports) == 1 else _joined(reports)
     report.noise = noise
     report.size = whole

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from plait import evaluation, optimizers, step
 from plait.data import Data, DataInfo, Stream, seed_of
-from plait.errors import BadInput, Interrupted, blame
+from plait.errors import BadInput, Interrupted, PlaitError, RunFailed, blame
 from plait.masks import MaskSet
 from plait.step import LossReport
 
@@ -132,7 +132,7 @@ class Trainer:
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """The run's precision for a forward pass."""
         if self.recipe.precision == "fp32":
-            return contextlib.nullcontext()
+            return step.NOTHING
         context: contextlib.AbstractContextManager[Any] = self.accelerator.autocast()
         return context
 
@@ -178,7 +178,8 @@ class Trainer:
         for _, own in self._extra.values():
             if own is not None:
                 own.step()
-        self.masks.hold()
+        if self.masks:
+            self.masks.hold()
 
     def train_step(self, batch: Any) -> LossReport:
         """One whole step on a batch that is on the device: step wrappers, update, masks."""
@@ -192,16 +193,44 @@ class Trainer:
             return report
 
         steps = self.composed["optimizer_step"]
-        report: LossReport = steps.wrap(innermost, trainer=self, batch=batch) if steps else innermost()
+        if steps:
+            with self._failing(*[i.plugin for i in steps.implementations]):
+                report: LossReport = steps.wrap(innermost, trainer=self, batch=batch)
+        else:
+            report = innermost()
         self.in_step = False
         if self.device.type == "cpu" or self.step % self.recipe.train.log_every == 0:
             loss = report.loss.item()
             if not math.isfinite(loss):
                 step.refuse_non_finite(self, batch, report)
         for implementation in self.composed["update_masks"].implementations:
-            implementation({"trainer": self})
-        self.masks.hold_state(self.optimizer)
+            with self._failing(implementation.plugin):
+                implementation({"trainer": self})
+        if self.masks:
+            if self.world > 1 and self.masks.dirty:
+                self._require_equal_masks()
+            self.masks.hold_state(self.optimizer)
         return report
+
+    def _require_equal_masks(self) -> None:
+        """Ranks whose masks drifted apart would train different networks: stop at once."""
+        mine = torch.tensor([self.masks.checksum()], dtype=torch.int64, device=self.device)
+        total = int(self.sum_over_ranks(mine.clone()))
+        if total != self.world * int(mine):
+            raise RunFailed(
+                f"step {self.step}: the masks differ between ranks; a mask owner chose by local randomness."
+            )
+
+    @contextlib.contextmanager
+    def _failing(self, *plugins: str) -> Iterator[None]:
+        """A method's ``ValueError`` in the middle of training ends the run, naming step and plugin."""
+        try:
+            yield
+        except PlaitError:
+            raise
+        except ValueError as error:
+            who = " or ".join(map(repr, plugins))
+            raise RunFailed(f"step {self.step}: plugin {who}: {error}. The last checkpoint is kept.") from error
 
     # ---- the loop -----------------------------------------------------------------------------------------------
     def fit(self) -> None:

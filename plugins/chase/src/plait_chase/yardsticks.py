@@ -32,6 +32,7 @@ def prune_with_torch_pruning(
     *,
     channel_ratio: float | None = None,
     mac_ratio: float | None = None,
+    weights: int | None = None,
     ignored: Sequence[str] = (),
     global_pruning: bool = True,
     steps: int = 100,
@@ -43,20 +44,25 @@ def prune_with_torch_pruning(
         example_input: one argument of ``forward``, ``[B, ...]``.
         kind: ``"magnitude"`` (default; ``MagnitudePruner``, group L2 norm) or ``"bn-scale"`` (``BNScalePruner``,
             network slimming's importance; train with its L1 term beforehand for the full method).
-        channel_ratio: share of channels to remove, in (0, 1). Exactly one of the two ratios is given.
+        channel_ratio: share of channels to remove, in (0, 1). Exactly one of the three goals is given.
         mac_ratio: remove channels step by step until MACs are at most this share of the dense ones, in (0, 1).
+        weights: remove channels step by step until at most so many weights (of two or more dimensions) are left.
         ignored: module names whose outputs keep their width. Classifiers (every linear layer whose output is the
             network's, i.e. the last linear layer) are always kept.
         global_pruning: rank channels over all layers (default) or in each.
-        steps: how finely ``mac_ratio`` is approached; default 100.
+        steps: how finely ``mac_ratio`` and ``weights`` are approached; default 100.
 
     Raises:
-        ChaseError: bad options, or a MAC target that cannot be reached.
+        ChaseError: bad options, or a goal that cannot be reached.
     """
     if kind not in KINDS:
         raise ChaseError(f"kind={kind!r} is unknown; choose one of {', '.join(KINDS)}")
-    if (channel_ratio is None) == (mac_ratio is None):
-        raise ChaseError(f"give either channel_ratio or mac_ratio, not {channel_ratio} and {mac_ratio}")
+    if (channel_ratio, mac_ratio, weights).count(None) != 2:
+        raise ChaseError(
+            f"give one of channel_ratio, mac_ratio and weights, not {channel_ratio}, {mac_ratio} and {weights}"
+        )
+    if weights is not None and weights < 1:
+        raise ChaseError(f"weights={weights} must be at least 1")
     for option, value in (("channel_ratio", channel_ratio), ("mac_ratio", mac_ratio)):
         if value is not None and not 0.0 < value < 1.0:
             raise ChaseError(f"{option}={value} is outside (0, 1)")
@@ -75,17 +81,25 @@ def prune_with_torch_pruning(
         global_pruning=global_pruning,
         ignored_layers=kept,
     )
-    if mac_ratio is None:
+    if channel_ratio is not None:
         pruner.step()
+        return copy.train(model.training)
+    macs = (mac_ratio or 1.0) * dense_macs(layer_costs(model, example_input))
+    for _ in range(steps):
+        pruner.step()
+        if weights is not None and count_weights(copy) <= weights:
+            break
+        if weights is None and dense_macs(layer_costs(copy, example_input)) <= macs:
+            break
     else:
-        goal = mac_ratio * dense_macs(layer_costs(model, example_input))
-        for _ in range(steps):
-            pruner.step()
-            if dense_macs(layer_costs(copy, example_input)) <= goal:
-                break
-        else:
-            raise ChaseError(f"mac_ratio={mac_ratio} cannot be reached by the {kind} pruner in {steps} steps")
+        goal = f"mac_ratio={mac_ratio}" if weights is None else f"weights={weights}"
+        raise ChaseError(f"{goal} cannot be reached by the {kind} pruner in {steps} steps")
     return copy.train(model.training)
+
+
+def count_weights(model: nn.Module) -> int:
+    """Entries of the parameters of two or more dimensions, the ones that Chase counts in N."""
+    return sum(p.numel() for p in model.parameters() if p.ndim >= 2)
 
 
 def random_channels(

@@ -12,13 +12,12 @@ import torch
 from torch import Tensor
 
 from plait.data import Batch, Data, column
-from plait.evaluation import Metric, Plot, Predictions, Table, View
+from plait.evaluation import Metric, Plot, Predicted, Predictions, Table, View
 from plait.step import LossReport
 
 from .baselines import GroupDRO, group_gap_penalty
 from .corruptions import Corruption
-from .errors import FairsamError
-from .metrics import FairnessReport, collapse_warnings, fairness_report
+from .metrics import FairnessReport, collapse_warnings, fairness_report, gap, group_rate
 from .options import FairsamOptions
 from .sam import FairSAM, Losses
 from .weights import AdaptiveWeights, TableWeights, cell_counts, weight_table
@@ -60,8 +59,6 @@ class Weave:
         groups, labels = column(trainer.data.train, "group"), column(trainer.data.train, "label")
         counts = cell_counts(groups, labels, num_groups=info.num_groups or None, num_classes=info.num_classes)
         self.num_groups = counts.shape[0]
-        if int((counts.sum(1) > 0).sum()) < 2:
-            raise FairsamError("the training split holds a single group; fairness between groups needs at least two")
         self.names = list(trainer.data.names.get("group", ())) or [str(a) for a in range(self.num_groups)]
         self.rule: TableWeights | AdaptiveWeights
         reduce = trainer.sum_over_ranks if trainer.world > 1 else None
@@ -121,6 +118,8 @@ class Weave:
             (str(view.tags["corruption"]), int(view.tags["severity"])): predictions[name].outputs.argmax(1)
             for name, view in predictions.tagged("corruption").items()
         }
+        if not cells:
+            return self._clean(trainer, clean)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             report = fairness_report(
@@ -140,6 +139,18 @@ class Weave:
             found[name] = Metric(value, unit, better, "; ".join(notes) if name == "mcdd" else "")
         found["passes_per_step"] = Metric(self.passes / max(1, trainer.step), "passes", "lower")
         return found | self._tables(report)
+
+    def _clean(self, trainer: Trainer, clean: Predicted) -> dict[str, Metric | Table | Plot]:
+        """The figures that need no corrupted view (on the validation split), to choose rho by."""
+        hits, groups = clean.outputs.argmax(1), clean.fields["group"]
+        accuracy = group_rate(hits == clean.fields["label"], groups, self.num_groups)
+        figures = {
+            "clean_accuracy": float(accuracy.mean()),
+            "clean_accuracy_worst_group": float(accuracy.amin()),
+            "clean_gap": float(gap(accuracy)),
+        }
+        figures |= {f"clean_accuracy_group_{a}": float(value) for a, value in enumerate(accuracy)}
+        return {name: Metric(value, *UNITS.get(name, ("%", "higher"))) for name, value in figures.items()}
 
     def _tables(self, report: FairnessReport) -> dict[str, Table | Plot]:
         accuracy = [f"accuracy {name} %" for name in self.names]

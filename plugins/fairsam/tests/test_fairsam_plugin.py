@@ -1,0 +1,150 @@
+"""The plugin in plait: needs, bad input, views, metrics, and every baseline by name."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import plait
+from plait.errors import BadInput
+from plait_fairsam.presets import BASELINES
+
+DATA = """
+import torch
+from plait import Data, DataInfo, TensorSplit
+
+
+def make(groups, n=96, classes=2, names=None):
+    g = torch.Generator().manual_seed(0)
+    def split():
+        fields = {"input": torch.rand(n, 1, 8, 8, generator=g), "label": torch.randint(classes, (n,), generator=g)}
+        if groups:
+            fields["group"] = torch.arange(n) % groups
+        return TensorSplit(fields)
+    fields = {"input", "label", "index"} | ({"group"} if groups else set())
+    return Data(DataInfo("classification", (1, 8, 8), classes, groups, frozenset(fields)), split(), split(), split())
+
+
+def none():
+    return make(0)
+
+
+def single():
+    return make(1)
+
+
+def three():
+    return make(3, classes=3)
+"""
+
+
+@pytest.fixture
+def sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    (tmp_path / "fair_sets.py").write_text(DATA)
+    monkeypatch.syspath_prepend(tmp_path)
+    return "fair_sets"
+
+
+def run(path: Path, options: dict[str, Any], **changes: Any) -> plait.Run:
+    settings = {"severities": [3], **options}
+    chosen = {"data": "tiny-images", "model": "tiny-cnn", "steps": 12, **changes}
+    return plait.run(plugins={"fairsam": settings}, out=path / "r", **chosen)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rho": -1.0}, "rho = -1.0 must be >= 0"),
+        ({"rho": float("nan")}, "rho"),
+        ({"weights": "magic"}, "weights = 'magic'"),
+        ({"perturbation": "sideways"}, "perturbation = 'sideways'"),
+        ({"severities": [6]}, "severities"),
+        ({"severities": []}, "severities"),
+        ({"corruptions": ["shot_nois"]}, "shot_noise"),
+        ({"corruptions": ["shot_noise", "shot_noise"]}, "twice"),
+        ({"train_corruption": "shot_noise:9"}, "train_corruption"),
+        ({"rho": [0.1, 0.2]}, "per_group"),
+        ({"baseline": "best"}, "no baseline 'best'"),
+        ({"interval": 0}, "interval = 0"),
+    ],
+)
+def test_bad_input_names_option_and_value(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        run(tmp_path, options)
+    assert not (tmp_path / "r").exists()
+
+
+def test_data_without_groups_is_refused_before_or_when_it_is_loaded(tmp_path: Path, sets: str) -> None:
+    with pytest.raises(plait.Refused, match=r"'fairsam' needs field:group; data fair_sets:none provides none"):
+        run(tmp_path, {}, data=f"{sets}:none")
+    with pytest.raises(BadInput, match="the only group in the training split"):
+        run(tmp_path, {}, data=f"{sets}:single")
+    assert not (tmp_path / "r").exists()
+
+
+def test_three_groups_three_classes(tmp_path: Path, sets: str) -> None:
+    done = run(tmp_path, {"perturbation": "per_group", "rho": [0.1, 0.2, 0.0]}, data=f"{sets}:three")
+    assert {f"fairsam/clean_accuracy_group_{a}" for a in range(3)} <= set(done.metrics)
+    assert "fairsam/cdd_signed" not in done.metrics and done.metrics["fairsam/mcdd"] >= 0
+    assert done.metrics["fairsam/passes_per_step"] == 5
+
+
+@pytest.mark.parametrize("name", list(BASELINES))
+def test_every_baseline_takes_its_passes(tmp_path: Path, name: str) -> None:
+    done = run(tmp_path, {"baseline": name})
+    passes = {"sgd": 1, "reweighing": 1, "kamiran": 1, "groupdro": 1, "penalty": 1, "fairsam-per_group": 4}
+    assert done.metrics["fairsam/passes_per_step"] == passes.get(name, 2)
+
+
+def test_interval_costs_one_and_a_share(tmp_path: Path) -> None:
+    assert run(tmp_path, {"interval": 3}).metrics["fairsam/passes_per_step"] == pytest.approx(1 + 1 / 3)
+
+
+def test_figures_against_the_exported_model_by_hand(tmp_path: Path) -> None:
+    """Oracle: the exported model on the test split corrupted by the library, group accuracies in a loop."""
+    from plait.tiny import load
+    from plait.tiny_options import TinyImagesOptions
+    from plait_fairsam import corrupt
+
+    done = run(tmp_path, {"severities": [2, 4], "corruptions": ["gaussian_noise", "impulse_noise"]}, steps=40)
+    test = load(TinyImagesOptions(), 0).test.fields  # type: ignore[attr-defined]
+
+    def accuracies(images: torch.Tensor) -> list[float]:
+        with torch.no_grad():
+            right = done.model(images).argmax(1) == test["label"]
+        return [100 * right[test["group"] == a].double().mean().item() for a in (0, 1)]
+
+    clean = accuracies(test["input"])
+    cells = [accuracies(corrupt(test["input"], c, s)) for c in ("gaussian_noise", "impulse_noise") for s in (2, 4)]
+    disparities = [abs((clean[0] - c[0]) - (clean[1] - c[1])) for c in cells]
+    assert done.metrics["fairsam/mcdd"] == pytest.approx(sum(disparities) / 4)
+    assert done.metrics["fairsam/corrupted_accuracy_worst_group"] == pytest.approx(sum(map(min, cells)) / 4)
+    assert done.metrics["fairsam/clean_accuracy"] == pytest.approx(sum(clean) / 2)
+
+
+def test_training_on_corrupted_images_changes_training_only(tmp_path: Path) -> None:
+    noisy = plait.run(
+        plugins={"fairsam": {"severities": [3], "train_corruption": "shot_noise:5"}},
+        data="tiny-images",
+        steps=12,
+        out=tmp_path / "n",
+    )
+    plain = plait.run(plugins={"fairsam": {"severities": [3]}}, data="tiny-images", steps=12, out=tmp_path / "p")
+    weights = [r.model.state_dict()["conv1.weight"] for r in (noisy, plain)]
+    assert not torch.equal(*weights)
+
+
+def test_collapse_is_told(tmp_path: Path) -> None:
+    done = run(tmp_path, {"rho": 50.0}, steps=6)
+    notes = [e["text"] for e in done.directory.events() if e["event"] == "note"]
+    assert any("near chance" in note for note in notes)
+
+
+def test_plugin_imports_no_torch() -> None:
+    code = "import sys, plait_fairsam.plugin; assert not {'torch', 'numpy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
