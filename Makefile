@@ -7,7 +7,7 @@ EDITABLE := $(foreach part,$(PARTS),-e $(part))
 # one thread a process: two cores are shared by tests that start processes of their own
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: demo test lint types bench docs clean
+.PHONY: demo test bench clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

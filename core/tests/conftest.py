@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 import torch
 
-from plait import registry
 from plait.plugin import Plugin
+from plait.testing.strangers import installed
 
 torch.set_num_threads(1)
+sys.path.insert(0, str(Path(__file__).parent))  # for claims_book, which worker processes import by name
 
 
 @pytest.fixture
-def install(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Make plugin classes installed, beside what really is, through the registry's own checks."""
+def install() -> Iterator[Callable[..., None]]:
+    """Make plugin classes installed, and hide what really is."""
+    with ExitStack() as stack:
 
-    def add(*plugins: type[Plugin], distribution: str = "stranger") -> None:
-        real = [item for item in registry.discover() if item.name == registry.BUILTIN]
-        fake = []
-        for plugin in plugins:
-            item = registry.Installed(plugin.name, f"{distribution}-{plugin.name}", "1.0")
-            fake.append(registry.examine(item, plugin))
-        registry.mark_duplicates(real + fake)
-        monkeypatch.setattr(registry, "installed", lambda: tuple(real + fake))
+        def add(*plugins: type[Plugin]) -> None:
+            stack.enter_context(installed(*plugins, alone=True))
 
-    return add
+        yield add

@@ -10,14 +10,19 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from pydantic import BaseModel
+
 from plait import registry
 from plait.components import DataSource, ModelSource
 from plait.errors import BadInput, Refused, nearest
 from plait.hooks import hook_names, rule_of
 from plait.plugin import Options, Plugin
-from plait.recipe import Recipe, validated
+from plait.recipe import Component, Recipe, validated
 from plait.rules import Composed, Implementation, Refusal, Rule, judge
 from plait.vocabulary import CORE_PROVIDES, Claim
+
+DEFAULT_EPOCHS = 10
+"""Passes over the data when neither the recipe nor a plugin says."""
 
 
 @dataclass
@@ -41,6 +46,15 @@ class Plan:
     claims: dict[str, tuple[Claim, ...]] = field(default_factory=dict)
     unchecked: list[str] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
+
+    @property
+    def distributions(self) -> list[str]:
+        """The distributions whose code takes part: plugins, and the owners of data and model."""
+        names = [*self.plugins]
+        for hook, name in (("data_sources", self.recipe.data.name), ("models", self.recipe.model.name)):
+            entry = registry.collect(hook)[0].get(name or "")
+            names += [entry[0]] if entry else []
+        return sorted({i.distribution for i in registry.installed() if i.name in names} | {"plait-core"})
 
     @property
     def ok(self) -> bool:
@@ -258,10 +272,11 @@ def component_options(kind: str, name: str, source: DataSource | ModelSource, va
 def with_suggestions(recipe: Recipe, plugins: Sequence[Plugin]) -> Recipe:
     """Fill what the recipe leaves open from the plugins' suggestions; explicit values are never replaced."""
     overrides: dict[str, Any] = {}
-    if recipe.data.name is None:
+    name = recipe.data.name
+    if name is None:
         name = overrides["data.name"] = _choose("data_sources", [n for p in plugins for n in p.suggests_data], plugins)
-        # a plugin's data, model and settings belong together: whose data is taken goes first for the others
-        plugins = sorted(plugins, key=lambda p: name not in p.suggests_data)
+    # a plugin's data, model and settings belong together: whose data is taken goes first for the others
+    plugins = sorted(plugins, key=lambda p: name not in p.suggests_data)
     if recipe.model.name is None:
         overrides["model.name"] = _choose("models", [n for p in plugins for n in p.suggests_model], plugins)
     for plugin in reversed(plugins):
@@ -272,11 +287,24 @@ def with_suggestions(recipe: Recipe, plugins: Sequence[Plugin]) -> Recipe:
             if (key or table) not in given and rival not in given:
                 overrides.pop(f"{table}.{rival}", None)
                 overrides[dotted] = value
-    filled = recipe.merged(overrides, "a plugin's suggestion")
+    if recipe.train.epochs is None and recipe.train.steps is None:
+        overrides.setdefault("train.epochs", None)
+        if overrides["train.epochs"] is None and "train.steps" not in overrides:
+            overrides["train.epochs"] = DEFAULT_EPOCHS
+    filled = recipe.merged({k: v for k, v in overrides.items() if v is not None}, "a plugin's suggestion")
+    # every default is written out, so that a resumed run does not depend on a newer release's defaults
+    complete: dict[str, Any] = {"plugins": {p.name: _written(p.options) for p in plugins if p.name in filled.plugins}}
+    complete["plugins"] = {n: complete["plugins"][n] for n in filled.plugins}
     for kind, source in (("data", data_source(filled.data.name)), ("model", model_source(filled.model.name))):
         if source is not None:
-            component_options(kind, getattr(filled, kind).name, source, getattr(filled, kind).options)
-    return filled
+            component = getattr(filled, kind)
+            options = component_options(kind, component.name, source, component.options)
+            complete[kind] = Component.model_validate({"name": component.name, **_written(options)})
+    return filled.model_copy(update=complete)
+
+
+def _written(options: BaseModel) -> dict[str, Any]:
+    return options.model_dump(mode="json", exclude_none=True)
 
 
 def _choose(hook: str, suggested: Sequence[str], plugins: Sequence[Plugin]) -> str:

@@ -149,6 +149,13 @@ class Data:
         for name in ("train", "test"):
             if not len(getattr(self, name)):
                 raise BadInput(f"data {source}: the {name} split is empty.")
+            batch = getattr(self, name).__getitems__([0])
+            if isinstance(batch, Mapping) and not (isinstance(batch, Batch) and "index" in batch):
+                found = f"{type(batch).__name__} with {', '.join(map(str, batch))}"
+                raise BadInput(
+                    f"data {source}: the {name} split hands out {found}; "
+                    "it must be a plait.Batch that has the field 'index' (rows in the split)."
+                )
         if self.validation is self.test:
             raise BadInput(f"data {source}: the validation split is the test split; choices would see the test.")
         fields = getattr(self.train, "fields", {})
@@ -176,8 +183,8 @@ class Stream:
         rank, world: this process takes its contiguous share of every batch.
         workers: loader processes, for splits that read files.
 
-    The batch carries ``share``: this rank's rows over the mean rows of a rank, by which its mean loss must be scaled
-    so that the average over ranks equals the mean over the whole batch (1.0 on one process).
+    `share` gives, for a batch, this rank's rows over the mean rows of a rank: by it the mean loss of the rank must be
+    scaled so that the average over ranks equals the mean over the whole batch (1.0 on one process).
     """
 
     def __init__(
@@ -250,6 +257,7 @@ class Stream:
             batch_sampler=(r.tolist() for r in rows),
             num_workers=self.workers,
             collate_fn=_as_is,
+            generator=torch.Generator().manual_seed(seed_of(self.seed, self.name, "workers")),  # not the global one
             persistent_workers=False,
         )
         return iter(loader)

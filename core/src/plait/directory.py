@@ -109,6 +109,14 @@ class RunDirectory:
         """Checkpoints from oldest to newest."""
         return sorted(self.checkpoints.glob("step-*.safetensors"))
 
+    def tidy(self, going_on_from: Path | None) -> None:
+        """Before a resume: drop what a kill left half written, and set aside checkpoints of an abandoned future."""
+        for half in (*self.path.glob(".*.tmp"), *self.checkpoints.glob(".*.tmp")):
+            half.unlink(missing_ok=True)
+        for path in self.saved_checkpoints():
+            if going_on_from is not None and path.name > going_on_from.name:
+                path.rename(path.with_name(f"superseded-{path.name}"))
+
     def checkpoint(self, name: str | None = None) -> Path | None:
         """The named checkpoint, or the newest, or None when there is none.
 

@@ -172,6 +172,8 @@ def evaluate(trainer: Trainer, model: torch.nn.Module, views: Mapping[str, View]
     predictions = Predictions(trainer, model, views)
     merged: dict[str, Metric | Table | Plot] = {}
     for plugin, found in trainer.composed["evaluate"].named(trainer=trainer, predictions=predictions):
+        if not isinstance(found, Mapping):
+            raise BadInput(f"plugin {plugin!r}: evaluate returned {type(found).__name__}; return a mapping of metrics.")
         for name, value in found.items():
             if not isinstance(value, (Metric, Table, Plot)):
                 raise BadInput(
@@ -208,7 +210,8 @@ def task_metrics(info: DataInfo, predictions: Predictions) -> dict[str, Metric |
     if info.task not in ("classification", "regression"):
         return {}
     figures = _figures(info, predictions["clean"].outputs, predictions["clean"].fields)
-    found: dict[str, Metric | Table | Plot] = {"loss": Metric(figures["loss"], "", "lower")}
+    unit = "nats" if info.task == "classification" else ""
+    found: dict[str, Metric | Table | Plot] = {"loss": Metric(figures["loss"], unit, "lower")}
     if "accuracy" in figures:
         found["accuracy"] = Metric(figures["accuracy"], "%", "higher")
     return found

@@ -60,6 +60,7 @@ class Optimizer(Table):
     momentum: float = Field(0.9, ge=0, lt=1, description="SGD momentum")
     nesterov: bool = Field(False, description="SGD with Nesterov momentum")
     betas: tuple[float, float] = Field((0.9, 0.999), description="Adam decay rates")
+    clip_norm: float | None = Field(None, gt=0, description="largest global norm of the gradient that is applied")
     weight_decay: float = Field(5e-4, ge=0, le=10, description="L2 (SGD, Adam) or decoupled (AdamW) decay")
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TextIO
 
-from plait import checkpoints
+from plait import checkpoints, guards
 from plait.directory import RunDirectory
 from plait.errors import RunFailed
 from plait.progress import Silent
@@ -83,6 +83,7 @@ class Recorder:
         Raises:
             RunFailed: it could not be written; the ones before are intact.
         """
+        guards.require_finite_weights(trainer)
         state = trainer.state_dict()
         if not self.writes:
             return
@@ -99,7 +100,7 @@ class Recorder:
         if self.writes and self.directory.events_file.exists():
             self.close()
             with open(self.directory.events_file, "r+b") as file:
-                file.truncate(size)
+                file.truncate(min(size, os.fstat(file.fileno()).st_size))
 
     def close(self) -> None:
         """Close the events file; the next event opens it again."""

@@ -14,10 +14,10 @@ from pydantic import BaseModel
 
 import plait
 from plait.errors import BadInput, nearest
-from plait.hooks import CONTRACT_VERSION, HookSpecs
+from plait.hooks import CONTRACT_VERSION, HookSpecs, rule_of
 from plait.plugin import Plugin
 from plait.recipe import Recipe
-from plait.rules import Implementation
+from plait.rules import Implementation, Rule
 
 GROUP = "plait"
 BUILTIN = "task"
@@ -79,6 +79,10 @@ def implementations(plugin: Plugin) -> list[Implementation]:
         for caller in manager.get_hookcallers(plugin) or []:
             for impl in caller.get_hookimpls():
                 order = getattr(impl.function, "plait_order", {})
+                if order.get("inner") and rule_of(caller.name) is not Rule.WRAP:
+                    raise pluggy.PluginValidationError(
+                        plugin, f"hook {caller.name!r} has no innermost step: inner=True belongs to optimizer_step"
+                    )
                 found.append(Implementation(plugin.name, caller.name, impl.function, tuple(impl.argnames), **order))
     finally:
         # a refused signature leaves the plugin half registered; a fresh manager forgets it

@@ -11,7 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from plait import composition, progress, registry
+from plait import composition, progress
+from plait.devices import make_accelerator, seed_everything, seed_noise
 from plait.directory import RunDirectory, default_path
 from plait.errors import BadCheckpoint, BadInput, Interrupted, PlaitError, Refused, RunFailed
 from plait.recipe import Recipe, assemble
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch import nn
 
+    from plait.data import Data
+    from plait.evaluation import View
     from plait.recorder import Recorder
     from plait.trainer import Trainer
 
@@ -99,12 +102,14 @@ def run(
     return _execute(plan, directory, progress, fresh=True)
 
 
-def resume(path: Path | str, *, checkpoint: str | None = None, progress: Any = False) -> Run:
+def resume(path: Path | str, *, checkpoint: str | None = None, device: str | None = None, progress: Any = False) -> Run:
     """Go on with a run that was killed or interrupted; a finished one is only read back.
 
     Args:
         path: the run directory.
-        checkpoint: a checkpoint's name; default the newest. Without any checkpoint the run starts over.
+        checkpoint: a checkpoint's name; default the newest. Without any checkpoint the run starts over. Newer ones
+            are set aside as ``superseded-...``.
+        device: another device than the recipe's.
         progress: True for a progress bar on stderr.
 
     Raises:
@@ -113,7 +118,7 @@ def resume(path: Path | str, *, checkpoint: str | None = None, progress: Any = F
     directory = RunDirectory.existing(path)
     if directory.result() is not None and checkpoint is None:
         return Run(directory)
-    plan = composition.make_plan(directory.recipe())
+    plan = composition.make_plan(assemble(directory.recipe(), device=device))
     plan.raise_if_refused()
     return _execute(plan, directory, progress, fresh=False, checkpoint=checkpoint)
 
@@ -161,6 +166,7 @@ def _execute(
             raise error from None
         except Exception as error:
             _try_event(recorder, error)
+            _write_report(directory)
             raise
         finally:
             shown.stop()
@@ -173,6 +179,7 @@ def _execute(
 def _train(
     plan: composition.Plan, recorder: Recorder, accelerator: Accelerator, fresh: bool, checkpoint: str | None
 ) -> nn.Module:
+    from plait import evaluation
     from plait.loading import build_model, load_data
     from plait.trainer import Trainer
 
@@ -181,9 +188,11 @@ def _train(
     data = load_data(recipe.data, recipe.seed)
     for note in data.notes:
         recorder.note(note)
-    check_needs(plan, data)
+    model = build_model(recipe.model, data.info)
+    check_needs(plan, data, model)
     trainer = Trainer(plan, accelerator, recorder)
-    trainer.build(data, build_model(recipe.model, data.info))
+    trainer.build(data, model)
+    views = evaluation.collect_views(trainer)  # a name given twice is refused now, not after the training
     seed_noise(recipe.seed, trainer.rank)
     if not fresh:
         _load_checkpoint(trainer, recorder, checkpoint)
@@ -192,10 +201,10 @@ def _train(
         trainer.fit()
         if trainer.step or not recorder.directory.saved_checkpoints():
             recorder.checkpoint(trainer)
-    return _finish(trainer, recorder)
+    return _finish(trainer, recorder, views)
 
 
-def _finish(trainer: Trainer, recorder: Recorder) -> nn.Module:
+def _finish(trainer: Trainer, recorder: Recorder, views: Mapping[str, View]) -> nn.Module:
     from plait import evaluation, exporting
 
     recorder.progress.say("evaluating ...")
@@ -203,7 +212,6 @@ def _finish(trainer: Trainer, recorder: Recorder) -> nn.Module:
         trainer.restore_model(trainer.best["model"])
         recorder.event("selected", step=trainer.best["step"], score=trainer.best["score"])
     trainer.masks.hold()
-    views = evaluation.collect_views(trainer)
     results = evaluation.evaluate(trainer, trainer.model, views)
     validation = {name: asdict(metric) for name, metric in evaluation.evaluate_validation(trainer).items()}
     model: nn.Module = copy.deepcopy(trainer.model).eval()
@@ -227,83 +235,33 @@ def _result(results: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def check_needs(plan: composition.Plan, data: Any) -> None:
-    """Check what could not be checked from declarations, once the data is loaded.
+def check_needs(plan: composition.Plan, data: Data, model: nn.Module) -> None:
+    """Check what could not be checked from declarations, once data and model are loaded.
+
+    A model of the user's own that has ``channel_groups()`` provides ``model:channel-groups``; others words it may name
+    in an attribute ``provides``.
 
     Raises:
-        Refused: a needed field or task is missing.
+        Refused: a needed field, task or model property is missing.
     """
     from plait.rules import Refusal
 
     provided = {f"field:{name}" for name in data.info.fields} | {f"task:{data.info.task}"}
+    provided |= set().union(*(p.provides() for p in plan.plugins.values()))
+    declared = composition.model_source(plan.recipe.model.name)
+    provided |= set(declared.provides if declared else getattr(model, "provides", ()))
+    provided |= {"model:channel-groups"} if callable(getattr(model, "channel_groups", None)) else set()
+    needs = [(repr(name), word) for name, plugin in plan.plugins.items() for word in sorted(plugin.needs())]
+    needs += [(f"model {plan.recipe.model.name}", word) for word in sorted(declared.needs if declared else ())]
     refusals = []
-    for name, plugin in plan.plugins.items():
-        for word in sorted(plugin.needs()):
-            others = set().union(*(p.provides() for p in plan.plugins.values()))
-            if word.startswith(("field:", "task:")) and word not in provided | others:
-                message = f"{name!r} needs {word}; data {plan.recipe.data.name} provides none."
-                refusals.append(Refusal("needs", (name,), message, "Use data that has it (`plait plugins`)."))
+    for who, word in needs:
+        kind = word.partition(":")[0]
+        if kind in ("field", "task", "model") and word not in provided:
+            what = f"model {plan.recipe.model.name}" if kind == "model" else f"data {plan.recipe.data.name}"
+            message = f"{who} needs {word}; {what} provides none."
+            refusals.append(Refusal("needs", (who.strip("'"),), message, f"Use another {what.split()[0]} that has it."))
     if refusals:
         raise Refused(refusals)
-
-
-def make_accelerator(recipe: Recipe, directory: RunDirectory) -> Accelerator:
-    """Accelerate's view of device, precision and ranks.
-
-    Raises:
-        BadInput: a device that is not here, or a logger that is not installed.
-    """
-    import torch
-    from accelerate import Accelerator
-
-    device = recipe.device
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise BadInput(f"--device {device}: torch sees no CUDA device here; use --device cpu.")
-    if device.startswith("cuda:"):
-        if int(device[5:]) >= torch.cuda.device_count():
-            raise BadInput(f"--device {device}: there are {torch.cuda.device_count()} CUDA devices.")
-        torch.cuda.set_device(device)
-    if device == "mps" and not torch.backends.mps.is_available():
-        raise BadInput("--device mps: torch sees no MPS device here; use --device cpu.")
-    torch.backends.cudnn.deterministic = True
-    from accelerate.state import AcceleratorState
-
-    AcceleratorState._reset_state(reset_partial_state=True)
-    try:
-        made = Accelerator(
-            cpu=device == "cpu",
-            mixed_precision={"fp32": "no", "bf16": "bf16"}[recipe.precision],
-            log_with=list(recipe.loggers) or None,
-            project_dir=str(directory.path),
-        )
-    except (ValueError, ImportError) as error:
-        raise BadInput(f"device {device}, precision {recipe.precision}: {error}") from error
-    if recipe.loggers:
-        if not made.trackers and set(map(str, made.log_with)) < set(recipe.loggers):
-            raise BadInput(f"loggers {list(recipe.loggers)}: not installed; pip install {' '.join(recipe.loggers)}.")
-        made.init_trackers("plait", config={"seed": recipe.seed, "plugins": " ".join(recipe.plugins)})
-    return made
-
-
-def seed_everything(seed: int) -> None:
-    """Seed torch, numpy and Python for building data and model."""
-    import random
-
-    import numpy as np
-    import torch
-
-    torch.manual_seed(seed)
-    np.random.seed(seed % 2**32)
-    random.seed(seed)
-
-
-def seed_noise(seed: int, rank: int) -> None:
-    """Seed what is drawn during training (dropout), differently on every rank."""
-    import torch
-
-    from plait.data import seed_of
-
-    torch.manual_seed(seed_of(seed, "noise", rank))
 
 
 def _load_checkpoint(trainer: Trainer, recorder: Recorder, name: str | None) -> None:
@@ -311,6 +269,8 @@ def _load_checkpoint(trainer: Trainer, recorder: Recorder, name: str | None) -> 
 
     path = recorder.directory.checkpoint(name)
     if path is None:
+        if recorder.writes:
+            recorder.directory.tidy(None)
         recorder.rewind(0)
         recorder.event("plan", **trainer.plan.as_dict())
         return
@@ -327,15 +287,18 @@ def _load_checkpoint(trainer: Trainer, recorder: Recorder, name: str | None) -> 
         if isinstance(error, PlaitError):
             raise
         raise BadCheckpoint(f"{path} does not fit this run: {type(error).__name__}: {error}.") from error
+    if recorder.writes:
+        recorder.directory.tidy(path)
     recorder.rewind(size)
     recorder.event("resumed", step=trainer.step)
+    if trainer.world > 1:
+        seed_noise(trainer.recipe.seed, trainer.rank, trainer.step)  # the checkpoint has the state of rank 0
 
 
 def _write_start(plan: composition.Plan, directory: RunDirectory, recorder: Recorder, accelerator: Accelerator) -> None:
     from plait import environment, files
 
-    distributions = ["plait-core", *(i.distribution for i in registry.installed() if i.name in plan.plugins)]
-    described = environment.describe(str(accelerator.device), distributions, accelerator.num_processes)
+    described = environment.describe(str(accelerator.device), plan.distributions, accelerator.num_processes)
     files.write_text(directory.environment_file, json.dumps(described, indent=2))
     files.write_text(directory.recipe_file, plan.recipe.to_toml())
     recorder.event("plan", **plan.as_dict())
@@ -368,7 +331,7 @@ def _rebuild(directory: RunDirectory) -> nn.Module:
     from plait.recorder import Recorder
     from plait.trainer import Trainer
 
-    plan = composition.make_plan(directory.recipe())
+    plan = composition.make_plan(assemble(directory.recipe(), device="cpu"))
     path = directory.checkpoint()
     if path is None:
         raise BadCheckpoint(f"{directory.path} has no checkpoint to load a model from.")

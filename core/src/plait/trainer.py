@@ -5,15 +5,15 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from plait import evaluation, optimizers, step
+from plait import evaluation, guards, optimizers, step
 from plait.data import Data, DataInfo, Stream, seed_of
-from plait.errors import BadInput, Interrupted, PlaitError, RunFailed, blame
+from plait.errors import BadInput, Interrupted, blame
 from plait.masks import MaskSet
 from plait.step import LossReport
 
@@ -53,6 +53,10 @@ class Trainer:
         self.best: dict[str, Any] | None = None
         self.in_step = False
         self._extra: dict[str, tuple[nn.Module, torch.optim.Optimizer | None]] = {}
+        self._notes: set[str] = set()
+        self._saved: dict[str, dict[str, Any]] = {"streams": {}, "generators": {}, "extra": {}}
+        acting = ("optimizer_step", "objective", "example_weights", "loss_terms")
+        self._acting = list(dict.fromkeys(i.plugin for hook in acting for i in self.composed[hook].implementations))
 
     # ---- building -----------------------------------------------------------------------------------------------
     def build(self, data: Data, model: nn.Module) -> None:
@@ -66,9 +70,7 @@ class Trainer:
         self.train_stream = self.stream("train")
         train = self.recipe.train
         per_epoch = self.train_stream.batches_per_epoch
-        self.total_steps = (
-            train.steps if train.steps is not None else per_epoch * (10 if train.epochs is None else train.epochs)
-        )
+        self.total_steps = train.steps if train.steps is not None else per_epoch * (train.epochs or 0)
         self.phase = (0, self.total_steps)
         self.masks = MaskSet(self.model)
         self.optimizer = optimizers.make_optimizer(self.recipe.optimizer, self.model.parameters())
@@ -105,12 +107,22 @@ class Trainer:
             )
         self._extra[name] = (module, optimizer)
         self.refresh()
+        if name in self._saved["extra"]:
+            self._load_extra(name, self._saved["extra"].pop(name))
         return module
+
+    def _load_extra(self, name: str, saved: Mapping[str, Any]) -> None:
+        module, own = self._extra[name]
+        optimizers.load_weights(module, saved["module"])
+        if own is not None:
+            optimizers.tree_to_state(own, saved["optimizer"])
 
     def generator(self, name: str) -> torch.Generator:
         """A CPU generator of this run, seeded by (seed, name) and kept in checkpoints."""
         if name not in self.generators:
             self.generators[name] = torch.Generator().manual_seed(seed_of(self.recipe.seed, "generator", name))
+            if name in self._saved["generators"]:
+                self.generators[name].set_state(self._saved["generators"].pop(name))
         return self.generators[name]
 
     def stream(self, name: str, split: str = "train", batch_size: int | None = None) -> Stream:
@@ -126,6 +138,8 @@ class Trainer:
                 world=self.world,
                 workers=self.recipe.train.workers,
             )
+            if name in self._saved["streams"]:
+                self.streams[name].load_state_dict(self._saved["streams"].pop(name))
         return self.streams[name]
 
     # ---- one step -----------------------------------------------------------------------------------------------
@@ -174,6 +188,12 @@ class Trainer:
 
     def apply_gradients(self) -> None:
         """One update from ``p.grad``; masked weights stay exactly zero."""
+        if self.world > 1:
+            for module, _ in self._extra.values():
+                for p in module.parameters():  # outside DDP, which averages the model's own
+                    p.grad = None if p.grad is None else self.sum_over_ranks(p.grad) / self.world
+        if self.recipe.optimizer.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.parameters, self.recipe.optimizer.clip_norm)
         self.optimizer.step()
         for _, own in self._extra.values():
             if own is not None:
@@ -193,44 +213,23 @@ class Trainer:
             return report
 
         steps = self.composed["optimizer_step"]
-        if steps:
-            with self._failing(*[i.plugin for i in steps.implementations]):
-                report: LossReport = steps.wrap(innermost, trainer=self, batch=batch)
-        else:
-            report = innermost()
+        report: LossReport = steps.wrap(innermost, trainer=self, batch=batch) if steps else innermost()
+        if not isinstance(report, LossReport):
+            names = " or ".join(repr(i.plugin) for i in steps.implementations)
+            raise BadInput(f"plugin {names}: optimizer_step returned {type(report).__name__}; return the LossReport.")
         self.in_step = False
         if self.device.type == "cpu" or self.step % self.recipe.train.log_every == 0:
             loss = report.loss.item()
             if not math.isfinite(loss):
                 step.refuse_non_finite(self, batch, report)
         for implementation in self.composed["update_masks"].implementations:
-            with self._failing(implementation.plugin):
+            with guards.failing(self, implementation.plugin):
                 implementation({"trainer": self})
         if self.masks:
             if self.world > 1 and self.masks.dirty:
-                self._require_equal_masks()
+                guards.require_equal_masks(self)
             self.masks.hold_state(self.optimizer)
         return report
-
-    def _require_equal_masks(self) -> None:
-        """Ranks whose masks drifted apart would train different networks: stop at once."""
-        mine = torch.tensor([self.masks.checksum()], dtype=torch.int64, device=self.device)
-        total = int(self.sum_over_ranks(mine.clone()))
-        if total != self.world * int(mine):
-            raise RunFailed(
-                f"step {self.step}: the masks differ between ranks; a mask owner chose by local randomness."
-            )
-
-    @contextlib.contextmanager
-    def _failing(self, *plugins: str) -> Iterator[None]:
-        """A method's ``ValueError`` in the middle of training ends the run, naming step and plugin."""
-        try:
-            yield
-        except PlaitError:
-            raise
-        except ValueError as error:
-            who = " or ".join(map(repr, plugins))
-            raise RunFailed(f"step {self.step}: plugin {who}: {error}. The last checkpoint is kept.") from error
 
     # ---- the loop -----------------------------------------------------------------------------------------------
     def fit(self) -> None:
@@ -249,14 +248,15 @@ class Trainer:
             self.share = stream.share(stream.drawn) if self.world > 1 else 1.0
             epoch = stream.epoch
             batch = next(stream)
-            report = self.train_step(batch if self.device.type == "cpu" else batch.to(self.device))
+            with guards.failing(self, *self._acting):
+                report = self.train_step(batch if self.device.type == "cpu" else batch.to(self.device))
             self.recorder.advance(self.step, report)
             if self.step % every == 0:
                 self.log({"train/loss": report.loss.item(), "train/lr": self.lr, **_items(report.terms)})
             ended = stream.epoch > epoch
-            if ended and stream.epoch % self.recipe.train.evaluate_every == 0:
+            if (ended and stream.epoch % self.recipe.train.evaluate_every == 0) or self.step == self.total_steps:
                 self.validate()
-            if self.recorder.stop_requested():
+            if guards.stop_requested(self):
                 self.recorder.checkpoint(self)
                 raise Interrupted(f"stopped after step {self.step} of {self.total_steps}.")
             if self.step < self.total_steps and (self.step % checkpoint_every == 0 if checkpoint_every else ended):
@@ -278,8 +278,10 @@ class Trainer:
         self.recorder.event("scalars", step=self.step, values=dict(values))
 
     def note(self, text: str) -> None:
-        """Show the user a line, and keep it for the report."""
-        self.recorder.note(text)
+        """Show the user a line, once, and keep it for the report."""
+        if text not in self._notes:
+            self._notes.add(text)
+            self.recorder.note(text)
 
     def sum_over_ranks(self, value: Tensor) -> Tensor:
         """The sum of a tensor over all ranks (itself on one process)."""
@@ -326,14 +328,15 @@ class Trainer:
             "phase": list(self.phase),
             "model": self.model.state_dict(),
             "optimizer": optimizers.state_to_tree(self.optimizer),
-            "extra": {
+            "extra": self._saved["extra"]
+            | {
                 name: {"module": module.state_dict(), "optimizer": optimizers.state_to_tree(own) if own else None}
                 for name, (module, own) in self._extra.items()
             },
             "masks": self.masks.state_dict(),
             "plugins": {name: plugin.state_dict() for name, plugin in self.plugins.items()},
-            "streams": {name: stream.state_dict() for name, stream in self.streams.items()},
-            "generators": {name: generator.get_state() for name, generator in self.generators.items()},
+            "streams": self._saved["streams"] | {name: stream.state_dict() for name, stream in self.streams.items()},
+            "generators": self._saved["generators"] | {name: g.get_state() for name, g in self.generators.items()},
             "random": optimizers.global_random_state(self.device),
             "best": self.best,
         }
@@ -345,14 +348,14 @@ class Trainer:
         optimizers.load_weights(self.model, state["model"])
         self.masks.load_state_dict(state["masks"])
         optimizers.tree_to_state(self.optimizer, state["optimizer"])
-        for name, (module, own) in self._extra.items():
-            optimizers.load_weights(module, state["extra"][name]["module"])
-            if own is not None:
-                optimizers.tree_to_state(own, state["extra"][name]["optimizer"])
-        for name, saved in state["streams"].items():
-            self.stream(name).load_state_dict(saved)
-        for name, saved in state["generators"].items():
-            self.generator(name).set_state(saved)
+        # what a plugin makes later in the run finds its state when it is made
+        self._saved = {key: dict(state[key]) for key in ("streams", "generators", "extra")}
+        for name in self._extra:
+            self._load_extra(name, self._saved["extra"].pop(name))
+        for name, stream in self.streams.items():
+            stream.load_state_dict(self._saved["streams"].pop(name))
+        for name, generator in self.generators.items():
+            generator.set_state(self._saved["generators"].pop(name))
         self.step, self.phase, self.best = state["step"], tuple(state["phase"]), state["best"]
         optimizers.set_global_random_state(state["random"], self.device)
 

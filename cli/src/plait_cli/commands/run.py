@@ -90,9 +90,10 @@ def resume(
             "--checkpoint", metavar="NAME", help="Default: the newest.", autocompletion=completion.checkpoints
         ),
     ] = None,
+    device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """Go on with an interrupted run, to the same result bit for bit.
+    """Go on with an interrupted run, to the same result bit for bit on the same kind of device.
 
     Examples:
 
@@ -108,7 +109,7 @@ def resume(
         output.note(f"{run} had finished already; this is its result.")
     startup.long()
     with interruptible(run):
-        resumed = plait.resume(run, checkpoint=checkpoint, progress=True)
+        resumed = plait.resume(run, checkpoint=checkpoint, device=device, progress=True)
     finish(resumed, as_json)
 
 

@@ -41,6 +41,11 @@ class ChaseOptions(Options):
     scope: Literal["global", "layer"] = Field(
         "global", description="all layers compete, or each keeps its share (RigL)"
     )
+    include: tuple[str, ...] = Field(
+        ("*",),
+        min_length=1,
+        description="globs of the parameters to own, to share a model with another owner",
+    )
     exclude: tuple[str, ...] = Field((), description="globs of parameters that stay dense and do not count in N")
     prune_residual: bool = Field(False, description="also prune residual streams (our reconstruction)")
     shrink_during: bool = Field(False, description="slice the network at each channel removal: same run, faster")
@@ -49,7 +54,7 @@ class ChaseOptions(Options):
         None, description="re-initialise as the official code does (Kaiming normal); default: the model's own"
     )
     bn_recalibrate: bool = Field(False, description="re-estimate norm statistics after the shrink (it needs none)")
-    timing_repeats: int = Field(10, ge=0, le=1000, description="timed batches, dense against shrunk; 0: no timing")
+    timing_repeats: int = Field(30, ge=0, le=1000, description="timed batches, dense against shrunk; 0: no timing")
     timing_batch: int = Field(64, ge=1, le=4096, description="examples per timed batch")
 
     @model_validator(mode="before")

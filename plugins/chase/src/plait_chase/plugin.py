@@ -35,8 +35,8 @@ class ChasePlugin(Plugin):
         return frozenset({"gradients:dense", "steps:minibatch"})
 
     def claims(self) -> tuple[Claim, ...]:
-        """Every weight of two or more dimensions, and the biases of prunable channels."""
-        return (Claim("parameters"),)
+        """Weights of two or more dimensions, and biases of prunable channels, among the included names."""
+        return tuple(Claim("parameters", pattern) for pattern in self.options.include)
 
     def setup(self, trainer: Trainer) -> None:
         """Find the channel groups, take the masks and draw them."""

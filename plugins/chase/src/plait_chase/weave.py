@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -60,10 +60,17 @@ class Weave:
             groups = find_channel_groups(model, self.example, prune_residual=options.prune_residual)
         biases = {tensor_name(module, "bias") for group in groups for module in group.producers}
         parameters = dict(model.named_parameters())
-        skipped = {n for n in parameters if any(fnmatchcase(n, pattern) for pattern in options.exclude)}
-        for pattern in options.exclude:
-            if not any(fnmatchcase(n, pattern) for n in parameters):
-                raise ChaseError(f"exclude={pattern!r} matches no parameter")
+        skipped = {n for n in parameters if _matches(n, options.exclude) or not _matches(n, options.include)}
+        for option in ("include", "exclude"):
+            for pattern in getattr(options, option):
+                if not any(fnmatchcase(n, pattern) for n in parameters):
+                    raise ChaseError(f"{option}={pattern!r} matches no parameter")
+        for group in groups:
+            layers = (*group.producers, *group.consumers)
+            left_out = [n for n in parameters if n.rpartition(".")[0] in layers and not _matches(n, options.include)]
+            if left_out:
+                who = f"{left_out[0]!r} of the channel group {group.producer!r}"
+                raise ChaseError(f"include leaves out {who}; add it, or use channel_sparsity=0")
         claimed = [n for n, p in parameters.items() if (p.ndim >= 2 and n not in skipped) or n in biases]
         self.masks = trainer.masks.claim("chase", claimed)
         self.engine = ChaseEngine(config, trainer.total_steps, self.masks, groups, trainer.generator("chase"))
@@ -220,17 +227,22 @@ class Weave:
 
     def _timed(self, trainer: Trainer, small: nn.Module) -> Table:
         dense = self.original if self.original is not None else trainer.model
-        size = int(max(1, min(self.options.timing_batch, TIMED_WORK // max(1, dense_macs(self.costs)))))
-        batch = self.example[:1].expand(size, *self.example.shape[1:]).contiguous()
+        most = int(max(1, min(self.options.timing_batch, TIMED_WORK // max(1, dense_macs(self.costs)))))
         repeats = max(2, self.options.timing_repeats)
-        result = compare_throughput(dense.to(trainer.device), small, batch, repeats=repeats, warmups=2)
-        rows = [
-            [name, size / t.median, 1e3 * t.median, 1e3 * t.quartile_low, 1e3 * t.quartile_high]
-            for name, t in (("dense", result.dense), ("shrunk", result.shrunk))
-        ]
-        how = f"batch {size}, {result.threads} thread(s), {repeats} interleaved repeats, {result.machine}"
-        title = f"Throughput, {result.speedup:.2f}x: {how}"
-        return Table(title, ["network", "examples/s", "median ms", "quartile 1 ms", "quartile 3 ms"], rows)
+        rows: list[list[Any]] = []
+        for size in dict.fromkeys((most, 1)):
+            batch = self.example[:1].expand(size, *self.example.shape[1:]).contiguous()
+            result = compare_throughput(dense.to(trainer.device), small, batch, repeats=repeats, warmups=5)
+            for name, t in (("dense", result.dense), ("shrunk", result.shrunk)):
+                times = [1e3 * t.median, 1e3 * t.quartile_low, 1e3 * t.quartile_high]
+                rows.append([size, name, size / t.median, *times, result.dense.median / t.median])
+        how = f"{result.threads} thread(s), {repeats} interleaved repeats after 5 warm-ups, {result.machine}"
+        columns = ["batch", "network", "examples/s", "median ms", "quartile 1 ms", "quartile 3 ms", "speed-up"]
+        return Table(f"Throughput and latency: {how}", columns, rows)
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def example_input(trainer: Trainer) -> Tensor:

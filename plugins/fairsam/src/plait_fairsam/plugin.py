@@ -30,7 +30,7 @@ class FairsamPlugin(Plugin):
     Options = FairsamOptions
     suggests_data = ("toned-digits",)
     suggests_model = ("cnn",)
-    suggests: ClassVar[Mapping[str, Any]] = {"train.epochs": 30}
+    suggests: ClassVar[Mapping[str, Any]] = {"train.epochs": 30, "optimizer.lr": 0.05}
 
     _weave: Weave
 
