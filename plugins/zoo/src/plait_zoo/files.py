@@ -22,6 +22,15 @@ Flags = npt.NDArray[np.bool_]
 PARTS = ("train", "validation", "test")
 
 
+WHERE = {
+    "celeba": " Get the aligned images and the two lists from https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html.",
+    "fairface": " Get it from https://github.com/joojs/fairface.",
+    "lfw": " Get the images from http://vis-www.cs.umass.edu/lfw and lfw_attributes.txt from Columbia's PubFig pages.",
+    "chexpert": " Get the small version from https://stanfordmlgroup.github.io/competitions/chexpert (registration).",
+}
+"""Where each published set is to be had; nothing is downloaded here."""
+
+
 def folder(path: str, source: str, layout: str) -> str:
     """The folder of a data set with ``~`` resolved.
 
@@ -30,7 +39,8 @@ def folder(path: str, source: str, layout: str) -> str:
     """
     found = os.path.expanduser(path)
     if not os.path.isdir(found):
-        raise BadInput(f"data {source}: there is no folder {path!r}. Expected layout: {layout}.")
+        where = WHERE.get(source, "")
+        raise BadInput(f"data {source}: there is no folder {path!r}. Expected layout: {layout}.{where}")
     return found
 
 
@@ -43,7 +53,8 @@ def annotation(root: str, names: Sequence[str], source: str, layout: str) -> str
     for name in names:
         if os.path.isfile(os.path.join(root, name)):
             return os.path.join(root, name)
-    raise BadInput(f"data {source}: {os.path.join(root, names[0])} is missing. Expected layout: {layout}.")
+    missing = os.path.join(root, names[0])
+    raise BadInput(f"data {source}: {missing} is missing. Expected layout: {layout}.{WHERE.get(source, '')}")
 
 
 def read_lines(path: str) -> list[str]:
