@@ -185,14 +185,3 @@ def test_the_result_table_has_a_column_for_the_exported_model() -> None:
     columns, rows = output.metric_rows(details)
     assert columns == ["metric", "value", "exported", "unit", "better", "note"]
     assert rows == [["x/size", "2,000", "1,000.5", "MACs", "lower", "a [note]"], ["x/other", "-", "", "", "", ""]]
-
-
-def test_differences_are_paired_by_seed() -> None:
-    from plait_cli import statistics
-
-    made = statistics.difference({0: 1.0, 1: 3.0, 2: None}, {0: 2.0, 1: 6.0, 2: 1.0})
-    assert made == {"mean": 2.0, "standard_error": 1.0, "n": 2, "undefined": 0, "paired": True}
-    unpaired = statistics.difference({0: 1.0, 1: 3.0}, {5: 4.0, 6: 8.0})
-    assert unpaired["paired"] is False and unpaired["mean"] == 4.0
-    assert unpaired["standard_error"] == pytest.approx(math.sqrt(1 + 4))
-    assert statistics.difference({}, {0: 1.0})["mean"] is None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from plait_cli import completion, output, statistics
+from plait_cli import completion, output
 from plait_cli.parameters import AsJson
 
 if TYPE_CHECKING:
@@ -33,11 +33,13 @@ class Group:
 
     def values(self, metric: str) -> dict[int, float | None]:
         """seed -> value; the mean where a seed was run more than once."""
+        from plait.claims import statistics
+
         by_seed: dict[int, list[float | None]] = {}
         for run in self.runs:
             if metric in run.details and run.recipe is not None:
                 by_seed.setdefault(run.recipe.seed, []).append(run.details[metric].get("value"))
-        return {seed: statistics.summary(found)["mean"] for seed, found in by_seed.items()}
+        return {seed: statistics.summary(found).mean for seed, found in by_seed.items()}
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON form."""
@@ -58,7 +60,8 @@ def compare(
 ) -> None:
     """Put runs side by side; runs that differ only in the seed are averaged (mean ± standard error).
 
-    Two groups also get their difference, second minus first, paired by seed.
+    Two groups also get their difference, second minus first, paired by seed, with a bootstrap interval from three seeds
+    on: the statistics of `plait verify`.
 
     Examples:
 
@@ -82,7 +85,7 @@ def compare(
     for name, made in figures.items():
         row = [name, *(spread(made["groups"][g.name]) for g in groups)]
         if len(groups) == 2:
-            row.append(spread(made["difference"], sign="+"))
+            row.append(spread(made["difference"], sign="+") + within(made["difference"]))
         rows.append([*row, made["unit"], "" if made["better"] == "neither" else made["better"]])
     output.show(output.table("", columns, rows, right=range(1, len(columns) - 2)))
     for group in groups:
@@ -92,7 +95,9 @@ def compare(
     if len(groups) == 2:
         pairs = max((made["difference"]["n"] for made in figures.values() if made["difference"]["paired"]), default=0)
         how = f"paired by seed ({pairs} pair(s))" if pairs else "of the means (no common seed)"
-        typer.echo(f"difference: {groups[1].name} minus {groups[0].name}, {how}")
+        brackets = any(made["difference"]["interval"] for made in figures.values())
+        more = "; in brackets the 95 % bootstrap interval" if brackets else ""
+        typer.echo(f"difference: {groups[1].name} minus {groups[0].name}, {how}{more}")
 
 
 def grouped(found: list[Seen]) -> list[Group]:
@@ -138,19 +143,27 @@ def flattened(values: Any, prefix: str = "") -> dict[str, Any]:
 
 def compared(metric: str, groups: list[Group]) -> dict[str, Any]:
     """One metric over the groups."""
+    from plait.claims import statistics
+
     details = [run.details[metric] for group in groups for run in group.runs if metric in run.details]
     values = [group.values(metric) for group in groups]
     made: dict[str, Any] = {
         "unit": details[0].get("unit", ""),
         "better": details[0].get("better", "neither"),
         "groups": {
-            group.name: {**statistics.summary(list(found.values())), "by_seed": found}
+            group.name: {**statistics.summary(list(found.values())).as_dict(), "by_seed": found}
             for group, found in zip(groups, values, strict=True)
         },
     }
     if len(groups) == 2:
-        made["difference"] = statistics.difference(*values)
+        made["difference"] = statistics.difference(*values).as_dict()
     return made
+
+
+def within(made: dict[str, Any]) -> str:
+    """`` [low, high]`` of a paired difference, or nothing."""
+    found = made["interval"]
+    return "" if found is None else f" [{output.figure(found['low'])}, {output.figure(found['high'])}]"
 
 
 def spread(made: dict[str, Any], sign: str = "") -> str:

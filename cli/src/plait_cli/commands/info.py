@@ -91,12 +91,42 @@ def plugin_info(name: str) -> dict[str, Any]:
         **{word: _declared(instance, word) for word in ("needs", "provides", "breaks", "claims")},
         **{hook: _registered(name, hook) for hook in KINDS.values()},
         "commands": plugin_commands(name),
+        "paper_claims": paper_claims(name),
         "suggests": {
             **({"data": list(plugin.suggests_data)} if plugin.suggests_data else {}),
             **({"model": list(plugin.suggests_model)} if plugin.suggests_model else {}),
             **plugin.suggests,
         },
     }
+
+
+def paper_claims(name: str) -> list[dict[str, Any]]:
+    """What `plait verify` can check of a plugin's paper.
+
+    Raises:
+        BadInput: its ``claims.toml`` is wrong, with file and key.
+    """
+    from plait import claims
+    from plait.errors import BadInput
+
+    book = claims.load(name)
+    if book is None:
+        return []
+    if problems := claims.check(book):
+        raise BadInput("\n".join(problems))
+    return [
+        {
+            "id": claim.id,
+            "sentence": claim.sentence,
+            "source": claim.source,
+            "ours": claim.ours,
+            "gate": claim.gate,
+            "expect": list(claim.expect),
+            "guards": list(claim.guards),
+            "minutes": dict(claim.minutes),
+        }
+        for claim in book.claims
+    ]
 
 
 def component_info(kind: str, name: str, plugin: str, source: Any) -> dict[str, Any]:
@@ -140,6 +170,18 @@ def show(one: dict[str, Any]) -> None:
     if one.get("hooks"):
         rows = [[h["hook"], h["rule"], h["family"], _order(h)] for h in one["hooks"]]
         output.show(output.table("hooks", ["hook", "rule", "family", "order"], rows))
+    if one.get("paper_claims"):
+        rows = [
+            [
+                claim["id"] if claim["gate"] else f"{claim['id']} (reported only)",
+                claim["sentence"],
+                ", ".join(f"{scale} {output.figure(minutes)} min" for scale, minutes in claim["minutes"].items()),
+                f"{claim['source']}{' (thresholds ours)' if claim['ours'] else ''}",
+            ]
+            for claim in one["paper_claims"]
+        ]
+        title = f"claims of the paper (plait verify {one['name']})"
+        output.show(output.table(title, ["claim", "what it says", "cost", "source"], rows))
     if one.get("options"):
         prefix = f"{one['name']}." if one["kind"] == "plugin" else ""
         rows = [

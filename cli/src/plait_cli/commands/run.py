@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from plait_cli import completion, output, startup, statistics
+from plait_cli import completion, output, startup
 from plait_cli.parameters import (
     AsJson,
     DataName,
@@ -173,6 +173,8 @@ def document(done: Run) -> dict[str, Any]:
 
 def run_seeds(recipe: Recipe, count: int, root: Path, as_json: bool) -> None:
     """Runs with seeds 0 to ``count - 1`` one after the other, then mean and standard error of every metric."""
+    from plait.claims import statistics
+
     folders = [root / f"seed-{seed}" for seed in range(count)]
     for folder in (root, *folders):
         must_be_free(folder)
@@ -181,7 +183,7 @@ def run_seeds(recipe: Recipe, count: int, root: Path, as_json: bool) -> None:
         output.note(f"seed {seed} ({seed + 1} of {count})")
         runs.append(start(recipe.merged({"seed": seed}), folder))
     names = list(dict.fromkeys(name for done in runs for name in done.metrics))
-    figures = {name: statistics.summary([done.metrics.get(name) for done in runs]) for name in names}
+    figures = {name: statistics.summary([done.metrics.get(name) for done in runs]).as_dict() for name in names}
     if as_json:
         output.emit(
             {

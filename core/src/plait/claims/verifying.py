@@ -1,0 +1,219 @@
+"""Run what claims ask for, and judge them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from plait.claims import cells
+from plait.claims.cells import Job, Outcome
+from plait.claims.experiment import Experiment, Point, Tried, choose
+from plait.claims.results import ArmResult, ClaimResult, Verification
+from plait.claims.schema import Book, Claim, ScaleName, load
+from plait.claims.verdicts import Values, Verdict, combine, judge
+from plait.claims.watching import Watcher, make
+from plait.claims.workers import Engine, make_engine
+from plait.errors import BadInput, Interrupted
+
+__all__ = ["Verification", "verify"]
+
+
+def verify(
+    claims: str | Book,
+    *,
+    only: Sequence[str] = (),
+    scale: ScaleName = "laptop",
+    seeds: int | None = None,
+    workers: int | None = None,
+    ray: str | None = None,
+    cache: Path | str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    fresh: bool = False,
+    progress: Any = False,
+) -> Verification:
+    """Check claims on this machine: run every arm at every seed, choose on validation data, judge.
+
+    Results are cached per cell; an interrupted verification goes on where it stopped, and a second one runs nothing.
+
+    Args:
+        claims: an installed plugin, or a book from `plait.claims.load_file`.
+        only: claim ids; default all.
+        scale: ``laptop`` or ``paper``.
+        seeds: how many, instead of the claim's own.
+        workers: local processes of one thread each; default one a core, 0 for this process.
+        ray: address of a Ray cluster, or ``local``.
+        cache: folder of the cells; default `plait.claims.cells.default_cache`.
+        settings: dotted keys of every arm's recipe that are changed; the result says so.
+        fresh: run every cell again.
+        progress: True for progress on stderr.
+
+    Raises:
+        BadInput: no such plugin, claim or key; a bad claims file.
+        Interrupted: stopped by Ctrl-C; finished cells are kept.
+    """
+    start = time.monotonic()
+    book = load(claims) if isinstance(claims, str) else claims
+    if book is None:
+        raise BadInput(f"plugin {claims!r} brings no claims.toml: there is nothing to verify.")
+    if seeds is not None and not 1 <= seeds <= 10_000:
+        raise BadInput(f"--seeds {seeds}: give a number from 1 to 10000.")
+    if workers is not None and workers < 0:
+        raise BadInput(f"--workers {workers}: give a number from 1 on.")
+    chosen = [book.claim(name) for name in only] or list(book.claims)
+    able = [claim for claim in chosen if scale in claim.minutes]
+    runner = _Runner(Path(cache) if cache is not None else cells.default_cache(), fresh, make(progress), workers, ray)
+    experiment = Experiment(book, scale, able, runner.cache, seeds, settings or {}) if able else None
+    try:
+        tuned, jobs = _run(experiment, runner) if experiment is not None else ({}, {})
+    except KeyboardInterrupt:
+        again = f"plait verify {book.plugin}" if book.plugin else "the same call"
+        raise Interrupted(f"stopped; every finished cell is kept. Go on with: {again}") from None
+    finally:
+        runner.close()
+    results = [_result(claim, experiment, scale, tuned, jobs, runner.outcomes) for claim in chosen]
+    return _verification(book, scale, experiment, results, runner, time.monotonic() - start)
+
+
+class _Runner:
+    """The cache in front of an engine, and what has been found so far."""
+
+    def __init__(self, cache: Path, fresh: bool, watcher: Watcher, workers: int | None, ray: str | None) -> None:
+        self.cache, self.fresh, self.watcher = cache, fresh, watcher
+        self._wanted = (workers, ray)
+        self._engine: Engine | None = None
+        self.outcomes: dict[str, Outcome] = {}
+        self.ran = self.cached = 0
+        self.stale: set[str] = set()
+
+    def run(self, jobs: Sequence[Job], further: int = 0) -> None:
+        """Make sure of the outcomes of these jobs; ``further`` cells are still to come, for the time left."""
+        todo = []
+        for job in {job.key: job for job in jobs if job.key not in self.outcomes}.values():
+            if self.fresh:
+                cells.discard(job)
+            found = cells.stored(job)
+            if found is None:
+                todo.append(job)
+                continue
+            self.outcomes[job.key] = found
+            self.cached += 1
+            self.watcher.known(job, found)
+            self.stale |= {n for n, digest in found.sources.items() if job.sources.get(n, digest) != digest}
+        self.watcher.expect(len(todo), further)
+        if not todo:
+            return
+        by_key = {job.key: job for job in todo}
+        if self._engine is None:
+            self._engine = make_engine(*self._wanted)
+            self.watcher.workers(getattr(self._engine, "count", None))
+        for outcome in self._engine.run(todo):
+            job = by_key[outcome.key]
+            self.outcomes[outcome.key] = outcome
+            self.ran += 1
+            if outcome.status == "done" and cells.stored(job) is None:  # the worker wrote it on another machine's disk
+                cells.store(job, outcome)
+            self.watcher.finished(job, outcome)
+
+    def close(self) -> None:
+        self.watcher.stop()
+        if self._engine is not None:
+            self._engine.close()
+
+
+def _run(experiment: Experiment, runner: _Runner) -> tuple[dict[str, list[Tried]], dict[str, dict[int, Job]]]:
+    """Everything that the experiment needs; arm -> its tuning, and arm -> seed -> final job."""
+    tuning = experiment.tuning()
+    first = [job for points in tuning.values() for _, jobs in points for job in jobs]
+    final: dict[str, dict[int, Job]] = {}
+    for arm in experiment.arms:
+        if arm not in tuning and arm not in experiment.problems:
+            final[arm] = {job.seed: job for job in experiment.final(arm, experiment.points(arm)[0])}
+    experiment.check_settings()
+    first += [job for jobs in final.values() for job in jobs.values()]
+    runner.run(first, sum(len(experiment.arms[arm]) for arm in tuning))
+    chosen: dict[str, list[Tried]] = {}
+    second: list[Job] = []
+    for arm, points in tuning.items():
+        chosen[arm] = choose(experiment.book.arms[arm], points, runner.outcomes)
+        best: Point | None = next((p for (p, _), t in zip(points, chosen[arm], strict=True) if t.chosen), None)
+        if best is None:
+            errors = {o.error for _, js in points for j in js if (o := runner.outcomes[j.key]).error}
+            said = f": {sorted(errors)[0]}" if errors else ""
+            experiment.problems[arm] = f"no grid point has a validation score at every tuning seed{said}"
+            continue
+        final[arm] = {job.seed: job for job in experiment.final(arm, best)}
+        second += final[arm].values()
+    runner.run(second)
+    return chosen, final
+
+
+# ---- judging -----------------------------------------------------------------------------------------------------
+def _result(
+    claim: Claim,
+    experiment: Experiment | None,
+    scale: str,
+    tuned: Mapping[str, Sequence[Tried]],
+    jobs: Mapping[str, Mapping[int, Job]],
+    outcomes: Mapping[str, Outcome],
+) -> ClaimResult:
+    if experiment is None or claim.id not in experiment.seeds:
+        return ClaimResult(claim, Verdict.NOT_RUN, reason=f"it has no experiment at the scale {scale}")
+    book, seeds = experiment.book, experiment.seeds[claim.id]
+    metrics = {name: book.metrics[name] for name in book.metrics_of(claim)}
+    arms = []
+    for name in book.arms_of(claim):
+        found = {s: outcomes[job.key] for s, job in jobs.get(name, {}).items() if s in seeds and job.key in outcomes}
+        values = {
+            short: {s: o.metrics.get(metric.name) for s, o in found.items() if o.status == "done"}
+            for short, metric in metrics.items()
+        }
+        failures = {s: o.error for s, o in found.items() if o.status != "done"}
+        problem = experiment.problems.get(name, "")
+        if found and all(o.status == "unavailable" for o in found.values()):
+            problem, failures = next(iter(failures.values())), {}
+        arm = book.arms[name]
+        tried = tuple(tuned.get(name, ()))
+        arms.append(ArmResult(name, arm.about, values, failures, problem, tried, arm.choose or "" if tried else ""))
+    table: Values = {(arm.name, short): arm.values.get(short, {}) for arm in arms for short in metrics}
+    judgements = tuple(
+        judge(comparison, table, seeds, guard=guard, paper=claim.paper)
+        for comparison, guard in book.expectations(claim)
+    )
+    problems = list(dict.fromkeys(f"{arm.name}: {arm.problem}" for arm in arms if arm.problem))
+    verdict = combine(judgements)
+    return ClaimResult(claim, verdict, judgements, tuple(arms), metrics, tuple(seeds), "; ".join(problems))
+
+
+def _verification(
+    book: Book,
+    scale: ScaleName,
+    experiment: Experiment | None,
+    results: Sequence[ClaimResult],
+    runner: _Runner,
+    seconds: float,
+) -> Verification:
+    from plait import registry
+
+    item = registry.active_registry().get(book.plugin)
+    notes = []
+    if runner.stale:
+        names = ", ".join(sorted(runner.stale))
+        notes.append(f"some cached results come from other sources of {names} (same version); --fresh runs them again")
+    table = book.scales.get(scale)
+    return Verification(
+        book.plugin or book.where,
+        item.plugin.paper if item and item.plugin else "",
+        item.version if item else "",
+        scale,
+        table.about if table else "",
+        tuple(results),
+        dict(experiment.settings) if experiment else {},
+        tuple(notes),
+        runner.ran,
+        runner.cached,
+        seconds,
+        sum(o.seconds for o in runner.outcomes.values()),
+        next((o.environment for o in runner.outcomes.values() if o.environment), {}),
+    )
