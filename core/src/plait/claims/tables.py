@@ -12,7 +12,7 @@ from plait.report.formatting import number
 Row = list[str]
 NONE = "-"
 ARM_COLUMNS = ("arm", "metric", "seeds", "mean ± SE", "paper", "unit")
-EXPECTATION_COLUMNS = ("expectation", "left", "threshold", "margin, 95 % interval", "paper's margin", "verdict")
+EXPECTATION_COLUMNS = ("expectation", "value", "threshold", "margin, 95 % interval", "paper's margin", "verdict")
 SCORE_COLUMNS = ("claim", "verdict", "what was expected: margin [95 % interval]", "seeds", "source")
 
 

@@ -181,9 +181,12 @@ def _result(
         judge(comparison, table, seeds, guard=guard, paper=claim.paper)
         for comparison, guard in book.expectations(claim)
     )
-    problems = list(dict.fromkeys(f"{arm.name}: {arm.problem}" for arm in arms if arm.problem))
-    verdict = combine(judgements)
-    return ClaimResult(claim, verdict, judgements, tuple(arms), metrics, tuple(seeds), "; ".join(problems))
+    problems: dict[str, list[str]] = {}
+    for made in arms:
+        if made.problem:
+            problems.setdefault(made.problem, []).append(made.name)
+    reason = "; ".join(f"{', '.join(names)}: {problem}" for problem, names in problems.items())
+    return ClaimResult(claim, combine(judgements), judgements, tuple(arms), metrics, tuple(seeds), reason)
 
 
 def _verification(
