@@ -25,11 +25,11 @@ from safetensors.torch import save_file
 recipe, out = json.loads(sys.argv[1]), sys.argv[2]
 kept = {}
 finish = running._finish
-def keep(trainer, recorder):
+def keep(trainer, recorder, views):
     kept.update({k: v.clone() for k, v in trainer.model.state_dict().items()})
     kept.update({f"mask {k}": v.clone() for k, v in trainer.masks.mask.items()})
     kept["rank"] = torch.tensor(trainer.rank)
-    return finish(trainer, recorder)
+    return finish(trainer, recorder, views)
 running._finish = keep
 plait.run(recipe, out=out)
 save_file(kept, f"{out}.rank{int(kept['rank'])}")
