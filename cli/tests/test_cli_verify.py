@@ -57,6 +57,14 @@ ours = true
 reconstruction = "[inferred]: all of it"
 expect = ["untrained.accuracy - trained.accuracy > 0"]
 minutes = { laptop = 0.1 }
+
+[[claims]]
+id = "aside"
+sentence = "Training is asked about, beside the gate."
+source = "section 3"
+gate = false
+expect = ["trained.accuracy - untrained.accuracy > 0"]
+minutes = { laptop = 0.1 }
 """
 Program = Callable[..., Any]
 
@@ -80,7 +88,7 @@ def test_verify(program: Program, site: Path, tmp_path: Path) -> None:
     false = program("verify", "demo", "--workers", "2", "--cache", "cache", "--json", packages=(site,))
     assert false.code == 4, false.err
     document = false.document
-    assert [c["verdict"] for c in document["claims"]] == ["holds", "fails"]
+    assert [c["verdict"] for c in document["claims"]] == ["holds", "fails", "holds"]
     assert document["holds"] is False and document["cells"] == {"ran": 6, "cached": 0}
     assert json.loads((tmp_path / "verify" / "demo.json").read_text())["claims"] == document["claims"]
 
@@ -103,10 +111,11 @@ def test_everything_gives_a_scoreboard(
     monkeypatch.syspath_prepend(site)
     plugin = importlib.import_module("plait_demo.plugin").DemoPlugin
     with installed(plugin, alone=True):
-        made = call("verify", "--all", "--workers", "0", "--cache", "cache", "--out", "board", "--json")
+        made = call("verify", "--all", "--gating", "--workers", "0", "--cache", "cache", "--out", "board", "--json")
     assert made.code == 4, made.err
     assert [one["plugin"] for one in made.document["plugins"]] == ["demo"]
     text = (tmp_path / "board" / "scoreboard.md").read_text()
+    assert "beside the gate" not in text
     assert "| Training helps. | holds |" in text and "| Training harms. | fails |" in text
     assert "`harms`: [inferred]: all of it" in text
     assert {p.name for p in (tmp_path / "board").iterdir()} >= {"scoreboard.html", "scoreboard.json", "demo.html"}
@@ -115,7 +124,7 @@ def test_everything_gives_a_scoreboard(
 def test_info_shows_claims_and_refuses_bad_ones(program: Program, site: Path) -> None:
     shown = program("info", "demo", packages=(site,))
     assert shown.code == 0 and "plait verify demo" in shown.out and "Training helps." in shown.out
-    (claim, _) = program("info", "demo", "--json", packages=(site,)).document["paper_claims"]
+    (claim, *_) = program("info", "demo", "--json", packages=(site,)).document["paper_claims"]
     assert claim["id"] == "learns" and claim["minutes"] == {"laptop": 0.1}
     file = site / "plait_demo" / "claims.toml"
     file.write_text(CLAIMS.replace("trained.accuracy - untrained", "trained.acuracy - untrained"))
@@ -133,6 +142,7 @@ def test_info_shows_claims_and_refuses_bad_ones(program: Program, site: Path) ->
         ([], "give one plugin, or --all"),
         (["chase", "--all"], "give one plugin, or --all"),
         (["--all", "--claim", "x"], "--claim goes with one plugin"),
+        (["chase", "--claim", "x", "--gating"], "give --claim or --gating"),
         (["nobody"], "no plugin named 'nobody'"),
         (["task"], "brings no claims.toml"),
         (["task", "--scale", "moon"], "moon"),

@@ -38,6 +38,10 @@ def verify(
     claims: Annotated[
         list[str] | None, typer.Option("--claim", metavar="ID", help="Only this claim; repeatable.")
     ] = None,
+    gating: Annotated[
+        bool,
+        typer.Option("--gating", help="Only the claims that decide the exit code, not those reported beside them."),
+    ] = False,
     seeds: Annotated[
         int | None, typer.Option("--seeds", metavar="N", help="How many seeds, instead of the claim's own.")
     ] = None,
@@ -69,7 +73,7 @@ def verify(
       plait verify chase
       plait verify fairsam --claim fair --seeds 10 --workers 4
       plait verify chase --scale paper --ray auto
-      plait verify --all --out docs/scoreboard
+      plait verify --all --gating --out docs/scoreboard
     """
     from plait.claims import load
     from plait.errors import BadInput
@@ -78,6 +82,8 @@ def verify(
         raise BadInput("give one plugin, or --all.")
     if everything and claims:
         raise BadInput("--claim goes with one plugin, not with --all.")
+    if gating and claims:
+        raise BadInput("give --claim or --gating, not both.")
     names = with_claims() if name is None else [name]
     if not names:
         raise BadInput("no installed plugin brings claims; pip install plait-chase, for example.")
@@ -94,7 +100,7 @@ def verify(
         found.append(
             run(
                 book if book is not None else one,
-                only=claims or (),
+                only=[c.id for c in book.claims if c.gate] if gating and book is not None else claims or (),
                 scale=scale.value,
                 seeds=seeds,
                 workers=workers,
