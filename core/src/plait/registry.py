@@ -33,6 +33,9 @@ RESERVED = frozenset(Recipe.model_fields) | {
     "compare",
     "report",
     "verify",
+    "new",
+    "doctor",
+    "sweep",
 }
 NAME = re.compile(r"[a-z][a-z0-9_-]*\Z")
 
