@@ -143,6 +143,7 @@ def test_info_shows_claims_and_refuses_bad_ones(program: Program, site: Path) ->
         (["chase", "--all"], "give one plugin, or --all"),
         (["--all", "--claim", "x"], "--claim goes with one plugin"),
         (["chase", "--claim", "x", "--gating"], "give --claim or --gating"),
+        (["chase", "--gating", "--extra"], "give --extra or --gating"),
         (["nobody"], "no plugin named 'nobody'"),
         (["task"], "brings no claims.toml"),
         (["task", "--scale", "moon"], "moon"),

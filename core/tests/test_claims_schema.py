@@ -39,6 +39,7 @@ def test_the_example_is_good() -> None:
         ({"clams": []}, "unknown key 'clams'. Did you mean 'claims'?"),
         ({"claims": []}, "claims = []"),
         ({"claims__0__expect": []}, "claims.learns.expect = []"),
+        ({"claims__0__extra": True}, "claims.learns.extra: what decides the exit code must run every time"),
         ({"claims__0__sentense": "x"}, "unknown key 'claims.0.sentense'"),
         ({"claims__0__sentence": " "}, "claims.0.sentence"),
         ({"claims__0__id": "Bad Id"}, "claims.0.id"),

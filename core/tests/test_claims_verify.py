@@ -228,6 +228,18 @@ def test_a_scale_that_a_claim_has_not(tmp_path: Path) -> None:
     assert result.verdict is Verdict.NOT_RUN and "no experiment at the scale paper" in result.reason
 
 
+def test_an_extra_runs_only_when_it_is_asked_for(tmp_path: Path) -> None:
+    made = book()
+    long = made.claims[0].model_copy(update={"id": "long", "extra": True, "gate": False, "minutes": {"laptop": 90}})
+    made = made.model_copy(update={"claims": (*made.claims, long)})
+    plain = {r.claim.id: r for r in verify(made, cache=tmp_path, **HERE).claims}
+    assert plain["learns"].verdict is Verdict.HOLDS and plain["long"].verdict is Verdict.NOT_RUN
+    assert "about 90 minutes" in plain["long"].reason and "--claim long" in plain["long"].reason
+    for asked in ({"extra": True}, {"only": ["long"]}):
+        answered = {r.claim.id: r.verdict for r in verify(made, cache=tmp_path, **HERE, **asked).claims}
+        assert answered["long"] is Verdict.HOLDS
+
+
 def test_plugins_that_cannot_work_together(tmp_path: Path, install: Callable[..., None]) -> None:
     class Needy(Plugin):
         """Needs what nobody has."""

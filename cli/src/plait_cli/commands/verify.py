@@ -42,6 +42,9 @@ def verify(
         bool,
         typer.Option("--gating", help="Only the claims that decide the exit code, not those reported beside them."),
     ] = False,
+    extra: Annotated[
+        bool, typer.Option("--extra", help="Also the long experiments that a claims file marks as extra.")
+    ] = False,
     seeds: Annotated[
         int | None, typer.Option("--seeds", metavar="N", help="How many seeds, instead of the claim's own.")
     ] = None,
@@ -73,7 +76,7 @@ def verify(
       plait verify chase
       plait verify fairsam --claim fair --seeds 10 --workers 4
       plait verify chase --scale paper --ray auto
-      plait verify --all --gating --out docs/scoreboard
+      plait verify --all --extra --out docs/scoreboard
     """
     from plait.claims import load
     from plait.errors import BadInput
@@ -82,8 +85,8 @@ def verify(
         raise BadInput("give one plugin, or --all.")
     if everything and claims:
         raise BadInput("--claim goes with one plugin, not with --all.")
-    if gating and claims:
-        raise BadInput("give --claim or --gating, not both.")
+    if gating and (claims or extra):
+        raise BadInput(f"give {'--claim' if claims else '--extra'} or --gating, not both.")
     names = with_claims() if name is None else [name]
     if not names:
         raise BadInput("no installed plugin brings claims; pip install plait-chase, for example.")
@@ -101,6 +104,7 @@ def verify(
             run(
                 book if book is not None else one,
                 only=[c.id for c in book.claims if c.gate] if gating and book is not None else claims or (),
+                extra=extra,
                 scale=scale.value,
                 seeds=seeds,
                 workers=workers,

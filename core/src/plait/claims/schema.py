@@ -117,6 +117,7 @@ class Claim(Table):
     ours: bool = Field(False, description="the thresholds are ours, because the paper's text gives none")
     reconstruction: str = Field("", max_length=4000, description="what of the method or the test is [inferred]")
     gate: bool = Field(True, description="false: reported only, the exit code does not depend on it")
+    extra: bool = Field(False, description="a long experiment: it runs only when it is asked for")
     arms: tuple[Name, ...] = Field((), description="arms to show, in order; those in expressions are added")
     show: tuple[Name, ...] = Field((), description="metrics to show beside those in expressions")
     expect: tuple[Text, ...] = Field(description="all of these must hold; at least one")
@@ -278,6 +279,8 @@ def _claim_problems(claim: Claim, book: Book) -> Iterator[str]:
     key = f"claims.{claim.id}"
     if not claim.expect:
         yield f"{key}.expect = []: there is none; a claim without an expectation says nothing."
+    if claim.extra and claim.gate:
+        yield f"{key}.extra: what decides the exit code must run every time; set gate = false."
     for scale in claim.minutes:
         if scale not in book.scales:
             yield f"{key}.minutes.{scale}: there is no scales.{scale}."

@@ -24,6 +24,7 @@ def verify(
     claims: str | Book,
     *,
     only: Sequence[str] = (),
+    extra: bool = False,
     scale: ScaleName = "laptop",
     seeds: int | None = None,
     workers: int | None = None,
@@ -39,7 +40,8 @@ def verify(
 
     Args:
         claims: an installed plugin, or a book from `plait.claims.load_file`.
-        only: claim ids; default all.
+        only: claim ids; default all that are not marked as extra.
+        extra: also the claims that are marked as extra, which take long.
         scale: ``laptop`` or ``paper``.
         seeds: how many, instead of the claim's own.
         workers: local processes of one thread each; default one a core, 0 for this process.
@@ -62,7 +64,8 @@ def verify(
     if workers is not None and workers < 0:
         raise BadInput(f"--workers {workers}: give a number from 1 on.")
     chosen = [book.claim(name) for name in only] or list(book.claims)
-    able = [claim for claim in chosen if scale in claim.minutes]
+    wanted = [claim for claim in chosen if only or extra or not claim.extra]
+    able = [claim for claim in wanted if scale in claim.minutes]
     runner = _Runner(Path(cache) if cache is not None else cells.default_cache(), fresh, make(progress), workers, ray)
     experiment = Experiment(book, scale, able, runner.cache, seeds, settings or {}) if able else None
     try:
@@ -153,13 +156,16 @@ def _run(experiment: Experiment, runner: _Runner) -> tuple[dict[str, list[Tried]
 def _result(
     claim: Claim,
     experiment: Experiment | None,
-    scale: str,
+    scale: ScaleName,
     tuned: Mapping[str, Sequence[Tried]],
     jobs: Mapping[str, Mapping[int, Job]],
     outcomes: Mapping[str, Outcome],
 ) -> ClaimResult:
     if experiment is None or claim.id not in experiment.seeds:
-        return ClaimResult(claim, Verdict.NOT_RUN, reason=f"it has no experiment at the scale {scale}")
+        minutes = claim.minutes.get(scale, 0)
+        asked = f"it is an extra (about {minutes:g} minutes): ask for it with --extra or --claim {claim.id}"
+        reason = asked if claim.extra and scale in claim.minutes else f"it has no experiment at the scale {scale}"
+        return ClaimResult(claim, Verdict.NOT_RUN, reason=reason)
     book, seeds = experiment.book, experiment.seeds[claim.id]
     metrics = {name: book.metrics[name] for name in book.metrics_of(claim)}
     arms = []
