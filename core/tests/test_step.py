@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -115,6 +115,37 @@ def manual(model: nn.Module, batch: Any, weights: Tensor | float = 1.0) -> list[
 
 def grads(trainer: Trainer) -> list[Tensor]:
     return [p.grad.clone() for p in trainer.parameters]  # type: ignore[union-attr]
+
+
+class Uniform(plait.Plugin):
+    """A term that is weighted like the objective, and keeps what it was given."""
+
+    name, contract = "uniform", plait.CONTRACT_VERSION
+    seen: ClassVar[list[Tensor]] = []
+
+    @plait.hookimpl
+    def loss_terms(self, per_example: Tensor, weights: Tensor) -> dict[str, Tensor]:
+        self.seen.append(weights)
+        return {"square": (weights * per_example.square()).mean()}
+
+
+def test_a_term_is_given_the_weights_of_its_pass(tmp_path: Path, install: Callable[..., None]) -> None:
+    install(Weigh, Halve, Uniform)
+    trainer = trainer_for(tmp_path, Net(), ("weigh", "halve", "uniform"))
+    batch = next(trainer.train_stream)
+    group = batch["group"].float()
+    rows = torch.tensor([0, 3, 5])
+    Uniform.seen.clear()
+    for options, wanted in (
+        ({}, 0.5 * (1 + group)),
+        ({"without": ("weigh",)}, torch.full_like(group, 0.5)),
+        ({"without": ("weigh", "halve")}, torch.ones_like(group)),
+        ({"rows": rows}, 0.5 * (1 + group[rows])),
+    ):
+        report = trainer.gradients(batch, **options)
+        assert torch.equal(Uniform.seen[-1], wanted)
+        losses = report.per_example
+        torch.testing.assert_close(report.loss, (wanted * (losses + losses.square())).mean())
 
 
 def test_weights_multiply_and_terms_add(tmp_path: Path, install: Callable[..., None]) -> None:

@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 _WHERE = {
     "Plugin": "plait.plugin",
     "Options": "plait.plugin",
+    "PresetOptions": "plait.plugin",
     "Claim": "plait.vocabulary",
     "hookimpl": "plait.hooks",
     "CONTRACT_VERSION": "plait.hooks",
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     from plait.planning import plan as plan
     from plait.plugin import Options as Options
     from plait.plugin import Plugin as Plugin
+    from plait.plugin import PresetOptions as PresetOptions
     from plait.recipe import Recipe as Recipe
     from plait.running import Run as Run
     from plait.running import load_run as load_run

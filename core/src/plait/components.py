@@ -20,12 +20,17 @@ class DataSource:
         summary: one line for tables.
         provides: words of `plait.vocabulary` (``field:group``, ``task:classification``).
         options: the pydantic model of its options (``--set data.NAME=VALUE``).
+        places: files or folders on the user's disk, one of which it needs; empty for data that comes with the package
+            or from a path among the options. ``plait doctor`` says whether one is there.
+        obtain: how to get them, e.g. ``apt-get install ...``.
     """
 
     factory: str
     summary: str
     provides: frozenset[str] = frozenset()
     options: type[Options] = Options
+    places: tuple[str, ...] = ()
+    obtain: str = ""
 
 
 @dataclass(frozen=True)

@@ -112,8 +112,14 @@ class HookSpecs:
         raise NotImplementedError
 
     @_spec(Rule.SUM, "loss")
-    def loss_terms(self, trainer: Trainer, outputs: Any, batch: Batch, per_example: Tensor) -> Mapping[str, Tensor]:
-        """Named scalar terms, already scaled, added to the loss and reported as ``<plugin>/<name>``."""
+    def loss_terms(
+        self, trainer: Trainer, outputs: Any, batch: Batch, per_example: Tensor, weights: Tensor
+    ) -> Mapping[str, Tensor]:
+        """Named scalar terms, already scaled, added to the loss and reported as ``<plugin>/<name>``.
+
+        ``per_example`` [B] (or [N, B]) is the objective of this pass, with its graph and without weights; ``weights``
+        [B] is the product of the example weights in this pass, ones without any. The core weights no term.
+        """
         raise NotImplementedError
 
     # ---- optimizer step -----------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ class MaskSet:
         self.dirty = False
         self._dense: dict[str, Tensor] = {}
         self._keep_dense: set[str] = set()
+        self._followers: list[dict[str, Tensor]] = []
         self.rebind()
 
     def __bool__(self) -> bool:
@@ -74,6 +75,10 @@ class MaskSet:
         """Tell the core that masks were changed in place."""
         self.dirty = True
 
+    def follow(self, tensors: dict[str, Tensor]) -> None:
+        """Zero these too, by parameter name, whenever optimizer state is zeroed; the dict is read anew each time."""
+        self._followers.append(tensors)
+
     # ---- holding ------------------------------------------------------------------------------------------------
     @torch.no_grad()
     def hold(self) -> None:
@@ -83,7 +88,7 @@ class MaskSet:
 
     @torch.no_grad()
     def hold_state(self, optimizer: torch.optim.Optimizer) -> None:
-        """Zero masked weights and masked optimizer state, if masks changed since the last call."""
+        """Zero masked weights, optimizer state and what follows them, if masks changed since the last call."""
         if not self.dirty:
             return
         self.hold()
@@ -92,6 +97,8 @@ class MaskSet:
             same = [v for v in state.values() if isinstance(v, Tensor) and v.shape == mask.shape]
             if same:
                 torch._foreach_mul_(same, [mask.to(v.dtype) for v in same])
+        for tensors in self._followers if self._masks else ():
+            torch._foreach_mul_([tensors[name] for name in self.mask], self._masks)
         self.dirty = False
 
     # ---- gradients ----------------------------------------------------------------------------------------------

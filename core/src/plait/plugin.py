@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from plait.vocabulary import Claim
 
@@ -17,6 +17,36 @@ class Options(BaseModel):
     """Base of every options model: unknown keys are refused, values are checked, instances do not change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False, defer_build=True)
+
+
+class PresetOptions(Options):
+    """Options that can start from a named set of values: ``baseline = "sam"`` fills in ``presets["sam"]``.
+
+    What is given beside ``baseline`` wins over the preset. An unknown name is a validation error that lists the known.
+
+    Attributes:
+        presets: name -> values of other options; a subclass sets it.
+        baseline: the name, or None for the defaults of the fields; the names are added to its description.
+    """
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    baseline: str | None = Field(None, description="take a method's settings as defaults")
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        field = cls.model_fields["baseline"]
+        field.description = f"take a method's settings as defaults: {', '.join(cls.presets)}"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_baseline(cls, values: Any) -> Any:
+        name = values.get("baseline") if isinstance(values, Mapping) else None
+        if name is None:
+            return values
+        if not isinstance(name, str) or name not in cls.presets:
+            raise ValueError(f"no baseline {name!r}; known: {', '.join(cls.presets)}")
+        return {**cls.presets[name], **values}
 
 
 class Plugin:
@@ -31,6 +61,9 @@ class Plugin:
         suggests_data: data sources to use when the recipe names none, best first.
         suggests_model: models likewise.
         suggests: values for dotted keys of the recipe that it leaves open, e.g. ``{"train.epochs": 30}``.
+        tiny: options with which a run of a dozen steps takes little time and reaches all the plugin does: intervals
+            that fit into it, no timing, few views, and a value for every required option. Used by the composition
+            matrix and by the conformance kit; a run of a user never takes them.
     """
 
     name: ClassVar[str] = ""
@@ -41,6 +74,7 @@ class Plugin:
     suggests_data: ClassVar[tuple[str, ...]] = ()
     suggests_model: ClassVar[tuple[str, ...]] = ()
     suggests: ClassVar[Mapping[str, Any]] = {}
+    tiny: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, options: BaseModel) -> None:
         self.options: Any = options

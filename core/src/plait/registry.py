@@ -13,8 +13,9 @@ import pluggy
 from pydantic import BaseModel
 
 import plait
+from plait import contract
 from plait.errors import BadInput, nearest
-from plait.hooks import CONTRACT_VERSION, HookSpecs, rule_of
+from plait.hooks import HookSpecs, hook_names, rule_of
 from plait.plugin import Plugin
 from plait.recipe import Recipe
 from plait.rules import Implementation, Rule
@@ -53,6 +54,8 @@ class Installed:
     reason: str = ""
     plugin: type[Plugin] | None = None
     hooks: list[str] = field(default_factory=list)
+    contract: int | None = None
+    """The hook contract that it declares, None when that cannot be seen."""
 
     def as_dict(self) -> dict[str, Any]:
         """The form printed by ``plait plugins --json``."""
@@ -64,6 +67,7 @@ class Installed:
             "paper": self.plugin.paper if self.plugin else "",
             "status": self.status,
             "reason": self.reason,
+            "contract": self.contract,
             "hooks": self.hooks,
         }
 
@@ -78,8 +82,10 @@ def implementations(plugin: Plugin) -> list[Implementation]:
     found = []
     try:
         manager.register(plugin, plugin.name)
-        manager.check_pending()
         for caller in manager.get_hookcallers(plugin) or []:
+            if not caller.has_spec():
+                known = nearest(caller.name, hook_names())
+                raise pluggy.PluginValidationError(plugin, f"unknown hook {caller.name!r}.{known}")
             for impl in caller.get_hookimpls():
                 order = getattr(impl.function, "plait_order", {})
                 if order.get("inner") and rule_of(caller.name) is not Rule.WRAP:
@@ -150,13 +156,18 @@ def _load(entry: EntryPoint) -> Installed:
         plugin = entry.load()
     except (Exception, SystemExit) as error:
         item.status, item.reason = "broken", f"importing {entry.value} failed: {type(error).__name__}: {error}"
+        item.contract = contract.written(entry)
+        if item.contract:
+            status, reason = contract.judge(item.contract, item.name, item.distribution)
+            if status != "ok":
+                item.status, item.reason = status, f"{reason} ({item.reason})"
         return item
     return examine(item, plugin)
 
 
 def examine(item: Installed, plugin: Any) -> Installed:
     """Judge what an entry point gave, and fill in the plugin and its hooks when it is usable."""
-    item.status, item.reason = _judge(item.name, plugin)
+    item.status, item.reason = _judge(item, plugin)
     if item.status == "broken":
         return item
     item.plugin = plugin
@@ -168,24 +179,21 @@ def examine(item: Installed, plugin: Any) -> Installed:
     return item
 
 
-def _judge(name: str, plugin: Any) -> tuple[str, str]:
+def _judge(item: Installed, plugin: Any) -> tuple[str, str]:
+    name = item.name
     if not (isinstance(plugin, type) and issubclass(plugin, Plugin)):
         return "broken", f"its entry point names {plugin!r}, which is not a subclass of plait.Plugin"
+    declared: Any = plugin.contract
+    item.contract = declared if type(declared) is int else None
+    judged = contract.judge(declared, name, item.distribution)
+    if judged[0] != "ok":
+        return judged  # first: what else looks wrong may be right in its own contract
     if plugin.name != name:
         return "broken", f"its entry point is called {name!r} but the plugin calls itself {plugin.name!r}"
     if not NAME.match(name) or name in RESERVED:
         return "broken", f"the name {name!r} is reserved or not of lower-case letters, digits, - and _"
     if not (isinstance(plugin.Options, type) and issubclass(plugin.Options, BaseModel)):
         return "broken", "its Options is not a pydantic model (subclass plait.Options)"
-    if plugin.contract != CONTRACT_VERSION:
-        if not plugin.contract:
-            return "incompatible", f"it declares no hook contract; write `contract = {CONTRACT_VERSION}` in the plugin"
-        newer = plugin.contract > CONTRACT_VERSION
-        todo = "pip install -U plait-core" if newer else f"install a newer release of plugin {name!r}"
-        return (
-            "incompatible",
-            f"it was written for hook contract {plugin.contract}, this plait-core speaks {CONTRACT_VERSION}: {todo}",
-        )
     return "ok", ""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import shutil
@@ -150,28 +151,23 @@ def _execute(
         recorder = Recorder(directory, shown, accelerator)
         if fresh:
             _write_start(plan, directory, recorder, accelerator)
+        failure: Exception | None = None
         try:
             model = _train(plan, recorder, accelerator, fresh, checkpoint)
-        except PlaitError as error:
+        except Exception as error:
             shown.stop()
             if mine and isinstance(error, (BadInput, Refused)) and not directory.saved_checkpoints():
                 shutil.rmtree(directory.path)  # nothing was trained: leave nothing behind
                 raise
-            if isinstance(error, Interrupted):
-                recorder.event("interrupted", step=_last_step(directory))
-                error = Interrupted(f"{error} Go on with: plait resume {directory.path}")
-            else:
-                _try_event(recorder, error)
-            _write_report(directory)
-            raise error from None
-        except Exception as error:
-            _try_event(recorder, error)
-            _write_report(directory)
-            raise
+            failure = _noted(recorder, error)
         finally:
             shown.stop()
             recorder.close()
         _write_report(directory)
+        if isinstance(failure, PlaitError):
+            raise failure from None
+        if failure is not None:
+            raise failure
     accelerator.wait_for_everyone()
     return Run(directory, model)
 
@@ -318,11 +314,14 @@ def _last_step(directory: RunDirectory) -> int:
     return int(newest.stem.removeprefix("step-")) if newest else 0
 
 
-def _try_event(recorder: Recorder, error: Exception) -> None:
-    try:
+def _noted(recorder: Recorder, error: Exception) -> Exception:
+    """Write down what ended the run; returns what to tell the user."""
+    if isinstance(error, Interrupted):
+        recorder.event("interrupted", step=_last_step(recorder.directory))
+        return Interrupted(f"{error} Go on with: plait resume {recorder.directory.path}")
+    with contextlib.suppress(RunFailed):  # a full disk must not hide what happened before
         recorder.event("failed", error=str(error) or type(error).__name__)
-    except RunFailed:
-        return
+    return error
 
 
 def _rebuild(directory: RunDirectory) -> nn.Module:

@@ -120,7 +120,7 @@ def _pass(trainer: Trainer, batch: Any, without: Collection[str], portion: float
         weighted = per_example if weights is None else per_example * weights
         # over N stacked replicas [N, B] the sum gives every replica the gradient of its own mean
         loss = weighted.mean(-1) if weighted.ndim == 1 else weighted.mean(-1).sum()
-        terms = loss_terms(trainer, outputs, batch, per_example)
+        terms = loss_terms(trainer, outputs, batch, per_example, weights)
         for term in terms.values():
             loss = loss + term
     factor = portion * scale
@@ -157,12 +157,22 @@ def example_weights(trainer: Trainer, batch: Any, per_example: Tensor, without: 
     return product
 
 
-def loss_terms(trainer: Trainer, outputs: Any, batch: Any, per_example: Tensor) -> dict[str, Tensor]:
+def loss_terms(
+    trainer: Trainer, outputs: Any, batch: Any, per_example: Tensor, weights: Tensor | None
+) -> dict[str, Tensor]:
     """``<plugin>/<name>`` -> scalar of every plugin's terms."""
     composed = trainer.composed["loss_terms"]
     if not composed:
         return {}
-    values = {"trainer": trainer, "outputs": outputs, "batch": batch, "per_example": per_example}
+    if weights is None:
+        weights = per_example.new_ones(per_example.shape[-1:])
+    values = {
+        "trainer": trainer,
+        "outputs": outputs,
+        "batch": batch,
+        "per_example": per_example,
+        "weights": weights,
+    }
     return {f"{plugin}/{name}": term for plugin, terms in composed.named(**values) for name, term in terms.items()}
 
 

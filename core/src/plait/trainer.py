@@ -15,6 +15,7 @@ from plait import evaluation, guards, optimizers, step
 from plait.data import Data, DataInfo, Stream, seed_of
 from plait.errors import BadInput, Interrupted, blame
 from plait.masks import MaskSet
+from plait.shadows import Shadows
 from plait.step import LossReport
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class Trainer:
         self.in_step = False
         self._extra: dict[str, tuple[nn.Module, torch.optim.Optimizer | None]] = {}
         self._notes: set[str] = set()
-        self._saved: dict[str, dict[str, Any]] = {"streams": {}, "generators": {}, "extra": {}}
+        self._saved: dict[str, dict[str, Any]] = {"streams": {}, "generators": {}, "extra": {}, "shadows": {}}
         acting = ("optimizer_step", "objective", "example_weights", "loss_terms")
         self._acting = list(dict.fromkeys(i.plugin for hook in acting for i in self.composed[hook].implementations))
 
@@ -73,12 +74,14 @@ class Trainer:
         self.total_steps = train.steps if train.steps is not None else per_epoch * (train.epochs or 0)
         self.phase = (0, self.total_steps)
         self.masks = MaskSet(self.model)
+        self.shadows = Shadows(self.model, self.masks)
         self.optimizer = optimizers.make_optimizer(self.recipe.optimizer, self.model.parameters())
         self.refresh()
         for plugin in self.plugins.values():
             with blame(plugin.name):
                 plugin.setup(self)
         self.masks.hold()
+        self.shadows.begin()
 
     def refresh(self) -> None:
         """Gather the parameters and the wrapped network again, after parameters were replaced."""
@@ -124,6 +127,20 @@ class Trainer:
             if name in self._saved["generators"]:
                 self.generators[name].set_state(self._saved["generators"].pop(name))
         return self.generators[name]
+
+    def shadow(self, name: str) -> dict[str, Tensor]:
+        """A tensor for each parameter of the model, by its name, to be changed in place; see `plait.shadows`.
+
+        It begins as a copy of the weights, is zero where a mask is, and goes along when the network is sliced, saved,
+        resumed, or put back to a snapshot.
+
+        Args:
+            name: unique, e.g. the plugin's.
+        """
+        shadow = self.shadows.take(name)
+        if name in self._saved["shadows"]:
+            self.shadows.load(name, self._saved["shadows"].pop(name))
+        return shadow
 
     def stream(self, name: str, split: str = "train", batch_size: int | None = None) -> Stream:
         """An endless, resumable stream of batches; every name shuffles differently."""
@@ -294,16 +311,19 @@ class Trainer:
 
     # ---- state --------------------------------------------------------------------------------------------------
     def snapshot_model(self) -> dict[str, Any]:
-        """A copy of weights, buffers and masks."""
+        """A copy of weights, buffers, masks and shadows."""
         return {
             "weights": {k: v.detach().clone() for k, v in self.model.state_dict().items()},
             "masks": self.masks.state_dict(),
+            "shadows": self.shadows.state_dict(),
         }
 
     def restore_model(self, snapshot: Mapping[str, Any]) -> None:
         """Put back what `snapshot_model` took; masked weights are zeroed."""
         self.model.load_state_dict(snapshot["weights"])
         self.masks.load_state_dict(snapshot["masks"])
+        for name, saved in snapshot.get("shadows", {}).items():
+            self.shadows.load(name, saved)
         self.masks.hold_state(self.optimizer)
 
     def begin_phase(self, steps: int) -> None:
@@ -311,13 +331,14 @@ class Trainer:
         self.phase = (self.step, steps)
 
     def slice_tensors(self, plan: Mapping[str, Sequence[tuple[int, Tensor]]]) -> None:
-        """Shrink parameters, buffers, masks and optimizer state physically, in the middle of a run.
+        """Shrink parameters, buffers, masks, shadows and optimizer state physically, in the middle of a run.
 
         Args:
             plan: tensor name -> (dimension, kept positions int64) pairs. Module attributes that repeat a size
                 (``out_channels``) are the caller's to set.
         """
         optimizers.slice_tensors(self.model, self.optimizer, self.masks, plan)
+        self.shadows.slice_tensors(plan)
         self.refresh()
 
     def state_dict(self) -> dict[str, Any]:
@@ -334,6 +355,7 @@ class Trainer:
                 for name, (module, own) in self._extra.items()
             },
             "masks": self.masks.state_dict(),
+            "shadows": self._saved["shadows"] | self.shadows.state_dict(),
             "plugins": {name: plugin.state_dict() for name, plugin in self.plugins.items()},
             "streams": self._saved["streams"] | {name: stream.state_dict() for name, stream in self.streams.items()},
             "generators": self._saved["generators"] | {name: g.get_state() for name, g in self.generators.items()},
@@ -349,7 +371,9 @@ class Trainer:
         self.masks.load_state_dict(state["masks"])
         optimizers.tree_to_state(self.optimizer, state["optimizer"])
         # what a plugin makes later in the run finds its state when it is made
-        self._saved = {key: dict(state[key]) for key in ("streams", "generators", "extra")}
+        self._saved = {key: dict(state.get(key, {})) for key in ("streams", "generators", "extra", "shadows")}
+        for name in self.shadows.sets:
+            self.shadows.load(name, self._saved["shadows"].pop(name))
         for name in self._extra:
             self._load_extra(name, self._saved["extra"].pop(name))
         for name, stream in self.streams.items():

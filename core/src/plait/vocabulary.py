@@ -9,6 +9,8 @@ A declaration is a short string ``kind:name``. The kinds:
 ``loss:X``     a property of the loss: ``loss:per-example`` (the objective returns shape [B], unreduced)
 ``gradients:X``  what ``trainer.gradients`` can do: ``gradients:repeatable``, ``gradients:dense``
 ``steps:X``    how training advances: ``steps:minibatch``
+``export:X``   what a plugin's export changes, for ``before`` and ``after``: ``export:structure`` (names or shapes),
+               ``export:values``
 =============  ======================================================================================
 
 ``needs`` must be met by the core, the data, the model or another plugin. ``provides`` adds words, ``breaks`` takes

@@ -121,9 +121,11 @@ def test_every_public_name_resolves() -> None:
         plait_chase.nothing
 
 
-def test_the_readme_runs() -> None:
+def test_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    names: dict[str, Any] = {}
     for code in re.findall(r"```python\n(.*?)```", readme, re.DOTALL):
-        names: dict[str, Any] = {}
         exec(code, names)
-        assert names["report"]["channels_alive"] == 32
+    assert names["report"]["channels_alive"] == 32
+    assert names["run"].metrics["chase/channels"] == 12

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from plait import Options
+from plait import PresetOptions
 from plait_chase.presets import BASELINES
 
 
-class ChaseOptions(Options):
+class ChaseOptions(PresetOptions):
     """What to make sparse, when, and how the network is shrunk; see README for the sources of the defaults."""
 
-    baseline: str | None = Field(None, description=f"take a method's settings as defaults: {', '.join(BASELINES)}")
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = BASELINES
+
     density: float = Field(0.1, gt=0, le=1, description="D: share of non-zero weights of the final network")
     channel_sparsity: float = Field(0.5, ge=0, lt=1, description="S_c: share of the prunable channels to remove")
     distribution: Literal["erk", "uniform"] = Field("erk", description="initial density of each layer")
@@ -56,16 +57,6 @@ class ChaseOptions(Options):
     bn_recalibrate: bool = Field(False, description="re-estimate norm statistics after the shrink (it needs none)")
     timing_repeats: int = Field(30, ge=0, le=1000, description="timed batches, dense against shrunk; 0: no timing")
     timing_batch: int = Field(64, ge=1, le=4096, description="examples per timed batch")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _take_baseline(cls, values: Any) -> Any:
-        name = values.get("baseline") if isinstance(values, Mapping) else None
-        if name is None:
-            return values
-        if name not in BASELINES:
-            raise ValueError(f"no baseline {name!r}; known: {', '.join(BASELINES)}")
-        return {**BASELINES[name], **values}
 
     @model_validator(mode="after")
     def _bound_extra_within(self) -> ChaseOptions:

@@ -27,12 +27,22 @@ class ChasePlugin(Plugin):
     suggests_data = ("mnist5k", "digits")
     suggests_model = ("vgg-bn",)
     suggests: ClassVar[Mapping[str, Any]] = {"optimizer.lr": 0.1}
+    tiny: ClassVar[Mapping[str, Any]] = {
+        "exploration_interval": 2,
+        "channel_interval": 4,
+        "shrink_during": True,
+        "timing_repeats": 0,
+    }
 
     _weave: Weave
 
     def needs(self) -> frozenset[str]:
         """Dense gradients of masked weights, at growth steps."""
         return frozenset({"gradients:dense", "steps:minibatch"})
+
+    def provides(self) -> frozenset[str]:
+        """Its export changes shapes, so whoever puts other weights into the export goes before it."""
+        return frozenset({"export:structure"})
 
     def claims(self) -> tuple[Claim, ...]:
         """Weights of two or more dimensions, and biases of prunable channels, among the included names."""

@@ -81,6 +81,7 @@ class Weave:
         self.work = TrainFlops(self.costs)
         self.nnz = self.engine.nnz()
         self.noted: set[str] = set()
+        self.shrink_error = float("nan")
         self.original = copy.deepcopy(model) if options.shrink_during else None
 
     # ---- training -----------------------------------------------------------------------------------------------
@@ -162,12 +163,16 @@ class Weave:
         self.trainer.masks.keep_dense("chase", self.engine.needs_gradient(self.engine.step + 1))
 
     # ---- afterwards ---------------------------------------------------------------------------------------------
+    @torch.no_grad()
     def export(self, trainer: Trainer, model: nn.Module) -> nn.Module:
-        """Slice the dead channels off ``model`` (a copy), and report how far its outputs are from the masked one's."""
+        """Slice the dead channels off ``model`` (a copy), and measure by how much that changes its outputs."""
+        batch = next(in_order(trainer.data.test, 256)).to(trainer.device)
+        want = trainer.call(model.eval(), batch)
         apply_shrink(model, self._plan(model))
         if self.options.bn_recalibrate:
             prepared = (_prepared(trainer, batch) for batch in in_order(trainer.data.train, 256))
             bn_recalibrate(model, prepared, trainer.device)
+        self.shrink_error = float((want - trainer.call(model.eval(), batch)).abs().max())
         return model
 
     @torch.no_grad()
@@ -180,17 +185,14 @@ class Weave:
             apply_shrink(small, self._plan(small))
         rows = layer_table(trainer.model, self.masks, engine.layout.shapes, small)
         inside = sum(prod(dict(small.named_parameters())[row["tensor"]].shape) for row in rows)
+        present = layer_costs(trainer.model, self.example) if self.options.shrink_during else self.costs
         dense, narrow = dense_macs(self.costs), dense_macs(layer_costs(small, self.example))
         found: dict[str, Metric | Table | Plot] = {
             "density": Metric(nnz / engine.total, "", "lower", f"requested {self.options.density}"),
             "density_inside": Metric(nnz / inside, "", "neither", "of the shrunk network"),
             "nonzeros": Metric(nnz, "weights", "lower", f"K = {engine.budget} of N = {engine.total}"),
-            "macs": Metric(
-                narrow if exported else dense_macs(layer_costs(trainer.model, self.example)), "MACs", "lower"
-            ),
-            "macs_sparse": Metric(
-                sparse_macs(self._present_costs(), engine.nnz()), "MACs", "lower", "if zeros were free"
-            ),
+            "macs": Metric(narrow if exported else dense_macs(present), "MACs", "lower"),
+            "macs_sparse": Metric(sparse_macs(present, engine.nnz()), "MACs", "lower", "if zeros were free"),
             "mac_ratio": Metric(narrow / dense, "", "lower", "dense kernels, shrunk over dense"),
             "train_work": Metric(self.work.ratio, "", "lower", "theoretical share of dense training"),
         }
@@ -200,29 +202,14 @@ class Weave:
             found["channels"] = Metric(alive, "channels", "lower", f"of {engine.channels} prunable")
             found["channel_sparsity"] = Metric(1 - alive / engine.channels, "", "neither", note)
         if exported:
-            found |= self._exported(trainer, predictions, small)
+            exact = "" if not self.options.bn_recalibrate else "statistics were re-estimated"
+            found["shrink_error"] = Metric(self.shrink_error, "logits", "lower", exact)
+            if self.options.timing_repeats:
+                found["speed"] = self._timed(trainer, small)
         columns = list(rows[0])
         found["layers"] = Table(
             "Layers before and after the shrink", columns, [[row[c] for c in columns] for row in rows]
         )
-        return found
-
-    def _present_costs(self) -> dict[str, Any]:
-        return layer_costs(self.trainer.model, self.example)
-
-    def _exported(
-        self, trainer: Trainer, predictions: Predictions, small: nn.Module
-    ) -> dict[str, Metric | Table | Plot]:
-        found: dict[str, Metric | Table | Plot] = {}
-        batch = next(in_order(trainer.data.test, 256)).to(trainer.device)
-        trained = trainer.model
-        was_training = trained.training
-        want, got = trainer.call(trained.eval(), batch), trainer.call(small.eval(), batch)
-        trained.train(was_training)
-        exact = "" if not self.options.bn_recalibrate else "statistics were re-estimated"
-        found["shrink_error"] = Metric(float((want - got).abs().max()), "logits", "lower", exact)
-        if self.options.timing_repeats:
-            found["speed"] = self._timed(trainer, small)
         return found
 
     def _timed(self, trainer: Trainer, small: nn.Module) -> Table:

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from plait import Options
+from plait import PresetOptions
 
 from .presets import BASELINES
 
 Severity = Literal[1, 2, 3, 4, 5]
 
 
-class FairsamOptions(Options):
+class FairsamOptions(PresetOptions):
     """How FairSAM weighs, perturbs and is evaluated; the defaults are the card's, see README for what is inferred."""
 
-    baseline: str | None = Field(None, description=f"take a method's settings as defaults: {', '.join(BASELINES)}")
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = BASELINES
+
     weights: Literal["none", "group", "subgroup", "kamiran", "adaptive", "groupdro"] = Field(
         "group", description="instance weights v_i; none makes FairSAM plain SAM"
     )
@@ -25,8 +26,10 @@ class FairsamOptions(Options):
     rho: float | tuple[float, ...] = Field(
         0.05, description="radius of the perturbation, >= 0, in the weights' unit; per_group takes one value per group"
     )
-    perturbation: Literal["weighted", "plain", "ascent_only", "per_group"] = Field(
-        "weighted", description="where the weights act: both passes, descent only, ascent only, or one per group"
+    perturbation: Literal["weighted", "plain", "ascent_only", "per_group", "per_group_whole"] = Field(
+        "weighted",
+        description="where the weights act: both passes, descent only, ascent only, or one per group; per_group runs "
+        "the groups' sub-batches, per_group_whole the whole batch, so that BatchNorm sees both",
     )
     asam: bool = Field(False, description="scale-invariant perturbation (ASAM); use rho 0.5 to 1")
     eta: float = Field(0.01, ge=0, description="ASAM's floor of the scale |w| + eta")
@@ -46,24 +49,14 @@ class FairsamOptions(Options):
         None, pattern=r"^[a-z_]+:[1-5]$", description="train on corrupted images, e.g. shot_noise:3 (transfer runs)"
     )
 
-    @model_validator(mode="before")
-    @classmethod
-    def _take_baseline(cls, values: Any) -> Any:
-        name = values.get("baseline") if isinstance(values, Mapping) else None
-        if name is None:
-            return values
-        if name not in BASELINES:
-            raise ValueError(f"no baseline {name!r}; known: {', '.join(BASELINES)}")
-        return {**BASELINES[name], **values}
-
     @model_validator(mode="after")
     def _check_rho(self) -> FairsamOptions:
         several = isinstance(self.rho, tuple)
         values = self.rho if isinstance(self.rho, tuple) else (self.rho,)
         if not values or any(value < 0 for value in values):
             raise ValueError(f"rho = {self.rho!r} must be >= 0")
-        if several and self.perturbation != "per_group":
-            raise ValueError("several values of rho need perturbation = 'per_group'")
+        if several and not self.perturbation.startswith("per_group"):
+            raise ValueError("several values of rho need perturbation = 'per_group' or 'per_group_whole'")
         if len(set(self.corruptions)) < len(self.corruptions):
             raise ValueError("corruptions names one corruption twice")
         return self

@@ -31,6 +31,7 @@ class FairsamPlugin(Plugin):
     suggests_data = ("toned-digits",)
     suggests_model = ("cnn",)
     suggests: ClassVar[Mapping[str, Any]] = {"train.epochs": 30, "optimizer.lr": 0.05}
+    tiny: ClassVar[Mapping[str, Any]] = {"corruptions": ["gaussian_noise"], "severities": [3]}
 
     _weave: Weave
 

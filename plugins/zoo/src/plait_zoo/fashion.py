@@ -13,15 +13,11 @@ from torch.nn import functional
 
 from plait.data import Data, DataInfo, Split, TensorSplit
 from plait.errors import BadInput
-from plait_zoo.options import FashionMnistOptions
+from plait_zoo.options import FASHION_PLACES, FashionMnistOptions
 from plait_zoo.splits import ByteSplit
 from plait_zoo.transforms import Normalize
 
-PLACES = (
-    "/usr/share/datasets/fashion-mnist",
-    "/usr/share/dataset-fashion-mnist",
-    "/usr/local/share/datasets/fashion-mnist",
-)
+PLACES = FASHION_PLACES
 INSIDE = ("", "raw", "FashionMNIST/raw", "fashion")
 NAMES = ("T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 LAYOUT = (

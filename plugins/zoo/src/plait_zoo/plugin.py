@@ -46,6 +46,8 @@ class ZooPlugin(Plugin):
                 "70,000 clothes 28x28 (Debian package or idx files)",
                 _IMAGES,
                 o.FashionMnistOptions,
+                o.FASHION_PLACES,
+                "apt-get install dataset-fashion-mnist (Debian)",
             ),
             "cifar10": DataSource(
                 "plait_zoo.cifar:load_cifar10", "60,000 images 32x32, 10 classes", _IMAGES, o.Cifar10Options
