@@ -1,0 +1,5 @@
+"""The plugin against plait's hook contract, one test a rule."""
+
+from plait.testing import plait_plugin_suite
+
+TestConformance = plait_plugin_suite("label-smoothing")
