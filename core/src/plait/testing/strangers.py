@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 from plait import registry
+from plait.components import load_object
+from plait.errors import BadInput
 from plait.plugin import Plugin
+from plait.recipe import read_toml
 
 
 @contextmanager
@@ -28,3 +34,25 @@ def installed(*plugins: type[Plugin], distribution: str = "stranger", alone: boo
         yield
     finally:
         registry.installed = before
+
+
+def classes_in(folder: Path) -> list[type[Plugin]]:
+    """The plugin classes of a package that is not installed, by the entry points in its ``pyproject.toml``.
+
+    Its sources (``src/``, else the folder) stay importable in this process.
+
+    Raises:
+        BadInput: no such file, no entry point of plait in it, or a plugin that cannot be imported.
+    """
+    project = read_toml(folder / "pyproject.toml").get("project", {})
+    points: dict[str, str] = project.get("entry-points", {}).get(registry.GROUP, {})
+    if not points:
+        raise BadInput(f"{folder / 'pyproject.toml'} has no [project.entry-points.{registry.GROUP}].")
+    source = folder / "src" if (folder / "src").is_dir() else folder
+    if str(source.resolve()) not in sys.path:
+        sys.path.append(str(source.resolve()))
+    found: list[type[Plugin]] = []
+    for path in points.values():
+        plugin: Any = load_object(path, "plugin")
+        found.append(plugin)
+    return found
