@@ -30,7 +30,8 @@ def test_every_public_name_resolves_and_others_do_not():
         _ = plait_fairsam.nonsense
 
 
-def test_the_readme_code_runs():
+def test_the_readme_code_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     assert blocks
     scope: dict[str, object] = {}
@@ -44,7 +45,7 @@ def test_model_width_is_checked():
         check_outputs(torch.zeros(4, 2), 3)
 
 
-@pytest.mark.parametrize("mode", ["weighted", "plain", "ascent_only", "per_group"])
+@pytest.mark.parametrize("mode", ["weighted", "plain", "ascent_only", "per_group", "per_group_whole"])
 @pytest.mark.parametrize("adaptive", [False, True])
 def test_a_small_problem_is_learned_in_every_mode(mode, adaptive):
     g = torch.Generator().manual_seed(0)

@@ -40,6 +40,10 @@ def single():
 
 def three():
     return make(3, classes=3)
+
+
+def linear(num_classes):
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, num_classes))
 """
 
 
@@ -97,8 +101,23 @@ def test_three_groups_three_classes(tmp_path: Path, sets: str) -> None:
 @pytest.mark.parametrize("name", list(BASELINES))
 def test_every_baseline_takes_its_passes(tmp_path: Path, name: str) -> None:
     done = run(tmp_path, {"baseline": name})
-    passes = {"sgd": 1, "reweighing": 1, "kamiran": 1, "groupdro": 1, "penalty": 1, "fairsam-per_group": 4}
+    passes = dict.fromkeys(["sgd", "reweighing", "kamiran", "groupdro", "penalty"], 1)
+    passes |= {"fairsam-per_group": 4, "fairsam-per_group_whole": 4}
     assert done.metrics["fairsam/passes_per_step"] == passes.get(name, 2)
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_whole_batches_in_a_run_are_the_sub_batches_where_nothing_normalises(
+    tmp_path: Path, sets: str, accumulate: int
+) -> None:
+    found = []
+    for mode in ("per_group", "per_group_whole"):
+        options = {"perturbation": mode, "rho": 0.3}
+        settings = {"train.batch_size": 24, "train.accumulate": accumulate if mode == "per_group_whole" else 1}
+        done = run(tmp_path / mode, options, data=f"{sets}:three", model=f"{sets}:linear", settings=settings)
+        found.append(done.model.state_dict())
+    for name in found[0]:
+        torch.testing.assert_close(found[0][name], found[1][name], rtol=1e-4, atol=1e-6)
 
 
 def test_interval_costs_one_and_a_share(tmp_path: Path) -> None:

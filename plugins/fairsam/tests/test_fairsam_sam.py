@@ -330,6 +330,68 @@ def test_per_group_with_an_absent_group_and_statistics_per_sub_batch():
     assert report.evaluations == 2 and report.ascent_loss is None
 
 
+def per_group_whole_by_hand(model, x, y, s, rho):
+    """Oracle: whole-batch forward passes, losses of one group at a time, a deep copy for every displaced network."""
+    parameters = list(model.parameters())
+    total = [torch.zeros_like(p) for p in parameters]
+    for a in (0, 1):
+        rows = s == a
+        here = copy.deepcopy(model)
+        g = torch.autograd.grad(CE(here(x), y)[rows].mean(), list(here.parameters()))
+        length = math.sqrt(sum(float(part.square().sum()) for part in g))
+        with torch.no_grad():
+            for p, part in zip(here.parameters(), g, strict=True):
+                p += rho * part / length
+        found = torch.autograd.grad(CE(here(x), y)[rows].mean(), list(here.parameters()))
+        total = [t + part / 2 for t, part in zip(total, found, strict=True)]
+    return total
+
+
+def test_per_group_whole_normalises_over_all_groups_and_counts_the_batch_once():
+    x, y, s, v = data()
+    model = network()
+    statistics = copy.deepcopy(model)
+    statistics(x)
+    expected = per_group_whole_by_hand(network(), x, y, s, 0.2)
+    _, step, gradients = build(model, rho=0.2, perturbation="per_group_whole")
+    report = step.step(gradients.on(x, y, weights=v), groups=s, apply=False)
+    for p, g in zip(model.parameters(), expected, strict=True):
+        assert torch.allclose(p.grad, g, rtol=1e-5, atol=1e-7)
+    assert report.evaluations == 4 and report.per_example.shape == (12,)
+    for left, right in zip(model[1].buffers(), statistics[1].buffers(), strict=True):
+        assert torch.equal(left, right)
+    apart = network()
+    _, step, gradients = build(apart, rho=0.2, perturbation="per_group")
+    step.step(gradients.on(x, y, weights=v), groups=s, apply=False)
+    assert not torch.allclose(apart[0].weight.grad, model[0].weight.grad, rtol=1e-2)
+
+
+@pytest.mark.parametrize("rho", [0.2, (0.0, 0.3)])
+def test_without_batch_norm_and_dropout_whole_batches_change_nothing(rho):
+    x, y, s, v = data()
+    found = []
+    for mode in ("per_group", "per_group_whole"):
+        model = network(norm=False).double()
+        _, step, gradients = build(model, rho=rho, perturbation=mode)
+        report = step.step(gradients.on(x.double(), y, weights=v), groups=s, apply=False)
+        found.append((report, [p.grad for p in model.parameters()]))
+    (one, left), (two, right) = found
+    assert torch.allclose(one.per_example, two.per_example) and torch.allclose(one.loss, two.loss)
+    assert one.evaluations == two.evaluations
+    for a, b in zip(left, right, strict=True):
+        assert torch.allclose(a, b, rtol=1e-9, atol=1e-12)
+
+
+def test_whole_batches_replay_their_dropout_in_every_pass():
+    x, y, s, _ = data()
+    seen = []
+    model = network(dropout=0.5)
+    model[4].register_forward_hook(lambda m, inputs, output: seen.append(output == 0))
+    _, step, gradients = build(model, rho=0.0, perturbation="per_group_whole")
+    step.step(gradients.on(x, y), groups=s, apply=False)
+    assert len(seen) == 2 and torch.equal(seen[0], seen[1])
+
+
 @pytest.mark.parametrize("asam", [False, True])
 def test_masked_weights_stay_exactly_zero_through_the_step(asam):
     x, y, _, v = data()

@@ -82,7 +82,7 @@ class ModelGradients:
         parameters: what `Losses.gradients` is aligned with; default: the model's parameters that require gradients.
             Pass the list that FairSAM has if you perturb only some of them.
         penalty: coefficient >= 0 of `group_gap_penalty` on the unweighted losses, added to every pass's objective;
-            needs ``groups`` in `on`. With ``per_group`` every pass sees one group and the penalty is 0. Default 0.
+            needs ``groups`` in `on`. Per group every pass sees one group and the penalty is 0. Default 0.
 
     Raises:
         FairsamError: penalty < 0 or NaN.
@@ -149,6 +149,7 @@ class BatchGradients:
         scale: float = 1.0,
         replay: bool = False,
         freeze_statistics: bool = False,
+        focus: Tensor | None = None,
     ) -> Losses:
         """One pass; see `sam.Gradients` for the arguments."""
         model, parameters = self._owner.model, self._owner.parameters
@@ -165,7 +166,7 @@ class BatchGradients:
                 stack.enter_context(_replayed(device, self._noise))
             if probe:
                 stack.enter_context(_unsynchronised(model))
-            loss, per_example = self._forward(weighted, rows)
+            loss, per_example = self._forward(weighted, rows, focus)
             found: list[Tensor | None] | None = None
             if probe:
                 found = list(torch.autograd.grad(loss, parameters, allow_unused=True))
@@ -177,7 +178,7 @@ class BatchGradients:
                 (loss if scale == 1.0 else loss * scale).backward()  # type: ignore[no-untyped-call]
         return Losses(loss.detach(), per_example.detach(), found)
 
-    def _forward(self, weighted: bool, rows: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _forward(self, weighted: bool, rows: Tensor | None, focus: Tensor | None) -> tuple[Tensor, Tensor]:
         owner = self._owner
         per_example = owner.loss_fn(owner.model(_select(self._inputs, rows)), _select(self._targets, rows))
         if per_example.ndim != 1:
@@ -185,6 +186,8 @@ class BatchGradients:
                 f"loss_fn returned shape {tuple(per_example.shape)}; fairsam needs one loss per example [B]"
                 " (reduction='none', and a mean over everything but the batch axis)"
             )
+        if focus is not None:
+            return _select(per_example, focus).mean(), per_example
         weights = _select(self._weights, rows) if weighted else None
         if weights is not None and weights.shape != per_example.shape:
             raise FairsamError(f"weights of shape {tuple(weights.shape)} do not fit losses {tuple(per_example.shape)}")

@@ -35,6 +35,8 @@ BASELINES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "fairsam-plain": _preset(weights="group", rho=0.05, perturbation="plain"),
         "fairsam-ascent_only": _preset(weights="group", rho=0.05, perturbation="ascent_only"),
         "fairsam-per_group": _preset(weights="group", rho=0.05, perturbation="per_group"),
+        "fairsam-per_group_whole": _preset(weights="group", rho=0.05, perturbation="per_group_whole"),
+        "fairsam-asam": _preset(weights="group", rho=1.0, asam=True),
     }
 )
 """Option values of every method compared; ``weights="groupdro"`` stands for `GroupDRO` as the weighting rule.
@@ -50,4 +52,6 @@ BASELINES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 | penalty | sgd + 1.0 x group loss gap | the paper compares with fairness constraints [paper]; this form [inferred] |
 | fairsam | group weights in ascent and descent, rho 0.05 | arXiv 2503.22934; the weights' form [inferred] |
 | fairsam-plain, -ascent_only, -per_group | ablations of where the weights act | card section 2.4 [inferred] |
+| fairsam-per_group_whole | per_group on whole batches, for networks with BatchNorm | ours |
+| fairsam-asam | group weights, ASAM's perturbation, rho 1 | card section 2.4, "asam" |
 """

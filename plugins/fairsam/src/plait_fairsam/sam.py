@@ -20,7 +20,8 @@ from .perturbation import SavedWeights, asam_perturbation, sam_perturbation
 
 __all__ = ["PERTURBATIONS", "FairSAM", "Gradients", "Losses", "StepLosses"]
 
-PERTURBATIONS = ("weighted", "plain", "ascent_only", "per_group")
+PERTURBATIONS = ("weighted", "plain", "ascent_only", "per_group", "per_group_whole")
+PER_GROUP = ("per_group", "per_group_whole")
 """Every value of the option ``perturbation``."""
 
 
@@ -53,6 +54,7 @@ class Gradients(Protocol):
         scale: float,
         replay: bool,
         freeze_statistics: bool,
+        focus: Tensor | None = None,
     ) -> Losses:
         """Run one forward and backward pass at the parameters as they are now.
 
@@ -64,6 +66,8 @@ class Gradients(Protocol):
             scale: without ``probe``: factor on the gradient that is written.
             replay: use the dropout noise of the latest pass that had ``replay=False``.
             freeze_statistics: leave running statistics (BatchNorm) as they were.
+            focus: with ``per_group_whole``: ``[R]`` int64; the whole batch runs forward, and the objective is the mean
+                of these rows' unweighted losses.
         """
         ...
 
@@ -77,10 +81,9 @@ class StepLosses:
         per_example: ``[B]`` unweighted losses at the same point; feed them to `AdaptiveWeights.update`.
         ascent_loss: 0-dim objective at w of the ascent pass (``per_group``: its mean over groups); None on a plain
             step.
-        gradient_norm: 0-dim norm of the ascent gradient (of ``T g`` with asam); None on a plain step or with
-            ``per_group``.
+        gradient_norm: 0-dim norm of the ascent gradient (of ``T g`` with asam); None on a plain step or per group.
         evaluations: how many forward and backward passes the step took (2 on a SAM step, 2 per group with
-            ``per_group``).
+            ``per_group`` and ``per_group_whole``).
     """
 
     loss: Tensor
@@ -108,6 +111,9 @@ class FairSAM:
       normalises within each and updates its running statistics once per group, so every example enters them once (a
       sub-batch of one example without spatial extent is an error in BatchNorm). Under DDP each rank averages over the
       groups it holds.
+    - ``per_group_whole`` (ours): the same, but every pass runs the whole batch forward and only the loss is the
+      group's, so that BatchNorm normalises over all groups together, as it does at test time. As many passes, each on
+      the whole batch.
 
     Nothing is kept in the optimizer's state, so the optimizer's checkpoints stay its own. Learning-rate schedules act
     on the optimizer; gradient clipping, if any, belongs between ``step(..., apply=False)`` and ``optimizer.step()``.
@@ -147,7 +153,7 @@ class FairSAM:
         self.perturbation = check_choice("perturbation", perturbation, PERTURBATIONS)
         self.rho: float | tuple[float, ...]
         if isinstance(rho, Sequence) and not isinstance(rho, str):
-            if self.perturbation != "per_group" or not rho:
+            if self.perturbation not in PER_GROUP or not rho:
                 raise FairsamError(
                     f"rho={rho!r}: one value per group needs perturbation='per_group', not {perturbation!r}"
                 )
@@ -189,7 +195,7 @@ class FairSAM:
         perturb = (self.steps + 1) % self.interval == 0
         self._inside = True
         try:
-            if self.perturbation == "per_group":
+            if self.perturbation in PER_GROUP:
                 report = self._per_group(gradients, groups, perturb)
             else:
                 report = self._whole_batch(gradients, perturb)
@@ -214,32 +220,41 @@ class FairSAM:
         assert isinstance(self.rho, float)
         weighted = self.perturbation != "ascent_only"
         if not perturb or self.rho == 0:
-            end = self._descend(gradients, weighted, None, frozen=False)
+            end = self._descend(gradients, weighted)
             return StepLosses(end.loss, end.per_example, None, None, 1)
-        start, norm, end = self._climb(gradients, self.perturbation != "plain", weighted, None, self.rho)
+        start, norm, end = self._climb(gradients, self.perturbation != "plain", weighted, self.rho)
         return StepLosses(end.loss, end.per_example, start.loss, norm, 2)
 
     def _per_group(self, gradients: Gradients, groups: Tensor | None, perturb: bool) -> StepLosses:
         if groups is None:
-            raise FairsamError("perturbation='per_group' needs step(..., groups=...), got groups=None")
+            raise FairsamError(f"perturbation={self.perturbation!r} needs step(..., groups=...), got groups=None")
         check_index("groups", groups)
         present = torch.unique(groups).tolist()
         if isinstance(self.rho, tuple) and present[-1] >= len(self.rho):
             raise FairsamError(f"rho={self.rho!r} has {len(self.rho)} values but the batch holds group {present[-1]}")
-        scale = 1.0 / len(present)
+        scale, whole = 1.0 / len(present), self.perturbation == "per_group_whole"
         ends, starts, order, evaluations = [], [], [], 0
         for turn, group in enumerate(present):
             rows = (groups == group).nonzero().flatten()
             rho = self.rho if isinstance(self.rho, float) else self.rho[group]
+            # the whole batch enters the running statistics and draws its dropout noise once, in the first turn
+            again = whole and turn > 0
+            chosen = {"rows": None, "focus": rows} if whole else {"rows": rows, "focus": None}
             if perturb and rho > 0:
-                start, _, end = self._climb(gradients, False, False, rows, rho, scale, accumulate=turn > 0)
+                climbed = self._climb(gradients, False, False, rho, scale, accumulate=turn > 0, again=again, **chosen)
+                start, _, end = climbed
                 starts.append(start.loss)
             else:
-                end = self._descend(gradients, False, rows, scale, accumulate=turn > 0, frozen=False)
+                end = self._descend(gradients, False, scale, accumulate=turn > 0, replay=again, frozen=again, **chosen)
             evaluations += 2 if perturb and rho > 0 else 1
             order.append(rows)
             ends.append(end)
-        per_example = torch.cat([end.per_example for end in ends])
+        per_example = torch.cat(
+            [
+                e.per_example[r.to(e.per_example.device)] if whole else e.per_example
+                for e, r in zip(ends, order, strict=True)
+            ]
+        )
         per_example[torch.cat(order).to(per_example.device)] = per_example.clone()
         loss = torch.stack([end.loss for end in ends]).mean()
         return StepLosses(loss, per_example, torch.stack(starts).mean() if starts else None, None, evaluations)
@@ -249,21 +264,24 @@ class FairSAM:
         gradients: Gradients,
         ascent_weighted: bool,
         descent_weighted: bool,
-        rows: Tensor | None,
         rho: float,
         scale: float = 1.0,
         *,
+        rows: Tensor | None = None,
+        focus: Tensor | None = None,
         accumulate: bool = False,
+        again: bool = False,
     ) -> tuple[Losses, Tensor, Losses]:
-        """Ascent probe, then the descent gradient at w + e."""
+        """Ascent probe, then the descent gradient at w + e; ``again`` if the step has run this batch before."""
         start = gradients(
             weighted=ascent_weighted,
             rows=rows,
             probe=True,
             accumulate=False,
             scale=1.0,
-            replay=False,
-            freeze_statistics=False,
+            replay=again,
+            freeze_statistics=again,
+            **_focused(focus),
         )
         if start.gradients is None or len(start.gradients) != len(self.parameters):
             found = None if start.gradients is None else len(start.gradients)
@@ -280,18 +298,29 @@ class FairSAM:
         displaced = self._saved.displaced(parameters, perturbation)
         with displaced:
             del pairs, ascent, perturbation  # freed before the descent pass, which is the memory peak
-            end = self._descend(gradients, descent_weighted, rows, scale, accumulate=accumulate, frozen=True)
+            end = self._descend(
+                gradients,
+                descent_weighted,
+                scale,
+                rows=rows,
+                focus=focus,
+                accumulate=accumulate,
+                replay=True,
+                frozen=True,
+            )
         return start, norm, end
 
     def _descend(
         self,
         gradients: Gradients,
         weighted: bool,
-        rows: Tensor | None,
         scale: float = 1.0,
         *,
+        rows: Tensor | None = None,
+        focus: Tensor | None = None,
         accumulate: bool = False,
-        frozen: bool,
+        replay: bool = False,
+        frozen: bool = False,
     ) -> Losses:
         return gradients(
             weighted=weighted,
@@ -299,10 +328,16 @@ class FairSAM:
             probe=False,
             accumulate=accumulate,
             scale=scale,
-            replay=frozen,
+            replay=replay,
             freeze_statistics=frozen,
+            **_focused(focus),
         )
 
     def _refuse_inside(self, what: str) -> None:
         if self._inside:
             raise RuntimeError(f"FairSAM.{what} was called in the middle of a step, where the weights are perturbed")
+
+
+def _focused(focus: Tensor | None) -> dict[str, Any]:
+    """Callables written before ``per_group_whole`` do not know the argument."""
+    return {} if focus is None else {"focus": focus}

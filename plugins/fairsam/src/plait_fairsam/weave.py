@@ -83,14 +83,19 @@ class Weave:
             interval=options.interval,
         )
         self.passes = 0
+        self.focus: tuple[Tensor, float] | None = None
 
     def weights(self, batch: Any) -> Tensor:
-        """v_i, [B] float32."""
+        """v_i, [B] float32; in a pass that looks at one group only, weights that make the loss that group's mean."""
+        if self.focus is not None:
+            group, factor = self.focus  # by group and not by row: an accumulating run passes parts of the batch
+            inside: Tensor = batch["group"] == group
+            return inside * factor
         return self.rule(batch["group"], batch["label"])
 
     def penalty(self, batch: Any, per_example: Tensor) -> dict[str, Tensor]:
         """``group_gap``: penalty x gap between the groups' mean losses, or nothing."""
-        if not self.options.penalty:
+        if not self.options.penalty or self.focus is not None:
             return {}
         return {"group_gap": self.options.penalty * group_gap_penalty(per_example, batch["group"], self.num_groups)}
 
@@ -98,7 +103,7 @@ class Weave:
         """One FairSAM step on the core's gradients, then the update."""
         if len(self.sam.parameters) != len(trainer.parameters):
             self.sam.rebind(trainer.parameters)
-        passes = _Passes(trainer, batch, sync=self.options.sync_perturbation)
+        passes = _Passes(self, trainer, batch)
         report = self.sam.step(passes, groups=batch["group"], apply=False)
         if isinstance(self.rule, AdaptiveWeights):
             losses = passes.first if isinstance(self.rule, GroupDRO) else report.per_example
@@ -181,8 +186,9 @@ class Weave:
 class _Passes:
     """The library's `Gradients` over ``trainer.gradients`` on one batch."""
 
-    def __init__(self, trainer: Trainer, batch: Any, *, sync: bool) -> None:
-        self.trainer, self.batch, self.sync = trainer, batch, sync
+    def __init__(self, weave: Weave, trainer: Trainer, batch: Any) -> None:
+        self.weave, self.trainer, self.batch = weave, trainer, batch
+        self.sync = weave.options.sync_perturbation
         self.first: Tensor | None = None
         self.last: LossReport | None = None
         self._noise: LossReport | None = None
@@ -197,18 +203,25 @@ class _Passes:
         scale: float,
         replay: bool,
         freeze_statistics: bool,
+        focus: Tensor | None = None,
     ) -> Losses:
-        report = self.trainer.gradients(
-            self.batch,
-            rows=rows,
-            without=() if weighted else ("fairsam",),
-            probe=probe,
-            accumulate=accumulate,
-            scale=scale,
-            replay=self._noise if replay else None,
-            freeze_statistics=freeze_statistics,
-            sync=self.sync if probe else True,
-        )
+        if focus is not None:
+            groups = self.batch["group"]
+            self.weave.focus = (groups[focus[0]], len(groups) / len(focus))
+        try:
+            report = self.trainer.gradients(
+                self.batch,
+                rows=rows,
+                without=() if weighted or focus is not None else ("fairsam",),
+                probe=probe,
+                accumulate=accumulate,
+                scale=scale,
+                replay=self._noise if replay else None,
+                freeze_statistics=freeze_statistics,
+                sync=self.sync if probe else True,
+            )
+        finally:
+            self.weave.focus = None
         if not replay:
             self._noise = report
         if self.first is None:
