@@ -1,0 +1,7 @@
+"""The plugin against every rule of the hook contract, on data and a model of its own."""
+
+from __future__ import annotations
+
+from plait.testing import plait_plugin_suite
+
+TestConformance = plait_plugin_suite("zoo", data="digits", model="cnn", settings={"model.width": 4})
