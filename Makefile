@@ -7,7 +7,7 @@ EDITABLE := $(foreach part,$(PARTS),-e $(part))
 # one thread a process: two cores are shared by tests that start processes of their own
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: demo test bench clean
+.PHONY: demo test docs bench clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -20,6 +20,10 @@ $(VENV)/.tests-installed: $(VENV)/.installed
 	$(BIN)/pip install --quiet --progress-bar off $(EDITABLE) -e ".[all,test]"
 	@touch $@
 
+$(VENV)/.docs-installed: $(VENV)/.installed
+	$(BIN)/pip install --quiet --progress-bar off $(EDITABLE) -e ".[docs]"
+	@touch $@
+
 demo: $(VENV)/.installed  ## install, then train one network with chase and fairsam woven, and show the result
 	rm -rf .demo
 	$(ONE_THREAD) $(BIN)/plait plan examples/demo.toml
@@ -28,8 +32,11 @@ demo: $(VENV)/.installed  ## install, then train one network with chase and fair
 test: $(VENV)/.tests-installed  ## install, then lint, type-check and run every test but the slow experiments
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy core/src cli/src plugins/zoo/src plugins/chase/src plugins/fairsam/src
-	$(ONE_THREAD) $(BIN)/python -m pytest -m "not slow"
+	$(BIN)/mypy $(addsuffix /src,$(PARTS)) examples/*/src
+	$(ONE_THREAD) $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
+
+docs: $(VENV)/.docs-installed  ## build the documentation site into build/site (a warning is an error)
+	$(BIN)/mkdocs build --strict --quiet
 
 bench: $(VENV)/.tests-installed  ## print every benchmark (a quiet machine, please)
 	$(ONE_THREAD) $(BIN)/python benchmarks/all.py

@@ -2,6 +2,7 @@
 
     python docs/make_tables.py           rewrite what is out of date
     python docs/make_tables.py --check   only say what is (exit code 1)
+    python docs/make_tables.py --matrix  try the composition matrix anew first (minutes)
 
 A generated part stands between ``<!-- KIND:ARGUMENT -->`` and ``<!-- end -->``. The kinds:
 
@@ -9,38 +10,38 @@ A generated part stands between ``<!-- KIND:ARGUMENT -->`` and ``<!-- end -->``.
     hooks            every hook with its rule, arguments and meaning
     data, models     the registered data sources or models
     plan:ARGUMENTS   what ``plait plan ARGUMENTS`` prints, with this repository's plugins and those of stand_ins.py
+    says:COMMANDS    the message that the last of these commands (separated by `` ; ``, without ``plait``) ends with
+    claims:PLUGIN    its claims with the verdicts and figures of docs/scoreboard/scoreboard.json
+    names:PACKAGE    its public names, for the API reference
+    methods          this repository's methods, one line each
+    rules            the rules of the conformance suite
+    matrix:PART      pairs, sets, models, data or refusals of docs/composition-matrix.json, which --matrix makes anew
 """
 
 from __future__ import annotations
 
 import inspect
 import re
-import shlex
 import sys
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
-from importlib import import_module
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from plait import registry
-from plait.hooks import HookSpecs, hook_names
-
 HERE = Path(__file__).resolve().parent
-PLUGINS = {
-    "chase": "plait_chase.plugin:ChasePlugin",
-    "fairsam": "plait_fairsam.plugin:FairsamPlugin",
-    "zoo": "plait_zoo.plugin:ZooPlugin",
-}
-"""This repository's plugins: what else is installed must not change the pages."""
-PART = re.compile(
-    r"(<!-- (?P<kind>options|hooks|data|models|plan)(?::(?P<argument>.*?))? -->\n).*?(<!-- end -->)", re.S
-)
+if str(HERE) not in sys.path:  # the tests load this file by its path
+    sys.path.insert(0, str(HERE))
+
+from making import matrix, messages, names, verdicts  # noqa: E402
+from making.shared import PLUGINS, only_ours, plugin_folders, table  # noqa: E402
+
+from plait import registry  # noqa: E402
+from plait.hooks import HookSpecs, hook_names  # noqa: E402
 
 
 def pages() -> list[Path]:
     """The Markdown pages that may hold generated parts."""
-    return [HERE.parent / "README.md", *sorted(HERE.glob("*.md"))]
+    here = [*sorted(HERE.glob("*.md")), *sorted(HERE.glob("reference/*.md"))]
+    return [HERE.parent / "README.md", *here, *sorted(HERE.parent.glob("plugins/*/README.md"))]
 
 
 def render(text: str) -> str:
@@ -52,30 +53,6 @@ def render(text: str) -> str:
 
     with only_ours():
         return PART.sub(made, text)
-
-
-@contextmanager
-def only_ours(stand_ins: Collection[str] = ()) -> Iterator[None]:
-    """The registry with this repository's plugins, and the named stand-ins, only."""
-    found = [item for item in registry.discover() if item.name == registry.BUILTIN]
-    for name, path in PLUGINS.items():
-        module, _, attribute = path.partition(":")
-        plugin = getattr(import_module(module), attribute)
-        found.append(registry.examine(registry.Installed(name, f"plait-{name}", "0.1.0"), plugin))
-    sys.path.insert(0, str(HERE))
-    try:
-        strangers = [getattr(import_module("stand_ins"), name) for name in import_module("stand_ins").__all__]
-    finally:
-        sys.path.remove(str(HERE))
-    for plugin in strangers:
-        if plugin.name in stand_ins:
-            found.append(registry.examine(registry.Installed(plugin.name, f"stand-in-{plugin.name}", "0.1.0"), plugin))
-    before = registry.installed
-    registry.installed = lambda: tuple(found)  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        registry.installed = before
 
 
 # ---- the kinds ---------------------------------------------------------------------------------------------------
@@ -97,13 +74,13 @@ def options_table(name: str) -> str:
             f"`{o['name']}`",
             o["type"],
             "required" if o["required"] else _value(o["default"]),
-            o["bounds"],
+            re.sub("([<>]=?) ", "\\1\u00a0", o["bounds"]),  # a bound is not broken over lines
             o["description"],
         ]
         for o in describing.options(model)
         if (name, o["name"]) != ("recipe", "plugins")
     ]
-    return _table(["option", "type", "default", "bounds", "what it is"], rows)
+    return table(["option", "type", "default", "bounds", "what it is"], rows)
 
 
 def hooks_table(_: str) -> str:
@@ -115,7 +92,7 @@ def hooks_table(_: str) -> str:
         meaning = inspect.getdoc(spec) or ""
         first = " ".join(meaning.split("\n\n")[0].split()).replace("``", "`")
         rows.append([spec.plait_family, f"[`{name}`](#{name})", spec.plait_rule.value, ", ".join(arguments), first])
-    return _table(["family", "hook", "rule", "arguments", "meaning"], rows)
+    return table(["family", "hook", "rule", "arguments", "meaning"], rows)
 
 
 def components_table(hook: str) -> Callable[[str], str]:
@@ -127,34 +104,27 @@ def components_table(hook: str) -> Callable[[str], str]:
             words = ", ".join(f"`{word}`" for word in sorted(source.provides))
             keys = ", ".join(f"`{key}`" for key in source.options.model_fields)
             rows.append([f"`{name}`", plugin, source.summary, words, keys])
-        return _table(["name", "from", "what", "provides", "options"], rows)
+        return table(["name", "from", "what", "provides", "options"], rows)
 
     return make
 
 
-def plan_output(arguments: str) -> str:
-    """What ``plait plan`` prints, or the error it ends with."""
-    import argparse
+def methods_table(_: str) -> str:
+    """The methods with their papers and pages; a plugin without a paper (the zoo) is no method."""
+    rows = []
+    for name, folder in plugin_folders().items():
+        plugin = registry.find_plugin(name).plugin
+        assert plugin is not None
+        if plugin.paper:
+            rows.append([f"[{name}](../{folder.relative_to(HERE.parent)}/README.md)", plugin.summary, plugin.paper])
+    return table(["method", "what it does", "paper"], rows)
 
-    from plait import plan
-    from plait.errors import PlaitError
-    from plait.recipe import parse_value
-    from plait_cli.commands.plan import described
 
-    parser = argparse.ArgumentParser()
-    parser.add_argument("-p", action="append", default=[])
-    parser.add_argument("--data")
-    parser.add_argument("--model")
-    parser.add_argument("--set", action="append", default=[])
-    given = parser.parse_args(shlex.split(arguments))
-    pairs = [text.partition("=") for text in given.set]
-    settings = {key: parse_value(value) for key, _, value in pairs}
-    try:
-        with only_ours(stand_ins=given.p):
-            printed = described(plan(plugins=given.p, data=given.data, model=given.model, settings=settings))
-    except PlaitError as error:
-        printed = f"error: {error}"
-    return f"```console\n$ plait plan {arguments}\n{re.sub(chr(27) + r'[^m]*m', '', printed).rstrip()}\n```"
+def rules_table(_: str) -> str:
+    """The rules of the conformance suite, in its order."""
+    from plait.testing.conformance import rules
+
+    return table(["rule", "what it asks"], [[f"`{one.name}`", one.asks] for one in rules()])
 
 
 PARTS: dict[str, Callable[[str], str]] = {
@@ -162,8 +132,15 @@ PARTS: dict[str, Callable[[str], str]] = {
     "hooks": hooks_table,
     "data": components_table("data_sources"),
     "models": components_table("models"),
-    "plan": plan_output,
+    "plan": messages.plan_output,
+    "says": messages.last_words,
+    "claims": verdicts.claims_part,
+    "names": names.names_part,
+    "methods": methods_table,
+    "rules": rules_table,
+    "matrix": matrix.matrix_part,
 }
+PART = re.compile(rf"(<!-- (?P<kind>{'|'.join(PARTS)})(?::(?P<argument>.*?))? -->\n).*?(<!-- end -->)", re.S)
 
 
 def _component(name: str) -> Any:
@@ -184,21 +161,19 @@ def _value(value: Any) -> str:
     return str(value) or "empty"
 
 
-def _table(columns: list[str], rows: list[list[str]]) -> str:
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in lines)
-
-
 def main() -> int:
     """Rewrite or check every page."""
     check = "--check" in sys.argv[1:]
+    if "--matrix" in sys.argv[1:] and matrix.write().crashed:
+        print("a set crashed; the matrix on the page was left as it is")
+        return 1
     stale = 0
     for page in pages():
         before = page.read_text(encoding="utf-8")
         after = render(before)
         if before != after:
             stale += 1
-            print(f"{page.name} {'is out of date' if check else 'rewritten'}")
+            print(f"{page.relative_to(HERE.parent)} {'is out of date' if check else 'rewritten'}")
             if not check:
                 page.write_text(after, encoding="utf-8")
     return int(check and stale > 0)

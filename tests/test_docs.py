@@ -1,7 +1,8 @@
 """The documentation is true: generated parts are up to date, code runs, commands are accepted, links lead somewhere.
 
 A page's ``python`` blocks are one script, run in an empty folder. A block that begins with ``# name.py`` is that file.
-Lines that begin with ``plait`` in ``sh`` blocks are planned or looked at, not run.
+Lines that begin with ``plait`` in ``sh`` blocks are planned or looked at, not run; on the pages in `EXECUTED` all
+``sh`` blocks are one script that is run. The Python blocks of a plugin's README are run by the plugin's own tests.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -24,9 +27,14 @@ import plait
 import plait.claims
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs/reference").glob("*.md"))]
+EXECUTED = [ROOT / "docs" / "resume.md"]
+WALKED = [ROOT / "docs" / "write-a-plugin.md"]
+"""Walked through by test_tutorial.py."""
 OTHERS = [ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(ROOT.glob("*/README.md"))]
-OTHERS += sorted(ROOT.glob("plugins/*/README.md"))
+PLUGINS = sorted(ROOT.glob("plugins/*/README.md"))
+OTHERS += PLUGINS
+METHODS = [readme.parent.name for readme in PLUGINS if list(readme.parent.glob("src/*/claims.toml"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.S | re.M)
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
 
@@ -52,14 +60,14 @@ def tables() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("page", PAGES, ids=named)
+@pytest.mark.parametrize("page", [*PAGES, *PLUGINS], ids=named)
 def test_generated_parts_are_up_to_date(page: Path, tables: ModuleType) -> None:
     text = page.read_text(encoding="utf-8")
     assert text.count("<!-- end -->") == len(tables.PART.findall(text)), "a marker of a generated part is misspelt"
     assert tables.render(text) == text, "run: python docs/make_tables.py"
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if any(blocks(p, "python"))], ids=named)
+@pytest.mark.parametrize("page", [p for p in PAGES if p not in WALKED and any(blocks(p, "python"))], ids=named)
 def test_python_blocks_run(page: Path, tmp_path: Path) -> None:
     lines: list[str] = []
     for start, block in blocks(page, "python"):
@@ -77,9 +85,25 @@ def test_python_blocks_run(page: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, f"{named(page)}:\n{done.stderr[-3000:]}"
 
 
+@pytest.mark.parametrize("page", EXECUTED, ids=named)
+def test_shell_blocks_run(page: Path, tmp_path: Path) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    script = "\n".join(block for _, block in blocks(page, "sh"))
+    done = subprocess.run(
+        ["timeout", "--kill-after=5", "500", "bash", "-euo", "pipefail", "-c", script],  # also ends what it started
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, f"{named(page)}:\n{done.stdout[-1000:]}\n{done.stderr[-3000:]}"
+    assert "the same bits\n" in done.stdout
+
+
 def commands() -> list[Any]:
     found = []
-    for page in [*PAGES, *OTHERS]:
+    for page in [p for p in (*PAGES, *OTHERS) if p not in EXECUTED + WALKED]:
         for start, block in [*blocks(page, "sh"), *blocks(page, "")]:
             for number, line in enumerate(block.splitlines(), start + 1):
                 command = line.partition("#")[0].strip()
@@ -165,9 +189,9 @@ def details(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any
     return json.loads(json.dumps(run.details))  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("plugin", ["chase", "fairsam"])
+@pytest.mark.parametrize("plugin", METHODS)
 def test_metric_tables_say_what_a_run_reports(plugin: str, details: dict[str, dict[str, Any]]) -> None:
-    page = (ROOT / "docs" / f"{plugin}.md").read_text(encoding="utf-8")
+    page = (ROOT / "plugins" / plugin / "README.md").read_text(encoding="utf-8")
     section = page.partition("\n## Metrics\n")[2].partition("\n## ")[0]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line[:3] == "| `"]
     written = {row[0].strip("`"): (row[1], row[2]) for row in rows}
@@ -178,3 +202,42 @@ def test_metric_tables_say_what_a_run_reports(plugin: str, details: dict[str, di
             better = "" if detail["better"] == "neither" else detail["better"]
             reported[re.sub(r"_group_\d+$", "_group_A", metric)] = (detail["unit"], better)
     assert written == reported
+
+
+@pytest.mark.parametrize("plugin", METHODS)
+def test_a_methods_page_has_its_options_and_every_claim_with_its_verdict(plugin: str) -> None:
+    readme = (ROOT / "plugins" / plugin / "README.md").read_text(encoding="utf-8")
+    assert f"<!-- options:{plugin} -->" in readme
+    part = readme.partition(f"<!-- claims:{plugin} -->")[2].partition("<!-- end -->")[0].strip()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in part.splitlines() if line[:3] == "| `"]
+    shown = {row[0].strip("`"): row[1] for row in rows[: len(part.partition("\n\n")[0].splitlines()) - 2]}
+    (file,) = ROOT.glob(f"plugins/{plugin}/src/*/claims.toml")
+    claims = tomllib.loads(file.read_text(encoding="utf-8"))["claims"]
+    board = json.loads((ROOT / "docs/scoreboard/scoreboard.json").read_text(encoding="utf-8"))
+    verdicts = {c["id"]: c["verdict"] for p in board["plugins"] if p["plugin"] == plugin for c in p["claims"]}
+    assert list(shown) == [claim["id"] for claim in claims]
+    for claim in claims:
+        assert shown[claim["id"]].strip("*").startswith(verdicts.get(claim["id"], "not run"))
+
+
+def test_every_rule_has_its_refusals_on_their_page() -> None:
+    from plait.rules import Rule
+
+    headings = re.findall(r"^##+ (.*)$", (ROOT / "docs/refusals.md").read_text(encoding="utf-8"), re.M)
+    missing = [rule.value for rule in Rule if not any(h.lower().startswith(f"{rule.value}:") for h in headings)]
+    assert not missing
+
+
+def test_the_terminal_picture_shows_what_the_command_prints(tables: ModuleType) -> None:
+    picture = ElementTree.parse(ROOT / "docs" / "terminal.svg").getroot()
+    assert picture.tag == "{http://www.w3.org/2000/svg}svg"
+    lines: dict[float, dict[int, str]] = {}
+    for text in picture.iter("{http://www.w3.org/2000/svg}text"):
+        if text.get("clip-path"):
+            line = lines.setdefault(float(text.attrib["y"]), {})
+            line[round(float(text.attrib["x"]) / 12.2)] = "".join(text.itertext()).replace("\u00a0", " ")
+    shown = [" ".join("".join(part for _, part in sorted(line.items())).split()) for _, line in sorted(lines.items())]
+    printed = tables.PARTS["plan"]("-p chase -p fairsam --data toned-digits --model cnn")
+    expected = [" ".join(line.split()) for line in printed.splitlines()[1:-1] if line.strip()]
+    assert [line for line in shown if line][: len(expected)] == expected
+    assert not re.search(r"@font-face|@import|url\((?!#)", ElementTree.tostring(picture, encoding="unicode"))

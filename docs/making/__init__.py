@@ -1,0 +1,1 @@
+"""How the generated parts of the pages are made; `make_tables.py` has the list of kinds."""

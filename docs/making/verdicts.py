@@ -1,0 +1,105 @@
+"""A plugin's claims with their verdicts: sentences from ``claims.toml``, figures from the scoreboard."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from making.shared import DOCS, table
+from plait import claims
+from plait.claims.schema import Claim
+from plait.report.formatting import number
+
+SCOREBOARD = DOCS / "scoreboard" / "scoreboard.json"
+
+
+def claims_part(plugin: str) -> str:
+    """The table of a plugin's claims, then the figures of every claim that was run."""
+    book = claims.load(plugin)
+    if book is None:
+        return "This plugin has no claims of its own."
+    found = _scoreboard().get(plugin, {})
+    results: dict[str, Mapping[str, Any]] = {result["id"]: result for result in found.get("claims", ())}
+    rows = [_row(claim, results.get(claim.id)) for claim in book.claims]
+    parts = [table(["id", "verdict", "claim", "source"], rows)]
+    ran = [claim for claim in book.claims if _arms(results.get(claim.id))]
+    if ran:
+        parts.append(_setting(found))
+    for claim in ran:
+        parts += _figures(claim, results[claim.id])
+    return "\n\n".join(parts)
+
+
+@cache
+def _scoreboard() -> dict[str, Any]:
+    if not SCOREBOARD.exists():
+        return {}
+    return {entry["plugin"]: entry for entry in json.loads(SCOREBOARD.read_text(encoding="utf-8"))["plugins"]}
+
+
+def _row(claim: Claim, result: Mapping[str, Any] | None) -> list[str]:
+    source = claim.source + (" (thresholds ours)" if claim.ours else "")
+    if "[inferred]" in claim.reconstruction:
+        source += " [inferred]"
+    verdict = result["verdict"] if result else "not run"
+    said = f"**{verdict}**" if verdict != "not run" else verdict
+    said += f": {_line(result['reason'])}" if result and result["reason"] else ""
+    gate = "" if claim.gate else " (reported only)"
+    return [f"`{claim.id}`", f"{said}{gate}", _line(claim.sentence), _line(source)]
+
+
+def _arms(result: Mapping[str, Any] | None) -> list[tuple[str, Mapping[str, Any]]]:
+    """The arms that have a figure."""
+    arms = (result or {}).get("arms", {}).items()
+    return [(name, arm) for name, arm in arms if any(m.get("mean") is not None for m in arm["metrics"].values())]
+
+
+def _setting(found: Mapping[str, Any]) -> str:
+    environment = found.get("environment", {})
+    torch = environment.get("versions", {}).get("torch", "")
+    machine = ", ".join(filter(None, [str(environment.get("device_name") or ""), f"torch {torch}" if torch else ""]))
+    changed = "".join(f", {key}={value}" for key, value in found.get("settings", {}).items())
+    return f"Run at {found['scale']} scale{changed}: {found['about']}. {machine}."
+
+
+def _figures(claim: Claim, result: Mapping[str, Any]) -> list[str]:
+    """Arms against metrics, mean ± standard error; then what was expected, with its margin."""
+    arms = _arms(result)
+    metrics = [m for m in result["metrics"] if any(_value(arm, m) != "-" for _, arm in arms)]
+    units = {m: result["metrics"][m]["unit"] for m in metrics}
+    columns = ["arm", *(f"{m} ({units[m]})" if units[m] else m for m in metrics)]
+    rows = []
+    for name, arm in arms:
+        point = ", ".join(f"{key}={value}" for key, value in arm.get("chosen", {}).items())
+        label = f"`{name}`" + (f" ({point}, chosen)" if point else "")
+        rows.append([label, *(_value(arm, m) for m in metrics)])
+        paper = [result["paper"].get(f"{name}.{m}") for m in metrics]
+        if any(value is not None for value in paper):
+            rows.append(["the paper", *("-" if value is None else number(value) for value in paper)])
+    seeds = len(result["seeds"])
+    setting = f" The paper's figures: {claim.paper_setting}." if claim.paper and claim.paper_setting else ""
+    lead = f"**{claim.id}: {result['verdict']}.** Mean ± standard error over {seeds} seeds.{setting}"
+    expected = [_expectation(e) for e in result["expectations"] if e["margin"] is not None]
+    return [lead, table(columns, rows), table(["expected", "margin [95 % interval]", "verdict"], expected)]
+
+
+def _expectation(found: Mapping[str, Any]) -> list[str]:
+    text = f"guard: `{found['expectation']}`" if found["guard"] else f"`{found['expectation']}`"
+    margin = f"{'+' if found['margin'] > 0 else ''}{number(found['margin'])}"
+    if found["interval"]:
+        margin += f" [{number(found['interval']['low'])}, {number(found['interval']['high'])}]"
+    return [text, margin, found["verdict"]]
+
+
+def _value(arm: Mapping[str, Any], metric: str) -> str:
+    found = arm["metrics"].get(metric, {})
+    if found.get("mean") is None:
+        return "-"
+    error = found.get("standard_error")
+    return number(found["mean"]) + (f" ± {float(f'{error:.2g}'):g}" if error is not None else "")
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
