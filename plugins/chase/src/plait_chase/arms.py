@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -91,6 +91,7 @@ def torch_pruning(
     mac_ratio: float | None = None,
     weights: int | None = None,
     share: float = 0.5,
+    fine_tune_lr: float | None = None,
 ) -> dict[str, float]:
     """Train dense, remove channels by torch-pruning, fine-tune; as many steps in all as the recipe says.
 
@@ -100,6 +101,7 @@ def torch_pruning(
         kind: ``"magnitude"`` or ``"bn-scale"``.
         mac_ratio, weights: how narrow; one of them (see `prune_with_torch_pruning`).
         share: of the steps that train the dense network; both parts run the whole learning-rate schedule.
+        fine_tune_lr: the rate at which the second schedule starts; default as the first.
 
     Returns:
         The metrics of the fine-tuned network, its MACs and weights under the names that a Chase run has.
@@ -110,7 +112,13 @@ def torch_pruning(
     first = max(1, min(total - 1, round(share * total)))
     dense = run_or_resume(recipe.merged({"train.steps": first}), folder / "dense")
     goal = {"mac_ratio": mac_ratio} if weights is None else {"weights": weights}
-    settings = {"model.run": str(dense.path), "model.kind": kind, **{f"model.{k}": v for k, v in goal.items()}}
+    settings: dict[str, Any] = {
+        "model.run": str(dense.path),
+        "model.kind": kind,
+        **{f"model.{k}": v for k, v in goal.items()},
+    }
+    if fine_tune_lr is not None:
+        settings["optimizer.lr"] = fine_tune_lr
     narrow = assemble(
         recipe, model="plait_chase.arms:pruned_model", settings={**settings, "train.steps": total - first}
     )
