@@ -62,7 +62,7 @@ def test_plugins_document(call: Call) -> None:
     answer = call("plugins", "--json")
     assert answer.code == 0
     by_name = {item["name"]: item for item in answer.document}
-    wanted = {"name", "distribution", "version", "summary", "paper", "status", "reason", "hooks"}
+    wanted = {"name", "distribution", "version", "summary", "paper", "status", "reason", "contract", "hooks"}
     assert set(by_name["task"]) == wanted
     assert by_name["task"]["status"] == "ok" and "evaluate" in by_name["task"]["hooks"]
 

@@ -73,6 +73,20 @@ def devices(ctx: typer.Context, incomplete: str) -> Iterator[tuple[str, str]]:
 
 
 @_safe
+def hooks(ctx: typer.Context, incomplete: str) -> Iterator[tuple[str, str]]:
+    """Hooks and their families after the last comma, without those that are named before it."""
+    from plait.hooks import HookSpecs, hook_names
+    from plait.scaffold.choosing import FAMILIES
+
+    before, comma, _ = incomplete.rpartition(",")
+    for hook in hook_names():
+        if hook not in before.split(","):
+            meaning = (getattr(HookSpecs, hook).__doc__ or "").partition("\n")[0]
+            yield f"{before}{comma}{hook}", meaning
+    yield from ((f"{before}{comma}{family}", f"the hook {hook}") for family, hook in FAMILIES.items())
+
+
+@_safe
 def recipes(ctx: typer.Context, incomplete: str) -> Iterator[tuple[str, str]]:
     """TOML files and folders."""
     for path in _entries(incomplete):

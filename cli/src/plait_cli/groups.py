@@ -22,6 +22,8 @@ COMMANDS = {
     "compare": "plait_cli.commands.compare:compare",
     "report": "plait_cli.commands.report:report",
     "verify": "plait_cli.commands.verify:verify",
+    "new": "plait_cli.commands.new:new",
+    "doctor": "plait_cli.commands.doctor:doctor",
 }
 """plait's own commands, in the order of the help: name -> import path of its function."""
 
