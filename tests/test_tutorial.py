@@ -56,6 +56,7 @@ def offline(command: str) -> str:
     return re.sub(r"^python -m build$", "python -m build --no-isolation", command, flags=re.M)
 
 
+@pytest.mark.timeout(1800)
 def test_every_block_does_what_the_page_says(tmp_path: Path, environment: dict[str, str]) -> None:
     work = tmp_path / "work"
     work.mkdir()
@@ -71,7 +72,7 @@ def test_every_block_does_what_the_page_says(tmp_path: Path, environment: dict[s
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=240,
+            timeout=500,
         )
 
     text = PAGE.read_text(encoding="utf-8")
