@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from plait_fairsam import AdaptiveWeights, FairsamError, FairsamWarning, TableWeights, cell_counts, weight_table
@@ -34,7 +34,7 @@ def brute_force(pairs, mode, power, size_g, size_k):
     return {cell: value / mean for cell, value in table.items()}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(pairs=examples, mode=st.sampled_from(TABLES), power=st.sampled_from([0.0, 0.3, 1.0]))
 def test_tables_equal_the_loops_and_have_mean_one(pairs, mode, power):
     groups, labels = (torch.tensor(column) for column in zip(*pairs, strict=True))
