@@ -21,8 +21,9 @@ from .perturbation import SavedWeights, asam_perturbation, sam_perturbation
 __all__ = ["PERTURBATIONS", "FairSAM", "Gradients", "Losses", "StepLosses"]
 
 PERTURBATIONS = ("weighted", "plain", "ascent_only", "per_group", "per_group_whole")
-PER_GROUP = ("per_group", "per_group_whole")
 """Every value of the option ``perturbation``."""
+PER_GROUP = ("per_group", "per_group_whole")
+"""Those in which every group has a perturbation of its own."""
 
 
 @dataclass(slots=True)
@@ -245,7 +246,7 @@ class FairSAM:
                 start, _, end = climbed
                 starts.append(start.loss)
             else:
-                end = self._descend(gradients, False, scale, accumulate=turn > 0, replay=again, frozen=again, **chosen)
+                end = self._descend(gradients, False, scale, accumulate=turn > 0, frozen=again, **chosen)
             evaluations += 2 if perturb and rho > 0 else 1
             order.append(rows)
             ends.append(end)
@@ -305,7 +306,6 @@ class FairSAM:
                 rows=rows,
                 focus=focus,
                 accumulate=accumulate,
-                replay=True,
                 frozen=True,
             )
         return start, norm, end
@@ -319,7 +319,6 @@ class FairSAM:
         rows: Tensor | None = None,
         focus: Tensor | None = None,
         accumulate: bool = False,
-        replay: bool = False,
         frozen: bool = False,
     ) -> Losses:
         return gradients(
@@ -328,7 +327,7 @@ class FairSAM:
             probe=False,
             accumulate=accumulate,
             scale=scale,
-            replay=replay,
+            replay=frozen,
             freeze_statistics=frozen,
             **_focused(focus),
         )
