@@ -17,6 +17,8 @@ from plait.errors import BadInput
 class Batch(dict[str, Any]):
     """Named fields of B examples: ``input`` [B, ...], ``label`` [B] int64, ``index`` [B] (row in the split), and more.
 
+    A field that is no tensor belongs to the batch as a whole: a graph, say, on which the examples are nodes.
+    Sub-batches keep it, and if it has ``.to(device)`` it moves along.
     Any object with ``batch[name]``, ``name in batch`` and ``.to(device)`` serves as a batch too (a PyG ``Data`` does).
     """
 
@@ -40,7 +42,7 @@ class Batch(dict[str, Any]):
 
     def to(self, device: torch.device | str) -> Batch:
         """The same fields on a device."""
-        return Batch({k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in self.items()})
+        return Batch({k: v.to(device, non_blocking=True) if hasattr(v, "to") else v for k, v in self.items()})
 
 
 @runtime_checkable
@@ -48,7 +50,8 @@ class Split(Protocol):
     """A part of a data set. ``__getitems__`` returns the batch of the given rows.
 
     A split may have ``fields``: its cheap columns (label, group, ...), name -> tensor [n]; the input need not be among
-    them. ``in_memory = True`` says that reading needs no loader processes.
+    them. ``in_memory = True`` says that reading needs no loader processes. A split that is not drawn from by shuffling
+    its rows has a method ``stream(name, seed, batch_size, *, augment, rank, world, workers)`` that gives a `Stream`.
     """
 
     def __len__(self) -> int: ...
@@ -125,7 +128,9 @@ class Data:
         augment: ``augment(batch, generator) -> batch``, applied to training batches; the generator is seeded by run,
             stream, epoch and batch, so a resumed run augments alike.
         prepare: ``prepare(batch) -> batch``, applied to every batch just before the model (normalisation), after views.
-        forward: ``forward(model, batch) -> outputs``; default ``model(batch["input"])``.
+        forward: ``forward(model, batch)``; default ``model(batch["input"])``.
+        readout: ``readout(raw, batch) -> outputs`` [B, ...], the outputs of the batch's examples out of all that
+            ``forward`` gave (the rows of some nodes, say); default: all of it.
         names: human names, e.g. ``{"group": ["light", "dark"], "label": [...]}``.
         notes: lines shown to the user (a fallback that was taken, say).
     """
@@ -137,6 +142,7 @@ class Data:
     augment: Callable[[Any, torch.Generator], Any] | None = None
     prepare: Callable[[Any], Any] | None = None
     forward: Callable[[Callable[..., Any], Any], Any] | None = None
+    readout: Callable[[Any, Any], Any] | None = None
     names: Mapping[str, Sequence[str]] = field(default_factory=dict)
     notes: Sequence[str] = ()
 

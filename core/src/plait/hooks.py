@@ -108,17 +108,21 @@ class HookSpecs:
 
     @_spec(Rule.PRODUCT, "loss")
     def example_weights(self, trainer: Trainer, batch: Batch) -> Tensor:
-        """Weights, shape [B], multiplied with the other plugins' and with the objective; the loss divides by B."""
+        """Weights, shape [B], multiplied with the other plugins' and with the objective; the loss divides by B.
+
+        For N stacked replicas also [N, B], when every replica has a batch of its own.
+        """
         raise NotImplementedError
 
     @_spec(Rule.SUM, "loss")
     def loss_terms(
-        self, trainer: Trainer, outputs: Any, batch: Batch, per_example: Tensor, weights: Tensor
+        self, trainer: Trainer, outputs: Any, batch: Batch, per_example: Tensor, weights: Tensor, raw: Any
     ) -> Mapping[str, Tensor]:
         """Named scalar terms, already scaled, added to the loss and reported as ``<plugin>/<name>``.
 
         ``per_example`` [B] (or [N, B]) is the objective of this pass, with its graph and without weights; ``weights``
-        [B] is the product of the example weights in this pass, ones without any. The core weights no term.
+        [B] is the product of the example weights in this pass, ones without any. The core weights no term. ``raw`` is
+        all that the data's ``forward`` gave, of which ``outputs`` is the examples' part (all nodes of a graph, say).
         """
         raise NotImplementedError
 
@@ -155,7 +159,10 @@ class HookSpecs:
     # ---- strategy -----------------------------------------------------------------------------------------------
     @_spec(Rule.ONE, "strategy")
     def fit(self, trainer: Trainer) -> None:
-        """Replace the epoch loop; built from ``trainer.train_until``, ``train_step``, ``begin_phase`` and snapshots."""
+        """Replace the epoch loop; built from ``trainer.train_until``, ``train_step``, ``begin_phase`` and snapshots.
+
+        How many steps that takes says the plugin's ``budget()``.
+        """
         raise NotImplementedError
 
     # ---- afterwards ---------------------------------------------------------------------------------------------

@@ -37,6 +37,27 @@ def make_optimizer(table: recipe.Optimizer, parameters: Iterable[nn.Parameter]) 
     return made
 
 
+def regroup(
+    optimizer: torch.optim.Optimizer, model: nn.Module, names: Iterable[str], settings: Mapping[str, Any]
+) -> None:
+    """Move parameters of the model into a group of the optimizer with settings of their own.
+
+    Raises:
+        BadInput: a name that is no trained parameter of the model.
+    """
+    parameters, moved = dict(model.named_parameters()), []
+    for name in names:
+        found = parameters.get(name)
+        groups = [g for g in optimizer.param_groups if any(p is found for p in g["params"])]
+        if found is None or not groups:
+            raise BadInput(f"group_parameters: the optimizer trains no parameter {name!r}.")
+        groups[0]["params"] = [p for p in groups[0]["params"] if p is not found]
+        moved.append(found)
+    if moved:
+        group = {**optimizer.defaults, **settings, "params": moved}
+        optimizer.add_param_group({**group, "initial_lr": group["lr"]})
+
+
 def lr_factor(table: recipe.Scheduler, done: int, total: int) -> float:
     """The factor on the learning rate after ``done`` of ``total`` steps: linear warm-up, then the named shape."""
     if done < table.warmup_steps:
@@ -57,12 +78,14 @@ def set_lr(optimizer: torch.optim.Optimizer, table: recipe.Scheduler, done: int,
 
 
 def default_objective(info: DataInfo, outputs: Any, batch: Any) -> Tensor:
-    """Cross-entropy [B] for classification, squared error [B] for regression.
+    """Cross-entropy [B] (for N stacked replicas [N, B]) for classification, squared error [B] for regression.
 
     Raises:
         BadInput: another task, or outputs that do not fit the labels.
     """
     if info.task == "classification":
+        if isinstance(outputs, Tensor) and outputs.ndim == 3 and outputs.shape[:2] == batch["label"].shape:
+            return functional.cross_entropy(outputs.movedim(2, 1), batch["label"], reduction="none")
         if not isinstance(outputs, Tensor) or outputs.ndim != 2 or outputs.shape[1] != info.num_classes:
             raise BadInput(
                 f"classification needs logits [B, {info.num_classes}] from the model, got {_shape(outputs)}."

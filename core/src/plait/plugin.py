@@ -107,6 +107,15 @@ class Plugin:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave."""
 
+    def budget(self, steps: int, steps_per_epoch: int) -> int:
+        """How many steps the run takes in all; asked of the plugin that implements ``fit``, before ``setup``.
+
+        Args:
+            steps: what the recipe says (``train.steps``, or ``train.epochs`` times the next).
+            steps_per_epoch: batches of one pass over the training split.
+        """
+        return steps
+
     def selectable(self, trainer: Trainer) -> bool:
         """Whether the present state may be chosen as the best (a sparse method says no until it is sparse)."""
         return True

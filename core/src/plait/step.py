@@ -114,13 +114,14 @@ def gradients(
 
 def _pass(trainer: Trainer, batch: Any, without: Collection[str], portion: float, scale: float) -> LossReport:
     with trainer.autocast():
-        outputs = trainer.forward(batch)
+        raw = trainer.raw(trainer.network, batch)
+        outputs = trainer.readout(raw, batch)
         per_example = trainer.objective(outputs, batch)
         weights = example_weights(trainer, batch, per_example, without)
         weighted = per_example if weights is None else per_example * weights
         # over N stacked replicas [N, B] the sum gives every replica the gradient of its own mean
         loss = weighted.mean(-1) if weighted.ndim == 1 else weighted.mean(-1).sum()
-        terms = loss_terms(trainer, outputs, batch, per_example, weights)
+        terms = loss_terms(trainer, outputs, batch, per_example, weights, raw)
         for term in terms.values():
             loss = loss + term
     factor = portion * scale
@@ -141,13 +142,13 @@ def _length(batch: Any) -> int:
 
 
 def example_weights(trainer: Trainer, batch: Any, per_example: Tensor, without: Collection[str]) -> Tensor | None:
-    """The product of the plugins' weights, [B], or None when no plugin gives any."""
+    """The product of the plugins' weights, [B] (or [N, B] for stacked replicas), or None when no plugin gives any."""
     product: Tensor | None = None
     for implementation in trainer.composed["example_weights"].implementations:
         if implementation.plugin in without:
             continue
         weights = implementation({"trainer": trainer, "batch": batch})
-        if not isinstance(weights, Tensor) or weights.shape != per_example.shape[-1:]:
+        if not isinstance(weights, Tensor) or weights.shape not in (per_example.shape, per_example.shape[-1:]):
             shape = tuple(weights.shape) if isinstance(weights, Tensor) else type(weights).__name__
             wanted = tuple(per_example.shape[-1:])
             raise BadInput(
@@ -158,7 +159,7 @@ def example_weights(trainer: Trainer, batch: Any, per_example: Tensor, without: 
 
 
 def loss_terms(
-    trainer: Trainer, outputs: Any, batch: Any, per_example: Tensor, weights: Tensor | None
+    trainer: Trainer, outputs: Any, batch: Any, per_example: Tensor, weights: Tensor | None, raw: Any
 ) -> dict[str, Tensor]:
     """``<plugin>/<name>`` -> scalar of every plugin's terms."""
     composed = trainer.composed["loss_terms"]
@@ -172,6 +173,7 @@ def loss_terms(
         "batch": batch,
         "per_example": per_example,
         "weights": weights,
+        "raw": raw,
     }
     return {f"{plugin}/{name}": term for plugin, terms in composed.named(**values) for name, term in terms.items()}
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import copy
+import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from plait import evaluation, guards, optimizers, step
+from plait import evaluation, guards, optimizers, replicas, saving, step
 from plait.data import Data, DataInfo, Stream, seed_of
 from plait.errors import BadInput, Interrupted, blame
 from plait.masks import MaskSet
@@ -38,6 +38,7 @@ class Trainer:
         total_steps: the budget.
         device, rank, world: where this process computes.
         share: this rank's rows of the current batch over the mean rows of a rank.
+        replicas: N of a model whose parameters carry a leading replica axis [N, ...], else None; see `plait.replicas`.
     """
 
     def __init__(self, plan: Plan, accelerator: Accelerator, recorder: Recorder) -> None:
@@ -53,9 +54,9 @@ class Trainer:
         self.phase = (0, 0)
         self.best: dict[str, Any] | None = None
         self.in_step = False
-        self._extra: dict[str, tuple[nn.Module, torch.optim.Optimizer | None]] = {}
+        self.extra: dict[str, tuple[nn.Module, torch.optim.Optimizer | None]] = {}
         self._notes: set[str] = set()
-        self._saved: dict[str, dict[str, Any]] = {"streams": {}, "generators": {}, "extra": {}, "shadows": {}}
+        self.waiting: dict[str, dict[str, Any]] = {"streams": {}, "generators": {}, "extra": {}, "shadows": {}}
         acting = ("optimizer_step", "objective", "example_weights", "loss_terms")
         self._acting = list(dict.fromkeys(i.plugin for hook in acting for i in self.composed[hook].implementations))
 
@@ -68,10 +69,14 @@ class Trainer:
             "model", trainer=self, model=model, data=self.data
         )
         self.model.to(self.device).train()
+        self.replicas: int | None = getattr(self.model, "replicas", None)
         self.train_stream = self.stream("train")
         train = self.recipe.train
         per_epoch = self.train_stream.batches_per_epoch
         self.total_steps = train.steps if train.steps is not None else per_epoch * (train.epochs or 0)
+        strategy = self.composed["fit"].owner()
+        if strategy is not None:
+            self.total_steps = self.plugins[strategy.plugin].budget(self.total_steps, per_epoch)
         self.phase = (0, self.total_steps)
         self.masks = MaskSet(self.model)
         self.shadows = Shadows(self.model, self.masks)
@@ -86,7 +91,7 @@ class Trainer:
     def refresh(self) -> None:
         """Gather the parameters and the wrapped network again, after parameters were replaced."""
         self.parameters: list[nn.Parameter] = [p for p in self.model.parameters() if p.requires_grad]
-        self.parameters += [p for module, _ in self._extra.values() for p in module.parameters()]
+        self.parameters += [p for module, _ in self.extra.values() for p in module.parameters()]
         network: nn.Module = self.model
         if self.world > 1:
             network = self.accelerator.prepare_model(self.model)
@@ -108,24 +113,37 @@ class Trainer:
             self.optimizer.add_param_group(
                 {"params": list(module.parameters()), "initial_lr": self.recipe.optimizer.lr}
             )
-        self._extra[name] = (module, optimizer)
+        self.extra[name] = (module, optimizer)
         self.refresh()
-        if name in self._saved["extra"]:
-            self._load_extra(name, self._saved["extra"].pop(name))
+        if name in self.waiting["extra"]:
+            self.load_extra(name, self.waiting["extra"].pop(name))
         return module
 
-    def _load_extra(self, name: str, saved: Mapping[str, Any]) -> None:
-        module, own = self._extra[name]
+    def load_extra(self, name: str, saved: Mapping[str, Any]) -> None:
+        """Take back a module of `add_module` and its optimizer."""
+        module, own = self.extra[name]
         optimizers.load_weights(module, saved["module"])
         if own is not None:
             optimizers.tree_to_state(own, saved["optimizer"])
+
+    def group_parameters(self, names: Iterable[str], **settings: float) -> None:
+        """Give parameters of the model settings of their own in the run's optimizer.
+
+        Args:
+            names: as in ``model.named_parameters()``.
+            settings: ``lr`` (peak; the schedule acts on it too), ``weight_decay``, or another of the optimizer's.
+
+        Raises:
+            BadInput: a parameter that the model does not have.
+        """
+        optimizers.regroup(self.optimizer, self.model, names, settings)
 
     def generator(self, name: str) -> torch.Generator:
         """A CPU generator of this run, seeded by (seed, name) and kept in checkpoints."""
         if name not in self.generators:
             self.generators[name] = torch.Generator().manual_seed(seed_of(self.recipe.seed, "generator", name))
-            if name in self._saved["generators"]:
-                self.generators[name].set_state(self._saved["generators"].pop(name))
+            if name in self.waiting["generators"]:
+                self.generators[name].set_state(self.waiting["generators"].pop(name))
         return self.generators[name]
 
     def shadow(self, name: str) -> dict[str, Tensor]:
@@ -138,15 +156,19 @@ class Trainer:
             name: unique, e.g. the plugin's.
         """
         shadow = self.shadows.take(name)
-        if name in self._saved["shadows"]:
-            self.shadows.load(name, self._saved["shadows"].pop(name))
+        if name in self.waiting["shadows"]:
+            self.shadows.load(name, self.waiting["shadows"].pop(name))
         return shadow
 
     def stream(self, name: str, split: str = "train", batch_size: int | None = None) -> Stream:
-        """An endless, resumable stream of batches; every name shuffles differently."""
+        """An endless, resumable stream of batches; every name shuffles differently.
+
+        A split may bring a ``stream`` of its own, called with the arguments of `plait.data.Stream` but the split.
+        """
         if name not in self.streams:
-            self.streams[name] = Stream(
-                getattr(self.data, split),
+            chosen = getattr(self.data, split)
+            make = getattr(chosen, "stream", None) or functools.partial(Stream, chosen)
+            self.streams[name] = make(
                 name,
                 self.recipe.seed,
                 batch_size or self.recipe.train.batch_size,
@@ -155,8 +177,8 @@ class Trainer:
                 world=self.world,
                 workers=self.recipe.train.workers,
             )
-            if name in self._saved["streams"]:
-                self.streams[name].load_state_dict(self._saved["streams"].pop(name))
+            if name in self.waiting["streams"]:
+                self.streams[name].load_state_dict(self.waiting["streams"].pop(name))
         return self.streams[name]
 
     # ---- one step -----------------------------------------------------------------------------------------------
@@ -172,15 +194,19 @@ class Trainer:
         context: contextlib.AbstractContextManager[Any] = self.accelerator.no_sync(self.network)
         return context
 
-    def call(self, model: Callable[..., Any], batch: Any) -> Any:
-        """A model's outputs on a batch, with the data's ``prepare`` and ``forward``."""
+    def raw(self, model: Callable[..., Any], batch: Any) -> Any:
+        """All that a model computes for a batch, with the data's ``prepare`` and ``forward``."""
         if self.data.prepare is not None:
             batch = self.data.prepare(batch)
         return self.data.forward(model, batch) if self.data.forward is not None else model(batch["input"])
 
-    def forward(self, batch: Any) -> Any:
-        """The training network's outputs on a batch."""
-        return self.call(self.network, batch)
+    def readout(self, raw: Any, batch: Any) -> Any:
+        """The outputs of the batch's examples out of all that was computed, by the data's ``readout``."""
+        return raw if self.data.readout is None else self.data.readout(raw, batch)
+
+    def call(self, model: Callable[..., Any], batch: Any) -> Any:
+        """A model's outputs on the examples of a batch."""
+        return self.readout(self.raw(model, batch), batch)
 
     def objective(self, outputs: Any, batch: Any) -> Tensor:
         """Per-example loss [B] (or [N, B]), by the plugin that replaces it or by the task.
@@ -206,13 +232,13 @@ class Trainer:
     def apply_gradients(self) -> None:
         """One update from ``p.grad``; masked weights stay exactly zero."""
         if self.world > 1:
-            for module, _ in self._extra.values():
+            for module, _ in self.extra.values():
                 for p in module.parameters():  # outside DDP, which averages the model's own
                     p.grad = None if p.grad is None else self.sum_over_ranks(p.grad) / self.world
         if self.recipe.optimizer.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self.parameters, self.recipe.optimizer.clip_norm)
+            replicas.clip_norm(self.parameters, self.recipe.optimizer.clip_norm, self.replicas)
         self.optimizer.step()
-        for _, own in self._extra.values():
+        for _, own in self.extra.values():
             if own is not None:
                 own.step()
         if self.masks:
@@ -326,9 +352,22 @@ class Trainer:
             self.shadows.load(name, saved)
         self.masks.hold_state(self.optimizer)
 
-    def begin_phase(self, steps: int) -> None:
-        """Start the learning-rate schedule anew over the next ``steps`` steps (rounds, fine-tuning)."""
-        self.phase = (self.step, steps)
+    def begin_phase(self, steps: int, *, fresh: bool = False) -> None:
+        """Start anew over the next ``steps`` steps (rounds, fine-tuning): the learning-rate schedule, and the choice of
+        the best state on validation.
+
+        Args:
+            steps: length of the phase.
+            fresh: also forget the optimizer's state (momentum, moments).
+        """
+        self.phase, self.best = (self.step, steps), None
+        if fresh:
+            self.optimizer.state.clear()
+
+    def end_phase(self) -> None:
+        """Put back the best state of this phase, if the recipe selects by validation and the phase was validated."""
+        if self.recipe.train.select == "best" and self.best is not None:
+            self.restore_model(self.best["model"])
 
     def slice_tensors(self, plan: Mapping[str, Sequence[tuple[int, Tensor]]]) -> None:
         """Shrink parameters, buffers, masks, shadows and optimizer state physically, in the middle of a run.
@@ -342,46 +381,12 @@ class Trainer:
         self.refresh()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a resumed run needs, between two steps."""
-        assert not self.in_step, "a checkpoint inside a step would hold perturbed weights"
-        return {
-            "step": self.step,
-            "phase": list(self.phase),
-            "model": self.model.state_dict(),
-            "optimizer": optimizers.state_to_tree(self.optimizer),
-            "extra": self._saved["extra"]
-            | {
-                name: {"module": module.state_dict(), "optimizer": optimizers.state_to_tree(own) if own else None}
-                for name, (module, own) in self._extra.items()
-            },
-            "masks": self.masks.state_dict(),
-            "shadows": self._saved["shadows"] | self.shadows.state_dict(),
-            "plugins": {name: plugin.state_dict() for name, plugin in self.plugins.items()},
-            "streams": self._saved["streams"] | {name: stream.state_dict() for name, stream in self.streams.items()},
-            "generators": self._saved["generators"] | {name: g.get_state() for name, g in self.generators.items()},
-            "random": optimizers.global_random_state(self.device),
-            "best": self.best,
-        }
+        """Everything that a resumed run needs, between two steps; see `plait.saving`."""
+        return saving.state_dict(self)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state_dict`. Plugins first: one that shrank the network shrinks it again before weights load."""
-        for name, plugin in self.plugins.items():
-            plugin.load_state_dict(copy.copy(state["plugins"].get(name, {})))
-        optimizers.load_weights(self.model, state["model"])
-        self.masks.load_state_dict(state["masks"])
-        optimizers.tree_to_state(self.optimizer, state["optimizer"])
-        # what a plugin makes later in the run finds its state when it is made
-        self._saved = {key: dict(state.get(key, {})) for key in ("streams", "generators", "extra", "shadows")}
-        for name in self.shadows.sets:
-            self.shadows.load(name, self._saved["shadows"].pop(name))
-        for name in self._extra:
-            self._load_extra(name, self._saved["extra"].pop(name))
-        for name, stream in self.streams.items():
-            stream.load_state_dict(self._saved["streams"].pop(name))
-        for name, generator in self.generators.items():
-            generator.set_state(self._saved["generators"].pop(name))
-        self.step, self.phase, self.best = state["step"], tuple(state["phase"]), state["best"]
-        optimizers.set_global_random_state(state["random"], self.device)
+        """Go on from `state_dict`."""
+        saving.load_state_dict(self, state)
 
 
 def _items(values: Mapping[str, Tensor]) -> dict[str, float]:

@@ -2,16 +2,17 @@
 
 A declaration is a short string ``kind:name``. The kinds:
 
-=============  ======================================================================================
-``field:X``    every training batch has the field ``X`` (``field:group``, ``field:label``, ``field:index``)
-``task:X``     the kind of problem: ``task:classification``, ``task:regression``, ``task:node-classification``
-``model:X``    a property of the model: ``model:channel-groups``, ``model:edge-weights``, ``model:parameters``
-``loss:X``     a property of the loss: ``loss:per-example`` (the objective returns shape [B], unreduced)
-``gradients:X``  what ``trainer.gradients`` can do: ``gradients:repeatable``, ``gradients:dense``
-``steps:X``    how training advances: ``steps:minibatch``
-``export:X``   what a plugin's export changes, for ``before`` and ``after``: ``export:structure`` (names or shapes),
-               ``export:values``
-=============  ======================================================================================
+================  ===================================================================================================
+``field:X``       every training batch has the field ``X`` (``field:group``, ``field:label``, ``field:index``)
+``task:X``        the kind of problem: ``task:classification``, ``task:regression``, ``task:node-classification``
+``model:X``       a property of the model: ``model:channel-groups``, ``model:edge-weights``, ``model:parameters``
+``loss:X``        a property of the loss: ``loss:per-example`` (the objective returns shape [B], unreduced)
+``gradients:X``   what ``trainer.gradients`` can do: ``gradients:repeatable``, ``gradients:dense``
+``parameters:X``  what a parameter is: ``parameters:single``, the weight of one network (stacked replicas break it)
+``steps:X``       how training advances: ``steps:minibatch``
+``export:X``      what a plugin's export changes, for ``before`` and ``after``: ``export:structure`` (names or shapes),
+                  ``export:values``
+================  ===================================================================================================
 
 ``needs`` must be met by the core, the data, the model or another plugin. ``provides`` adds words, ``breaks`` takes
 words away (a plugin whose objective is one scalar breaks ``loss:per-example``). New words need no change here: a word
@@ -23,7 +24,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 
-CORE_PROVIDES = frozenset({"loss:per-example", "gradients:repeatable", "gradients:dense", "steps:minibatch"})
+CORE_PROVIDES = frozenset(
+    {"loss:per-example", "gradients:repeatable", "gradients:dense", "parameters:single", "steps:minibatch"}
+)
 """What the core gives every plugin unless another plugin breaks it."""
 
 

@@ -23,16 +23,18 @@ Reduce = Callable[[Tensor], Tensor]
 
 
 @torch.no_grad()
-def global_norm(tensors: Sequence[Tensor], *, reduce: Reduce | None = None) -> Tensor:
+def global_norm(tensors: Sequence[Tensor], *, reduce: Reduce | None = None, replicas: int | None = None) -> Tensor:
     """ONE Euclidean norm over all tensors together (a norm per tensor is a different method).
 
     Args:
+        replicas: N where every tensor is ``[N, ...]`` and holds N networks: one norm for each, ``[N]``. Default None.
         tensors: any shapes, dtypes and devices; half precision is accumulated in float32.
         reduce: maps the squared norm (0-dim) of this process's shard to that of the whole, e.g. an all-reduce (sum).
             Needed where parameters are sharded (FSDP); not where they are replicated.
 
     Returns:
-        0-dim tensor, float32 (float64 if every tensor is), on the first tensor's device; 0.0 for an empty list.
+        0-dim tensor (with replicas ``[N]``), float32 (float64 if every tensor is), on the first tensor's device; 0.0
+        for an empty list.
 
     Raises:
         FairsamError: a sparse-layout gradient.
@@ -43,13 +45,19 @@ def global_norm(tensors: Sequence[Tensor], *, reduce: Reduce | None = None) -> T
         raise FairsamError("sparse-layout gradients cannot be perturbed; build the embedding with sparse=False")
     dtype = torch.float64 if all(t.dtype == torch.float64 for t in tensors) else torch.float32
     wide = [t if t.dtype in (torch.float32, torch.float64) else t.float() for t in tensors]
-    norms = torch._foreach_norm(wide, 2)
-    norm = torch.linalg.vector_norm(torch.stack([one.to(tensors[0].device, dtype) for one in norms]))
+    if replicas is None:
+        norms = list(torch._foreach_norm(wide, 2))
+    else:
+        norms = [torch.linalg.vector_norm(one.reshape(replicas, -1), dim=1) for one in wide]
+    norm = torch.linalg.vector_norm(torch.stack([one.to(tensors[0].device, dtype) for one in norms]), dim=0)
     return norm if reduce is None else reduce(norm.square()).sqrt()
 
 
 def _scaled(tensors: Sequence[Tensor], scale: Tensor) -> list[Tensor]:
-    """Multiply every tensor by a 0-dim one, keeping dtypes; the fused form needs all of them on one device."""
+    """Multiply every tensor by a 0-dim one, or each of N replicas ``[N, ...]`` by its own of ``[N]``, keeping dtypes;
+    the fused form needs all of them on one device."""
+    if scale.ndim:
+        return [t * scale.to(t).reshape(-1, *[1] * (t.ndim - 1)) for t in tensors]
     if all(t.device == scale.device for t in tensors):
         return list(torch._foreach_mul(list(tensors), scale))
     return [t * scale.to(t.device) for t in tensors]
@@ -57,7 +65,7 @@ def _scaled(tensors: Sequence[Tensor], scale: Tensor) -> list[Tensor]:
 
 @torch.no_grad()
 def sam_perturbation(
-    gradients: Sequence[Tensor], rho: float, *, reduce: Reduce | None = None
+    gradients: Sequence[Tensor], rho: float, *, reduce: Reduce | None = None, replicas: int | None = None
 ) -> tuple[list[Tensor], Tensor]:
     """SAM's ``e = rho g / (||g|| + 1e-12)`` (Foret et al. 2021, eq. 2 with p = 2).
 
@@ -66,12 +74,12 @@ def sam_perturbation(
     Args:
         gradients: list of tensors, left unchanged.
         rho: radius, same unit as the parameters, >= 0.
-        reduce: see `global_norm`.
+        reduce, replicas: see `global_norm`.
 
     Returns:
-        ``(e, norm)``: a fresh list shaped like ``gradients``, and the 0-dim gradient norm.
+        ``(e, norm)``: a fresh list shaped like ``gradients``, and the 0-dim gradient norm (``[N]`` with replicas).
     """
-    norm = global_norm(gradients, reduce=reduce)
+    norm = global_norm(gradients, reduce=reduce, replicas=replicas)
     return _scaled(gradients, rho / (norm + EPSILON)), norm
 
 
@@ -83,6 +91,7 @@ def asam_perturbation(
     eta: float = 0.01,
     *,
     reduce: Reduce | None = None,
+    replicas: int | None = None,
 ) -> tuple[list[Tensor], Tensor]:
     """ASAM's ``e = rho T^2 g / (||T g|| + 1e-12)``, ``T = |w| + eta`` for every parameter (card section 2.4).
 
@@ -94,15 +103,15 @@ def asam_perturbation(
         gradients: list shaped like ``parameters``, unchanged.
         rho: radius in the scaled space, >= 0; sensible values are ten times SAM's.
         eta: floor of T, >= 0. Default 0.01.
-        reduce: see `global_norm`.
+        reduce, replicas: see `global_norm`.
 
     Returns:
-        ``(e, norm)``: a fresh list, and the 0-dim norm of ``T g``.
+        ``(e, norm)``: a fresh list, and the 0-dim norm of ``T g`` (``[N]`` with replicas).
     """
     scale = torch._foreach_abs(list(parameters))
     torch._foreach_add_(scale, eta)
     scaled = torch._foreach_mul(scale, list(gradients))
-    norm = global_norm(scaled, reduce=reduce)
+    norm = global_norm(scaled, reduce=reduce, replicas=replicas)
     torch._foreach_mul_(scaled, scale)
     return _scaled(scaled, rho / (norm + EPSILON)), norm
 

@@ -36,10 +36,16 @@ class FairsamPlugin(Plugin):
     _weave: Weave
 
     def needs(self) -> frozenset[str]:
-        """A sensitive attribute, losses that can be weighted one by one, and gradients that can be asked for twice."""
-        return frozenset(
-            {"field:group", "field:label", "task:classification", "loss:per-example", "gradients:repeatable"}
-        )
+        """A sensitive attribute, losses that can be weighted one by one, and gradients that can be asked for twice.
+
+        What takes statistics over the batch (adaptive weights, a perturbation for each group, the penalty) also needs
+        one network and not many stacked ones, each with a batch of its own.
+        """
+        words = {"field:group", "field:label", "task:classification", "loss:per-example", "gradients:repeatable"}
+        options = self.options
+        if options.weights in ("adaptive", "groupdro") or "per_group" in options.perturbation or options.penalty:
+            words.add("parameters:single")
+        return frozenset(words)
 
     def setup(self, trainer: Trainer) -> None:
         """Count groups and labels on the training split and build the step."""
@@ -78,11 +84,11 @@ class FairsamPlugin(Plugin):
         return self._weave.step(trainer, batch)
 
     @hookimpl
-    def views(self) -> Mapping[str, View]:
+    def views(self, trainer: Trainer) -> Mapping[str, View]:
         """The corrupted copies of the test split."""
         from .weave import corruption_views
 
-        return corruption_views(self.options)
+        return corruption_views(self.options, trainer)
 
     @hookimpl
     def evaluate(self, trainer: Trainer, predictions: Predictions) -> Mapping[str, Metric | Table | Plot]:

@@ -131,6 +131,7 @@ class FairSAM:
         sync: maps the list of ascent gradients to the list to use, e.g. their all-reduced mean (synchronised
             perturbation). Default None: every rank perturbs by its own gradient (m-SAM, Foret et al. 2021).
         reduce_norm: maps this shard's squared norm to the whole's; see `perturbation.global_norm`.
+        replicas: N where every parameter is ``[N, ...]`` and holds N networks, each perturbed by its own norm.
 
     Raises:
         FairsamError: no trainable parameter, rho negative or NaN, an unknown mode, several rho without ``per_group``,
@@ -149,6 +150,7 @@ class FairSAM:
         interval: int = 1,
         sync: Callable[[list[Tensor]], list[Tensor]] | None = None,
         reduce_norm: Callable[[Tensor], Tensor] | None = None,
+        replicas: int | None = None,
     ) -> None:
         self.optimizer = optimizer
         self.perturbation = check_choice("perturbation", perturbation, PERTURBATIONS)
@@ -166,6 +168,7 @@ class FairSAM:
         self.interval = check_integer("interval", interval, 1)
         self.sync = sync
         self.reduce_norm = reduce_norm
+        self.replicas = replicas
         self.steps = 0
         self._saved = SavedWeights()
         self._inside = False
@@ -291,10 +294,11 @@ class FairSAM:
         parameters, ascent = [p for p, _ in pairs], [g for _, g in pairs]
         if self.sync is not None:
             ascent = self.sync(ascent)
+        norms: dict[str, Any] = {"reduce": self.reduce_norm, "replicas": self.replicas}
         if self.asam:
-            perturbation, norm = asam_perturbation(parameters, ascent, rho, self.eta, reduce=self.reduce_norm)
+            perturbation, norm = asam_perturbation(parameters, ascent, rho, self.eta, **norms)
         else:
-            perturbation, norm = sam_perturbation(ascent, rho, reduce=self.reduce_norm)
+            perturbation, norm = sam_perturbation(ascent, rho, **norms)
         start.gradients = None
         displaced = self._saved.displaced(parameters, perturbation)
         with displaced:

@@ -81,6 +81,7 @@ class Weave:
             asam=options.asam,
             eta=options.eta,
             interval=options.interval,
+            replicas=trainer.replicas,
         )
         self.passes = 0
         self.focus: tuple[Tensor, float] | None = None
@@ -231,9 +232,15 @@ class _Passes:
         return Losses(report.loss, report.per_example, report.gradients)
 
 
-def corruption_views(options: FairsamOptions) -> dict[str, View]:
-    """One view per corruption and severity; the noise depends on nothing but names, seed and image index."""
-    views = {}
+def corruption_views(options: FairsamOptions, trainer: Trainer) -> dict[str, View]:
+    """One view per corruption and severity; the noise depends on nothing but names, seed and image index.
+
+    Data without images to corrupt (the nodes of a graph) has none: the figures are of the clean split alone then.
+    """
+    views: dict[str, View] = {}
+    if "input" not in trainer.info.fields:
+        trainer.note("fairsam: the data has no images to corrupt, so the figures are of the clean test split alone")
+        return views
     for name in options.corruptions:
         for severity in options.severities:
             corruption = Corruption(name, severity, base_seed=options.corruption_seed)

@@ -132,12 +132,12 @@ class TableWeights:
         return cls(weight_table(counts, mode, power=power))
 
     def __call__(self, groups: Tensor, labels: Tensor) -> Tensor:
-        """Weights ``[B]`` float of the examples with these groups and labels (both ``[B]`` int64)."""
+        """Weights float of the examples with these groups and labels (all ``[B]``; int64; or ``[N, B]`` alike)."""
         if self.table.device != groups.device:
             self.table = self.table.to(groups.device)
         if not groups.is_cuda:  # a wrong index would wrap around silently; on CUDA the check would stall the stream
-            check_index("groups", groups, self.table.shape[0])
-            check_index("labels", labels, self.table.shape[1])
+            check_index("groups", groups.reshape(-1), self.table.shape[0])
+            check_index("labels", labels.reshape(-1), self.table.shape[1])
         return self.table[groups.long(), labels.long()]
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,0 +1,239 @@
+"""Norms and clipping for stacked replicas, losses [N, B], and parameters with settings of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+from torch.nn import functional
+
+import plait
+from plait import optimizers, registry, replicas
+from plait.data import Batch, Data, DataInfo, Stream, TensorSplit
+from plait.errors import BadInput
+from plait.hooks import hookimpl
+from plait.recipe import Optimizer
+
+
+def test_norms_of_replicas_are_the_norms_of_each_network() -> None:
+    generator = torch.Generator().manual_seed(0)
+    tensors = [torch.randn(3, 4, 5, generator=generator), torch.randn(3, generator=generator)]
+    wanted = [torch.cat([t[i].reshape(-1) for t in tensors]).norm() for i in range(3)]
+    assert torch.allclose(replicas.norm(tensors, 3), torch.stack(wanted))
+    assert torch.allclose(replicas.norm(tensors), torch.cat([t.reshape(-1) for t in tensors]).norm())
+    factor = torch.tensor([1.0, 0.0, 2.0])
+    for before, after in zip(tensors, replicas.scaled(tensors, factor), strict=True):
+        assert torch.equal(after[1], torch.zeros_like(after[1])) and torch.equal(after[2], 2 * before[2])
+    with pytest.raises(ValueError, match=r"shape \(3, 4, 5\) among the parameters of 4 replicas"):
+        replicas.norm(tensors, 4)
+    assert replicas.norm([], 2).shape == (2,)
+
+
+def test_clipping_leaves_small_replicas_alone() -> None:
+    parameters = [nn.Parameter(torch.zeros(2, 3)), nn.Parameter(torch.zeros(2, 1))]
+    parameters[0].grad = torch.tensor([[3.0, 0, 0], [0.3, 0, 0]])
+    parameters[1].grad = torch.tensor([[4.0], [0.4]])
+    assert torch.allclose(replicas.clip_norm(parameters, 1.0, 2), torch.tensor([5.0, 0.5]))
+    assert torch.allclose(parameters[0].grad, torch.tensor([[0.6, 0, 0], [0.3, 0, 0]]), atol=1e-6)
+    assert torch.allclose(parameters[1].grad, torch.tensor([[0.8], [0.4]]), atol=1e-6)
+
+
+def test_parameters_of_another_group_have_their_own_rate_and_decay() -> None:
+    model = nn.Linear(3, 2)
+    made = optimizers.make_optimizer(Optimizer(name="sgd", lr=0.1, momentum=0, weight_decay=0.5), model.parameters())
+    optimizers.regroup(made, model, ["bias"], {"lr": 1.0, "weight_decay": 0.0})
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    made.step()
+    assert torch.allclose(model.weight, before["weight"] - 0.1 * (1 + 0.5 * before["weight"]))
+    assert torch.allclose(model.bias, before["bias"] - 1.0)
+    assert [g["initial_lr"] for g in made.param_groups] == [0.1, 1.0]
+    with pytest.raises(BadInput, match="no parameter 'nowhere'"):
+        optimizers.regroup(made, model, ["nowhere"], {"lr": 1.0})
+
+
+# ---- a strategy over stacked replicas, and a readout --------------------------------------------------------------
+class Stack(nn.Module):
+    """Three networks as one."""
+
+    replicas = 3
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.weights = nn.ParameterDict(
+            {n.replace(".", "_"): nn.Parameter(torch.stack([p] * 3)) for n, p in network.named_parameters()}
+        )
+        self.network = [network.to("meta")]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, B, ...] to [N, B, K]."""
+        names = [n for n, _ in self.network[0].named_parameters()]
+        stacked = {name: self.weights[name.replace(".", "_")] for name in names}
+        return vmap(lambda w, inputs: functional_call(self.network[0], w, (inputs,)))(stacked, x)  # type: ignore[no-any-return]
+
+
+class StackedBatch(Batch):
+    """Fields [N, B, ...]."""
+
+
+class Everybody(Stream):
+    """One batch for each replica, a function of the number of the batch alone."""
+
+    def __next__(self) -> Any:
+        generator = torch.Generator().manual_seed(self.drawn)
+        rows = torch.randint(len(self.split), (3, 4), generator=generator)
+        self.drawn += 1
+        return StackedBatch({k: v[rows] for k, v in self.split.fields.items()})  # type: ignore[attr-defined]
+
+
+class TripletsPlugin(plait.Plugin):
+    """Three networks in one run, for as many steps as it says itself."""
+
+    name = "triplets"
+    contract = plait.CONTRACT_VERSION
+
+    def budget(self, steps: int, steps_per_epoch: int) -> int:
+        """Two phases of the recipe's length."""
+        return 2 * steps
+
+    def breaks(self) -> frozenset[str]:
+        """A parameter is a stack of three."""
+        return frozenset({"parameters:single"})
+
+    @hookimpl
+    def transform_model(self, model: nn.Module) -> nn.Module:
+        """Stack."""
+        return Stack(nn.Sequential(nn.Flatten(), nn.Linear(64, 4)))
+
+    @hookimpl
+    def transform_data(self, data: Data) -> Data:
+        """Draw a batch for each, and read their mean out when the whole is evaluated."""
+        split = data.train
+        split.stream = lambda name, seed, batch_size, **rest: Everybody(split, name, seed, batch_size)  # type: ignore[union-attr]
+        data.forward = lambda model, batch: model(
+            batch["input"] if batch["input"].ndim == 5 else batch["input"].expand(3, *batch["input"].shape)
+        )
+        data.readout = lambda raw, batch: raw if batch["label"].ndim == 2 else raw.mean(0)
+        return data
+
+    @hookimpl
+    def loss_terms(self, raw: Tensor, outputs: Tensor) -> dict[str, Tensor]:
+        """Sees all that was computed."""
+        assert raw.shape == (3, 4, 4) and outputs is raw
+        return {}
+
+    @hookimpl
+    def example_weights(self, batch: Batch) -> Tensor:
+        """One for each example of each replica."""
+        return (batch["label"] >= 0).float()
+
+    @hookimpl
+    def fit(self, trainer: plait.Trainer) -> None:
+        """Twice the recipe's length, the second time from a fresh optimizer."""
+        half: int = trainer.total_steps // 2
+        if trainer.step < half:
+            trainer.begin_phase(half)
+        trainer.train_until(half)
+        if trainer.step == half:
+            trainer.begin_phase(half, fresh=True)
+            assert trainer.best is None and not trainer.optimizer.state
+        trainer.train_until(trainer.total_steps)
+
+
+@pytest.fixture
+def triplets(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Known in this process."""
+    item = registry.examine(registry.Installed("triplets", "test", "0"), TripletsPlugin)
+    assert item.status == "ok", item.reason
+    found = (*registry.discover(), item)
+    monkeypatch.setattr(registry, "installed", lambda: found)
+    return
+
+
+@pytest.mark.usefixtures("triplets")
+def test_stacked_replicas_train_like_separate_networks(tmp_path: Path) -> None:
+    settings = {"optimizer.momentum": 0.5, "optimizer.weight_decay": 0.0, "scheduler.name": "constant"}
+    settings |= {"optimizer.clip_norm": 0.5}
+    made = plait.run(
+        plugins=["triplets"], data="tiny-images", model="tiny-cnn", steps=3, settings=settings, out=tmp_path / "run"
+    )
+    from plait.loading import load_data
+
+    fields: Any = load_data(made.recipe.data, 0).train
+    stack: Any = made.model
+    assert isinstance(stack, Stack)
+    torch.manual_seed(0)
+    for replica in range(3):
+        weight, bias = (_start(made, name) for name in ("1_weight", "1_bias"))
+        momentum: list[Tensor] = []
+        for step in range(6):
+            rows = torch.randint(len(fields), (3, 4), generator=torch.Generator().manual_seed(step))[replica]
+            x, y = fields.fields["input"][rows], fields.fields["label"][rows]
+            weight, bias = (t.detach().requires_grad_() for t in (weight, bias))
+            loss = functional.cross_entropy(functional.linear(x.flatten(1), weight, bias), y)
+            gradients = list(torch.autograd.grad(loss, [weight, bias]))
+            whole = torch.cat([g.reshape(-1) for g in gradients]).norm()
+            gradients = [g * (0.5 / (whole + 1e-6)).clamp(max=1) for g in gradients]
+            fresh = not momentum or step == 3
+            momentum = gradients if fresh else [0.5 * m + g for m, g in zip(momentum, gradients, strict=True)]
+            weight, bias = (t - 0.05 * m for t, m in zip((weight, bias), momentum, strict=True))
+        assert torch.allclose(stack.weights["1_weight"][replica], weight, atol=1e-6)
+        assert torch.allclose(stack.weights["1_bias"][replica], bias, atol=1e-6)
+    assert 0 <= made.metrics["task/accuracy"] <= 100
+
+
+def _start(made: plait.Run, name: str) -> Tensor:
+    """The weights before the first step: the run's model is built again with its seed."""
+    from plait.devices import seed_everything
+    from plait.loading import build_model, load_data
+
+    seed_everything(0)
+    info: DataInfo = load_data(made.recipe.data, 0).info
+    build_model(made.recipe.model, info)
+    stack = Stack(nn.Sequential(nn.Flatten(), nn.Linear(64, 4)))
+    return stack.weights[name][0].detach()  # type: ignore[no-any-return,index]
+
+
+@pytest.mark.usefixtures("triplets")
+def test_one_network_only_is_refused_beside_stacked_ones() -> None:
+    class Picky(plait.Plugin):
+        name, contract = "picky", plait.CONTRACT_VERSION
+
+        def needs(self) -> frozenset[str]:
+            return frozenset({"parameters:single"})
+
+        @hookimpl
+        def loss_terms(self) -> dict[str, Tensor]:
+            return {}
+
+    found = (*registry.installed(), registry.examine(registry.Installed("picky", "test", "0"), Picky))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "installed", lambda: found)
+        plan = plait.plan(plugins=["picky", "triplets"], data="tiny-images", model="tiny-cnn")
+        assert [r.rule for r in plan.refusals] == ["needs"]
+        assert "'triplets' takes away" in plan.refusals[0].message
+
+
+def test_a_field_that_is_no_tensor_goes_along_whole() -> None:
+    class Graph:
+        device = "cpu"
+
+        def to(self, device: str, **_: Any) -> Graph:
+            moved = Graph()
+            moved.device = str(device)
+            return moved
+
+    graph = Graph()
+    batch = Batch({"index": torch.arange(4), "graph": graph, "name": "cora"})
+    assert batch.take(torch.tensor([1]))["graph"] is graph
+    assert [len(part["index"]) for part in batch.chunks(2)] == [2, 2] and batch.chunks(2)[1]["graph"] is graph
+    moved = batch.to("meta")
+    assert moved["graph"].device == "meta" and moved["name"] == "cora" and moved["index"].device.type == "meta"
+    split = TensorSplit({"label": torch.arange(3)})
+    assert split.__getitems__([2])["label"].tolist() == [2]
