@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 LOSS = ("objective", "example_weights", "loss_terms")
 PURE = ("evaluate", "views", "export", "state_dict", "selectable", *LOSS)
 """Hooks that look at the model and must leave it as it was."""
-CORE = ("gradients", "apply_gradients", "call", "forward", "objective", "train_step", "train_until", "validate")
+CORE = ("gradients", "apply_gradients", "call", "raw", "objective", "train_step", "train_until", "validate")
 """Methods of the trainer in which the core works: forward passes may draw noise there, and other plugins act."""
 BUILDS_MODULES = ("setup", "transform_model")
 """Where new modules are made, whose first weights PyTorch draws from its global generator."""

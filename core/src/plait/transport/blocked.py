@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -73,9 +75,7 @@ def sinkhorn_points(
             f, g, done = new_f, new_g, done + 1
     total = x.new_zeros(())
     for block in rows:
-        total = total + checkpoint(
-            block_cost, x[block], y, f[block], g, use_reentrant=False, preserve_rng_state=False
-        )
+        total = total + checkpoint(block_cost, x[block], y, f[block], g, use_reentrant=False, preserve_rng_state=False)
     return PointTransport(total, f, g, done, error)
 
 
@@ -86,7 +86,7 @@ def _sweep(
     log_b: Tensor,
     g: Tensor,
     eps: float,
-    cost,  # type: ignore[no-untyped-def]
+    cost: Callable[[Tensor, Tensor], Tensor],
     rows: list[slice],
 ) -> tuple[Tensor, Tensor]:
     f = torch.empty_like(log_a)

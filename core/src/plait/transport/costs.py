@@ -51,7 +51,7 @@ def squared_euclidean(x: Tensor, y: Tensor) -> Tensor:
         TransportError: shapes that do not fit.
     """
     _check(x, y)
-    distances: Tensor = _SquaredEuclidean.apply(x, y)  # type: ignore[no-untyped-call]
+    distances: Tensor = _SquaredEuclidean.apply(x, y)
     return distances
 
 

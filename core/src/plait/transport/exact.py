@@ -11,7 +11,9 @@ from plait.transport.problem import check_cost, marginals
 from plait.transport.result import Transport
 
 
-def exact(cost: Tensor, a: Tensor | None = None, b: Tensor | None = None, *, max_iterations: int = 1_000_000) -> Transport:
+def exact(
+    cost: Tensor, a: Tensor | None = None, b: Tensor | None = None, *, max_iterations: int = 1_000_000
+) -> Transport:
     """Exact transport of a batch of problems, one after the other, on the CPU in float64.
 
     Args:
@@ -36,9 +38,7 @@ def exact(cost: Tensor, a: Tensor | None = None, b: Tensor | None = None, *, max
     left, right = marginals(a, b, values)
     *batch, n, m = values.shape
     plans, duals, errors = [], [], []
-    for problem, rows, columns in zip(
-        values.reshape(-1, n, m), left.reshape(-1, n), right.reshape(-1, m), strict=True
-    ):
+    for problem, rows, columns in zip(values.reshape(-1, n, m), left.reshape(-1, n), right.reshape(-1, m), strict=True):
         plan, f, g = np.zeros((n, m)), np.zeros(n), np.zeros(m)
         mass = float(rows.sum())
         if mass > 0:
