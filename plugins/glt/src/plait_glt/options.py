@@ -67,11 +67,17 @@ class GltOptions(PresetOptions):
     ticket: str | None = Field(
         None, min_length=1, description="train a ticket found before (its ticket.safetensors) instead of finding one"
     )
+    ticket_weights: Literal["ticket", "random"] = Field(
+        "ticket", description="weight masks of that ticket, or as many weights of each matrix by chance, to compare"
+    )
 
     @model_validator(mode="after")
     def _targets_reachable(self) -> GltOptions:
-        for target, share in (("graph_target", "p_g"), ("weight_target", "p_theta")):
+        pairs = (("graph_target", "p_g", "edge_ranking"), ("weight_target", "p_theta", "weight_ranking"))
+        for target, share, ranking in pairs:
             wanted, part = getattr(self, target), getattr(self, share)
+            if wanted is not None and getattr(self, ranking) == "keep":
+                raise ValueError(f"{target} = {wanted} is out of reach: {ranking} = 'keep' prunes nothing")
             reached = 1 - (1 - part) ** self.rounds
             if wanted is not None and wanted > reached:
                 raise ValueError(

@@ -149,7 +149,12 @@ class Transfer:
 
 @torch.no_grad()
 def transfer(
-    ticket: Ticket, network: nn.Module, *, pairs: Tensor | None = None, num_nodes: int | None = None
+    ticket: Ticket,
+    network: nn.Module,
+    *,
+    pairs: Tensor | None = None,
+    num_nodes: int | None = None,
+    shuffle: torch.Generator | None = None,
 ) -> Transfer:
     """Move a ticket to a network of the same architecture whose input or output layer differs [paper, card section 6].
 
@@ -162,6 +167,8 @@ def transfer(
         pairs: both nodes of the target's mask entries [2, U'] (`MaskedGNN.pairs`), when it has the source's node set:
             common edges take over their mask, new ones are kept.
         num_nodes: of the target; needed with ``pairs``.
+        shuffle: draw the weights that a carried matrix keeps by chance, as many as in the ticket; the baseline of equal
+            sparsity. On the CPU.
 
     Raises:
         GLTError: another architecture, a hidden layer of another width, nothing to carry, or another node set.
@@ -190,6 +197,8 @@ def transfer(
     weight_kept = {}
     for name in ticket.weight_kept:
         mask = ticket.weight_kept[name].to(state[name].device)
+        if shuffle is not None:
+            mask = mask.reshape(-1)[torch.randperm(mask.numel(), generator=shuffle)].reshape(mask.shape)
         weight_kept[name] = mask.clone() if name in carried else torch.ones_like(state[name], dtype=torch.bool)
         state[name].mul_(weight_kept[name])
     fresh = tuple(name for name in ticket.weight_kept if name in differ)

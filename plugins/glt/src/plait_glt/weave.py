@@ -75,7 +75,7 @@ class Weave:
         self.planted = self.initial
         self.moved: Transfer | None = None
         if options.ticket is not None:
-            self.planted = self._plant(Ticket.load(Path(options.ticket)))
+            self.planted = self._plant(trainer, Ticket.load(Path(options.ticket)))
         self.learns_edges = options.edge_ranking == "mask"
         self.silent: frozenset[str] = frozenset()
         self.implicit: tuple[Tensor, Tensor, Tensor] | None = None
@@ -119,6 +119,8 @@ class Weave:
             self.gnn.edge_mask.requires_grad_(self.learns_edges)
             for mask in self.gnn.weight_masks.values():
                 mask.requires_grad_(self.options.weight_ranking == "mask")
+        for parameter in self.gnn.parameters():  # the optimizer would go on with what a phase left behind
+            parameter.grad = None
         self.gnn.compact(self.hard["edge_mask"] != 0)
         trainer.refresh()
 
@@ -182,7 +184,7 @@ class Weave:
             for hard in pair:
                 hard.copy_(mask)
 
-    def _plant(self, ticket: Ticket) -> dict[str, Tensor]:
+    def _plant(self, trainer: Trainer, ticket: Ticket) -> dict[str, Tensor]:
         """Move a ticket found before to this network and graph; gives the first weights that go with it."""
         same = ticket.num_nodes == self.gnn.num_nodes and ticket.tied == self.gnn.tied
         self.moved = transfer(
@@ -190,6 +192,7 @@ class Weave:
             self.gnn.network,
             pairs=self.gnn.pairs if same else None,
             num_nodes=self.gnn.num_nodes if same else None,
+            shuffle=trainer.generator("glt.random") if self.options.ticket_weights == "random" else None,
         )
         planted = _copy(self.gnn.network)
         self.gnn.network.load_state_dict(self.initial)
