@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -11,7 +11,8 @@ from plait import PresetOptions
 from plait_dbadfl.items import Item, companions
 from plait_dbadfl.presets import PRESETS
 
-Pixel = tuple[int, int]
+Number = Annotated[int, Field(ge=0, le=10**6)]
+Pixel = tuple[Number, Number]
 
 
 class DbadflOptions(PresetOptions):
@@ -71,7 +72,7 @@ class DbadflOptions(PresetOptions):
     placement: Literal["random", "adjacent", "two-groups", "spread", "degree", "betweenness", "pagerank", "list"] = (
         Field("random", description="where attackers sit")
     )
-    positions: tuple[int, ...] = Field((), description="their nodes, for placement = list")
+    positions: tuple[Number, ...] = Field((), description="their nodes, for placement = list")
     target: int = Field(2, ge=0, le=10**6, description="target label c*")
     trigger: Literal["auto", "digits", "mnist", "cifar10", "tiny-imagenet"] = Field(
         "auto", description="the trigger's four bars; auto: by image size"
@@ -88,7 +89,7 @@ class DbadflOptions(PresetOptions):
     attacker_lr: float | None = Field(None, gt=0, le=1e3, description="attackers' learning rate while they attack")
     schedule: Literal["multi", "single"] = Field("multi", description="every round, or each attacker once")
     attack_start: int = Field(0, ge=0, le=10**6, description="first round of the attack")
-    attack_rounds: tuple[int, ...] = Field((), description="for schedule = single: the attackers' rounds")
+    attack_rounds: tuple[Number, ...] = Field((), description="for schedule = single: the attackers' rounds")
 
     # ---- distances and clusters ---------------------------------------------------------------------------------
     detect: bool = Field(False, description="scan and predict distances even if the arm does not need them")
