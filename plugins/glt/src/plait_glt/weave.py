@@ -134,8 +134,8 @@ class Weave:
             found = record(trainer, self.gnn, self.hard, phase, self.share)
             self.rounds.append(found)
             self.share = None
-            values = {f"glt/{name}": value for name, value in found.items() if value is not None}
-            trainer.log(values)
+            shown = ("graph_sparsity", "validation_accuracy")  # the rest is in the table and the curves at the end
+            trainer.log({f"glt/{name}": found[name] for name in shown})
         self.position, self.begun = self.position + 1, False
 
     def selectable(self, trainer: Trainer) -> bool:
