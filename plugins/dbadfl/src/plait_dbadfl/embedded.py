@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from plait.data import Data, DataInfo, TensorSplit
-from plait_dbadfl.errors import DbadflError
+from plait.errors import BadInput
 from plait_dbadfl.reference import digits
 from plait_dbadfl.sources import SharedDigitsOptions, SmallMlpOptions
 
@@ -20,11 +20,11 @@ def load(options: SharedDigitsOptions, seed: int) -> Data:
     than the median of its class (a stand-in for a sensitive group, so that group methods can run along).
 
     Raises:
-        DbadflError: test and validation leave no training images.
+        BadInput: test and validation leave no training images.
     """
     found = digits(options.shuffle, test=options.test)
     if options.validation >= len(found.train):
-        raise DbadflError(f"validation={options.validation} leaves no training image of {len(found.train)}")
+        raise BadInput(f"validation={options.validation} leaves no training image of {len(found.train)}")
     ink = torch.cat([found.train, found.test]).mean((1, 2, 3))
     labels = torch.cat([found.train_labels, found.test_labels])
     medians = torch.stack([ink[labels == c].median() for c in range(found.classes)])

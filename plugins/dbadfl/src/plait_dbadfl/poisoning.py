@@ -179,7 +179,7 @@ def check_finite(parameters: Sequence[Tensor], round_: int) -> None:
     if not bool(finite.all()):
         node = int((~finite).nonzero()[0])
         raise DbadflError(
-            f"node {node} has parameters that are not finite after round {round_}; lower gamma or the learning rate"
+            f"round {round_}: node {node} has NaN or infinite parameters; lower gamma or the learning rate"
         )
 
 

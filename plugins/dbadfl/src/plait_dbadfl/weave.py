@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from plait.data import Batch, Data
-from plait.errors import BadInput
+from plait.errors import BadInput, blame
 from plait.step import LossReport
 from plait_dbadfl import translate
 from plait_dbadfl.course import AttackCourse, ScanCourse
@@ -237,7 +237,8 @@ class Weave:
         assert training is not None
         assert course is not None
         began, round_, attack = time.perf_counter(), training.round, course.attack()
-        training.begin_step(attack)
+        with blame("dbadfl"):
+            training.begin_step(attack)
         slow = None if attack is None or attack.lr is None else attack
         kept = [] if slow is None else [p.detach()[slow.acting()].clone() for p in training.parameters]
         report = proceed()
@@ -246,13 +247,12 @@ class Weave:
                 factor = slow.lr / self.federation.config.local.lr
                 for p, before in zip(training.parameters, kept, strict=True):
                     p[slow.acting()] = before + factor * (p[slow.acting()] - before)
-            training.end_step(attack)
+            with blame("dbadfl"):
+                training.end_step(attack)
         self.clock[0] += time.perf_counter() - began
         if training.round > round_:
-            try:
+            with blame("dbadfl"):
                 check_finite(training.parameters, round_)
-            except DbadflError as error:
-                raise BadInput(f"plugin 'dbadfl': {error}.") from None
             course.round_ended()
             self.clock[1] += 1
         return report

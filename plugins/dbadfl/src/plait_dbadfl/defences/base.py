@@ -179,7 +179,7 @@ def require_finite(models: Tensor, round: int) -> None:
     if not bool(finite.all()):
         node = int(torch.nonzero(~finite)[0])
         raise DbadflError(
-            f"round {round}: node {node} has NaN or infinite parameters; lower the learning rate or the scaling gamma"
+            f"round {round}: node {node} has NaN or infinite parameters; lower gamma or the learning rate"
         )
 
 

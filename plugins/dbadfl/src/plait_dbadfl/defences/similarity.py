@@ -90,7 +90,9 @@ class Flame(Defence):
     def block(self, block: Block) -> tuple[Tensor, Tensor | None]:
         assert block.start is not None
         updates = block.members - block.start[:, None]
-        apart = (1 - cosines(updates)).clamp(min=0).double().cpu().numpy()
+        distances = (1 - cosines(updates)).clamp(min=0).double().cpu()
+        # Rounding of the batched product is not symmetric, and HDBSCAN refuses what is not.
+        apart = ((distances + distances.transpose(1, 2)) / 2).numpy()
         accepted = torch.zeros(block.mask.shape, dtype=torch.bool)
         for row, count in enumerate(block.counts.tolist()):
             accepted[row, :count] = torch.from_numpy(_largest_cluster(apart[row, :count, :count]))
