@@ -36,16 +36,16 @@ if TYPE_CHECKING:
     from plait_glt.macs import propagations as propagations
     from plait_glt.macs import saving as saving
     from plait_glt.masked import MaskedGNN as MaskedGNN
-    from plait_glt.models import GAT as GAT
-    from plait_glt.models import GCN as GCN
-    from plait_glt.models import GIN as GIN
-    from plait_glt.models import GATConv as GATConv
-    from plait_glt.models import GCNConv as GCNConv
-    from plait_glt.models import GINConv as GINConv
-    from plait_glt.models import ResGCN as ResGCN
-    from plait_glt.models import neighbour_sum as neighbour_sum
-    from plait_glt.models import probe_edge_weight as probe_edge_weight
-    from plait_glt.models import weight_names as weight_names
+    from plait_glt.models.conv import GATConv as GATConv
+    from plait_glt.models.conv import GCNConv as GCNConv
+    from plait_glt.models.conv import GINConv as GINConv
+    from plait_glt.models.conv import probe_edge_weight as probe_edge_weight
+    from plait_glt.models.conv import weight_names as weight_names
+    from plait_glt.models.gat import GAT as GAT
+    from plait_glt.models.gcn import GCN as GCN
+    from plait_glt.models.gin import GIN as GIN
+    from plait_glt.models.propagation import neighbour_sum as neighbour_sum
+    from plait_glt.models.resgcn import ResGCN as ResGCN
     from plait_glt.pruned import PrunedGNN as PrunedGNN
     from plait_glt.pruning import prune_count as prune_count
     from plait_glt.pruning import prune_smallest as prune_smallest
@@ -73,12 +73,12 @@ __version__ = "0.1.0"
 _HOME = {
     "AuxiliaryLoss": "auxiliary",
     "CoraLike": "cora_like",
-    "GAT": "models",
-    "GATConv": "models",
-    "GCN": "models",
-    "GCNConv": "models",
-    "GIN": "models",
-    "GINConv": "models",
+    "GAT": "models.gat",
+    "GATConv": "models.conv",
+    "GCN": "models.gcn",
+    "GCNConv": "models.conv",
+    "GIN": "models.gin",
+    "GINConv": "models.conv",
     "GLTConfig": "config",
     "GLTError": "errors",
     "GraphLotteryTickets": "rounds",
@@ -87,7 +87,7 @@ _HOME = {
     "NodeTask": "training",
     "Propagation": "macs",
     "PrunedGNN": "pruned",
-    "ResGCN": "models",
+    "ResGCN": "models.resgcn",
     "Retrained": "training",
     "RoundResult": "rounds",
     "Ticket": "tickets",
@@ -114,8 +114,8 @@ _HOME = {
     "isolated_nodes": "graphs",
     "magnitude_scores": "baselines",
     "make_graph": "graphs",
-    "neighbour_sum": "models",
-    "probe_edge_weight": "models",
+    "neighbour_sum": "models.propagation",
+    "probe_edge_weight": "models.conv",
     "propagations": "macs",
     "prune_count": "pruning",
     "prune_smallest": "pruning",
@@ -126,7 +126,7 @@ _HOME = {
     "train_masks": "training",
     "transfer": "tickets",
     "undirected_ids": "graphs",
-    "weight_names": "models",
+    "weight_names": "models.conv",
 }
 
 __all__ = [*sorted(_HOME), "__version__"]
