@@ -45,7 +45,7 @@ class Outcome:
         data, model: what it was tried on.
         followed: the fix of a first refusal that was followed to get there, e.g. ``--data toned-digits``.
         steps: how many were done.
-        masks: the steps after which a mask had changed, whether ``update_masks`` did it or a strategy between its phases.
+        masks: the steps after which a mask had changed, by ``update_masks`` or by a strategy between its phases.
         hooks: plugin -> its hooks that were called.
         unreached: what the run is made of and did not come to: the plugin's `tiny` options should see to that.
         metrics: names of the figures at the end.
@@ -214,7 +214,7 @@ def _observed(one: Implementation, called: set[str], changes: list[int]) -> Impl
         answer = noted(*values)
         after = trainer.masks.checksum()
         moments = ((trainer.step - 1, bool(last) and last[0] != before), (trainer.step, after != before))
-        changes += [step for step, changed in moments if changed and step not in changes]
+        changes.extend(step for step, changed in moments if changed and step not in changes)
         last[:] = [after]
         return answer
 

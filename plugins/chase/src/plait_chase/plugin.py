@@ -37,7 +37,7 @@ class ChasePlugin(Plugin):
     _weave: Weave
 
     def needs(self) -> frozenset[str]:
-        """Dense gradients of masked weights, parameters that are one network's, and inputs to trace the network with."""
+        """Dense gradients of masked weights, parameters that are one network's, and an input to trace it with."""
         return frozenset({"field:input", "gradients:dense", "parameters:single", "steps:minibatch"})
 
     def provides(self) -> frozenset[str]:
