@@ -127,6 +127,11 @@ class DbadflPlugin(Plugin):
         return self._weave.export(model)
 
     @hookimpl
+    def commands(self) -> Mapping[str, str]:
+        """`plait dbadfl defences`: every aggregation rule against the attack."""
+        return {"defences": "plait_dbadfl.sweep:defences"}
+
+    @hookimpl
     def evaluate(self, trainer: Trainer, predictions: Predictions) -> Mapping[str, Metric | Table | Plot]:
         """Main accuracy and attack success of every run, and how well distances were predicted."""
         from plait_dbadfl.figures import figures
