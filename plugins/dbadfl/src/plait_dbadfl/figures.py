@@ -42,6 +42,7 @@ def figures(weave: Weave, predictions: Predictions) -> Found:
     found |= _main(weave, main)
     found |= _graph(weave)
     found |= _companions(weave)
+    found |= _placements(weave)
     found |= _detection(weave)
     found |= _tables(weave)
     found |= pictures(weave)
@@ -108,6 +109,22 @@ def _companions(weave: Weave) -> Found:
         found[f"ma_{item.slug}"] = _share(result.final.ma, note=item.text)
         found[f"asr_{item.slug}"] = _share(result.final.asr, "lower", item.text)
     return found
+
+
+def _placements(weave: Weave) -> Found:
+    """Largest less smallest success of one arm over the placements that were run, for each budget."""
+    options, found = weave.options, {}
+    for budget in ("pixels", "samples"):
+        by_arm: dict[str, dict[str, float]] = {}
+        for item, result in zip([s.item for s in weave.stages if s.item], weave.results, strict=True):
+            if item.arm != "none" and item.defence is None and (item.budget or options.budget) == budget:
+                by_arm.setdefault(item.arm, {})[item.placement or options.placement] = result.final.asr
+        for arm, success in by_arm.items():
+            if len(success) > 1:
+                name = f"placement_range_{arm}_{budget}".replace("-", "_")
+                spread = max(success.values()) - min(success.values())
+                found[name] = _share(spread, "neither", f"ASR over placements {', '.join(success)}")
+    return dict(found)
 
 
 def _others(weave: Weave) -> list[tuple[Any, Result]]:
@@ -195,6 +212,8 @@ def _tables(weave: Weave) -> Found:
     columns += ["floor %", "ASR - undefended", "MA - undefended", "refused attackers %", "refused benign %", "ARI"]
     found: Found = {"runs": Table("Every run of this evaluation, over benign nodes", columns, rows)}
     found["budgets"] = _budgets(weave)
+    if weave.results[-1].final.asr_by_part:
+        found["parts"] = _parts(weave)
     found["attackers"] = _attackers(weave)
     return found
 
@@ -225,6 +244,23 @@ def _budgets(weave: Weave) -> Table:
             )
     columns = ["arm", "equal", "attackers", "pixels of a part", "mean ratio %", "pixels of all", "short of budget"]
     return Table("Budgets: expected stamped pixels per training sample", columns, rows)
+
+
+def _parts(weave: Weave) -> Table:
+    """What each local part alone does at the benign nodes; the whole trigger above it."""
+    main = weave.results[-1]
+    rows: list[list[Any]] = [["whole trigger", main.parts.shape[1], 100 * main.final.asr]]
+    distinct = torch.unique(main.parts, dim=0)
+    distinct = distinct[distinct.any(1)]
+    for number, (part, success) in enumerate(zip(distinct, main.final.asr_by_part, strict=True)):
+        rows.append(
+            [
+                f"part {number + 1}: pixels {', '.join(str(p) for p in part.nonzero().flatten().tolist())}",
+                int(part.sum()),
+                100 * success,
+            ]
+        )
+    return Table("Success of each local part alone, main run", ["stamped", "pixels", "ASR %"], rows)
 
 
 def _attackers(weave: Weave) -> Table:

@@ -11,7 +11,7 @@ from torch import Tensor
 from plait.data import Batch, Split, Stream, TensorSplit, in_order
 
 if TYPE_CHECKING:
-    from plait_dbadfl.weave import Weave
+    from plait_dbadfl.feeding import Feeding
 
 COLLECT = 1024
 """Examples read at a time when a split is taken into memory."""
@@ -71,31 +71,31 @@ class NodeStream(Stream):
     name gives clean batches of all nodes.
     """
 
-    def __init__(self, weave: Weave, split: Split, name: str, seed: int, batch_size: int, **rest: Any) -> None:
+    def __init__(self, feeding: Feeding, split: Split, name: str, seed: int, batch_size: int, **rest: Any) -> None:
         super().__init__(split, name, seed, batch_size, **rest)
-        self.weave = weave
-        self.batches_per_epoch = max(1, -(-len(split) // (weave.options.nodes * batch_size)))
+        self.feeding = feeding
+        self.batches_per_epoch = max(1, -(-len(split) // (feeding.options.nodes * batch_size)))
 
     def __next__(self) -> NodesBatch:
-        batch = self.weave.batch(self)
+        batch = self.feeding.batch(self)
         self.drawn += 1
         return batch
 
     def share(self, batch_number: int) -> float:
         """World size where this rank has nodes in the coming step, else 0: ranks have nodes, not rows, of their own."""
-        return self.weave.share(self)
+        return self.feeding.share(self)
 
 
 class NodesSplit(TensorSplit):
     """A training split in memory whose streams give batches of nodes."""
 
-    def __init__(self, fields: Mapping[str, Tensor], weave: Weave) -> None:
+    def __init__(self, fields: Mapping[str, Tensor], feeding: Feeding) -> None:
         super().__init__(fields)
-        self.weave = weave
+        self.feeding = feeding
 
     def stream(self, name: str, seed: int, batch_size: int, **rest: Any) -> NodeStream:
         """See `NodeStream`."""
-        return NodeStream(self.weave, self, name, seed, batch_size, **rest)
+        return NodeStream(self.feeding, self, name, seed, batch_size, **rest)
 
 
 def collected(split: Split) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ nodes; the engine exchanges models before and after it.
 
 from __future__ import annotations
 
+import resource
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from plait.data import Batch, Data
+from plait.data import Data
 from plait.errors import BadInput, blame
 from plait.step import LossReport
 from plait_dbadfl import translate
@@ -23,17 +24,15 @@ from plait_dbadfl.course import AttackCourse, ScanCourse
 from plait_dbadfl.detection import Detection, Detector
 from plait_dbadfl.errors import DbadflError
 from plait_dbadfl.federation import Federation
+from plait_dbadfl.feeding import Feeding
 from plait_dbadfl.items import Item
-from plait_dbadfl.local import Training
-from plait_dbadfl.nodes import NodesBatch, NodesSplit, NodeStream, collected
+from plait_dbadfl.nodes import NodesBatch
 from plait_dbadfl.options import DbadflOptions
 from plait_dbadfl.poisoning import check_finite
 from plait_dbadfl.reference import ImageData
 from plait_dbadfl.results import Result, result_from_state, result_state
-from plait_dbadfl.sampling import derive, draw_batch, generator
-from plait_dbadfl.sharding import bounds
+from plait_dbadfl.sampling import derive
 from plait_dbadfl.stacking import Stacked
-from plait_dbadfl.vote import votes
 
 if TYPE_CHECKING:
     from plait.trainer import Trainer
@@ -47,7 +46,7 @@ class Stage:
     rounds: int
 
 
-class Weave:
+class Weave(Feeding):
     """What the plugin keeps during a run.
 
     Args:
@@ -60,60 +59,18 @@ class Weave:
     """
 
     def __init__(self, options: DbadflOptions, trainer: Trainer, data: Data) -> None:
-        self.options, self.trainer, self.plain = options, trainer, data
-        if data.forward is not None or data.readout is not None:
-            raise DbadflError(
-                "the data brings a forward pass of its own; a federation needs data whose input is images"
-            )
+        super().__init__(options, trainer, data)
         self.main = Item(options.arm, options.defence, text=options.arm)
         if options.defence is not None:
             self.main = replace(self.main, text=f"{options.arm}+{options.defence}")
-        self.columns = {name: value.to(trainer.device) for name, value in collected(data.train).items()}
-        self.test = collected(data.test)
         self.number, self.begun = 0, False
         self.results: list[Result] = []
         self.detection: Detection | None = None
         self.detector: Detector | None = None
         self.clean: dict[str, Tensor] | None = None
-        self.training: Training | None = None
-        self.course: AttackCourse | ScanCourse | None = None
         self.clock = [0.0, 0.0]
-        self.rates: Tensor | None = None
 
     # ---- building -----------------------------------------------------------------------------------------------
-    def data(self) -> Data:
-        """The same data whose training batches are those of all nodes."""
-        return replace(
-            self.plain,
-            train=NodesSplit({name: value.cpu() for name, value in self.columns.items()}, self),
-            prepare=None if self.plain.prepare is None else self._prepare_batch,
-            forward=self._forward,
-        )
-
-    def _prepare_batch(self, batch: Any) -> Any:
-        assert self.plain.prepare is not None
-        if not isinstance(batch, NodesBatch):
-            return self.plain.prepare(batch)
-        return NodesBatch.of({**batch, "input": self.prepare(batch["input"])}, batch.nodes)
-
-    def prepare(self, images: Tensor) -> Tensor:
-        """The data's ``prepare`` on images [..., ch, H, W]."""
-        assert self.plain.prepare is not None
-        flat = images.flatten(0, -4)
-        made: Tensor = self.plain.prepare(Batch({"input": flat, "index": torch.arange(len(flat))}))["input"]
-        return made.reshape(*images.shape[:-3], *made.shape[1:])
-
-    def _forward(self, model: Callable[..., Any], batch: Any) -> Tensor:
-        """Logits [n, B, C] of a batch of nodes; for one batch of everybody, the benign nodes' joint vote [B, C]."""
-        if isinstance(batch, NodesBatch):
-            logits: Tensor = model(batch["input"], batch.nodes)
-            return logits
-        plain: Any = getattr(model, "module", model)
-        if getattr(plain, "replicas", None) is None:
-            one: Tensor = model(batch["input"])
-            return one
-        return votes(plain, batch["input"], self.federation.benign)
-
     def stack(self, model: nn.Module) -> Stacked:
         """N networks with the weights of ``model``, and the federation around them."""
         options, recipe = self.options, self.trainer.recipe
@@ -185,46 +142,6 @@ class Weave:
             self.ends.append(total)
         return total
 
-    # ---- batches ------------------------------------------------------------------------------------------------
-    def batch(self, stream: NodeStream) -> NodesBatch:
-        """The next batch of a stream; see `NodeStream`."""
-        if stream.name != "train":
-            seed = derive(self.federation.config.seed, "stream", stream.name)
-            picked = draw_batch(self.federation.owned, stream.batch_size, seed, stream.drawn)
-            return self._mine(NodesBatch.of(self._gathered(picked, stream, seed, stream.drawn), None), stream)
-        assert self.training is not None
-        assert self.course is not None
-        training, attack = self.training, self.course.attack()
-        nodes = training.active()
-        fields = self._gathered(training.picked(nodes), stream, training.seed, training.steps)
-        fields["input"], fields["label"] = training.poisoned(fields["input"], fields["label"], nodes, attack)
-        return self._mine(NodesBatch.of(fields, nodes), stream)
-
-    def _gathered(self, picked: Tensor, stream: NodeStream, seed: int, step: int) -> dict[str, Any]:
-        picked = picked.to(self.trainer.device)
-        fields = {name: value[picked] for name, value in self.columns.items()}
-        if stream.augment is not None:
-            flat = Batch({name: value.flatten(0, 1).cpu() for name, value in fields.items()})
-            changed = stream.augment(flat, generator(seed, "augment", step))
-            fields = {name: value.unflatten(0, picked.shape).to(picked.device) for name, value in changed.items()}
-        return fields | {"index": picked}
-
-    def _mine(self, batch: NodesBatch, stream: NodeStream) -> NodesBatch:
-        if stream.world == 1:
-            return batch
-        start, stop = bounds(self.options.nodes, stream.rank, stream.world)
-        nodes = torch.arange(self.options.nodes) if batch.nodes is None else batch.nodes
-        mine = ((nodes >= start) & (nodes < stop)).nonzero().flatten()
-        # a rank left without nodes repeats one with share 0: every rank must take part in the all-reduce
-        return batch.of_nodes((mine if len(mine) else mine.new_zeros(1)).to(batch["index"].device))
-
-    def share(self, stream: NodeStream) -> float:
-        """The factor by which the mean of the ranks' gradients is the gradient of all nodes."""
-        nodes = None if self.training is None else self.training.active()
-        start, stop = bounds(self.options.nodes, stream.rank, stream.world)
-        some = nodes is None or bool(((nodes >= start) & (nodes < stop)).any())
-        return float(stream.world) if some else 0.0
-
     # ---- the step -----------------------------------------------------------------------------------------------
     def step(self, trainer: Trainer, batch: Any, proceed: Callable[[], LossReport]) -> LossReport:
         """An exchange if one is due, the core's step, the attackers' own rate, an exchange if one is due."""
@@ -280,11 +197,29 @@ class Weave:
     # ---- stages -------------------------------------------------------------------------------------------------
     def fit(self) -> None:
         """Every stage from where the run stands."""
+        self._say()
         while self.number < len(self.stages):
             if not self.begun:
                 self._begin()
             self.trainer.train_until(self.ends[self.number])
             self._end()
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        self.trainer.note(f"dbadfl: peak memory of this process so far {peak:.0f} MiB")
+
+    def _say(self) -> None:
+        """What a reader must know of the settings, once."""
+        options, note = self.options, self.trainer.note
+        if any(stage.item is None for stage in self.stages):
+            for name, value, why in (
+                ("shadow_data", options.shadow_data == "all", "attackers would own everybody's images"),
+                ("shadow_topology", options.shadow_topology == "same-family", "they would know the family of graphs"),
+            ):
+                if value:
+                    note(f"dbadfl: {name} = {getattr(options, name)!r} is optimistic: {why}")
+            if self.trainer.recipe.optimizer.name != "sgd":
+                note("dbadfl: shadow networks are trained by plain SGD, whatever the recipe's optimizer is")
+        if self.federation.mixing.is_doubly_stochastic is False:
+            note("dbadfl: W is row-stochastic only, so mixing does not conserve the mean model")
 
     @property
     def stage(self) -> Stage:
@@ -349,6 +284,11 @@ class Weave:
             self.detection = self.detector.detect(self.course.features, self.federation.attacker_hops, tau=tau)
         else:
             self.results.append(self.course.result())
+            short = int(self.results[-1].short.sum())
+            if short and item is not None:
+                self.trainer.note(
+                    f"dbadfl: {item.text}: {short} attackers stay under the pixel budget: a ratio ends at 1"
+                )
             if item == Item("none", text=item.text if item else ""):
                 self.clean = self.mean(self.trainer.model)
         self.number, self.begun = self.number + 1, False
