@@ -35,8 +35,8 @@ class GLTConfig:
         adversary: ``"delta"`` (default, [inferred]), ``"none"`` or ``"ascent"``; card section 4.
         rho: share of the kept edges that ``"delta"`` removes in a step, in [0, 1); default 0.05. 0 equals ``"none"``.
         alpha: weight of the implicit term of ``"ascent"``, at least 0; default 0.1 [known].
-        l1_edges, l1_weights: UGS's g1 and g2; default 0. UGS has 1e-2 for both on Cora, and the card keeps the second. On
-            validation data it cost a point, so here it is off.
+        l1_edges, l1_weights: UGS's g1 and g2; default 0. UGS has 1e-2 for both on Cora, and the card keeps the second;
+            it costs accuracy on validation data (claim l1-weights), so here it is off.
         clip: hold the edge mask in [0, 1]; default True. UGS does not.
         decay_masks: let weight decay act on the masks as well; default False (UGS's code does, card trap 2).
         edge_ranking: ``"mask"`` (default), ``"random"``, ``"degree"`` (keep edges between low-degree nodes) or
