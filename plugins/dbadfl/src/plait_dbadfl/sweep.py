@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -46,6 +46,7 @@ TUNING = (100, 101, 102)
 VALIDATION = 200
 WITHIN = 0.02
 """How much main accuracy a rule may cost to count as mending."""
+BALANCED, ACCURATE = "MA - ASR", "MA kept"
 TIMES_FLOOR = 2.0
 """How many times the unattacked run's success is still no infection."""
 
@@ -75,11 +76,12 @@ class World:
 
 @dataclass(frozen=True)
 class Row:
-    """A rule on a graph: means over seeds, and how many seeds meet both goals."""
+    """A rule on a graph: means over seeds, and how many seeds meet both goals; ``aim`` says what it was chosen for."""
 
     graph: str
     rule: str
     options: Options
+    aim: str
     asr: float
     ma: float
     floor: float
@@ -91,6 +93,15 @@ class Row:
     def mends(self) -> bool:
         """ASR at most twice the floor and accuracy within two points, of the means."""
         return self.asr <= TIMES_FLOOR * self.floor and self.ma >= self.clean - WITHIN
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A rule with parameters, and the aim that they were chosen for: `BALANCED`, `ACCURATE`, or both."""
+
+    rule: str
+    options: Options
+    aim: str
 
 
 def parts(validation: int) -> tuple[ImageData, Tensor, Tensor]:
@@ -113,43 +124,53 @@ def world(graph: str, seed: int, data: ImageData, rounds: int) -> World:
     return World(made, made.detect(control=False), rounds)
 
 
-def choose(graphs: tuple[str, ...], rounds: int, grid: Mapping[str, tuple[Options, ...]]) -> dict[str, Options]:
-    """For every rule the parameters with the best mean of accuracy minus success, over graphs and `TUNING` seeds.
+def choose(graphs: tuple[str, ...], rounds: int, grid: Mapping[str, tuple[Options, ...]]) -> list[Choice]:
+    """For every rule its best parameters for each of two aims, over graphs and `TUNING` seeds.
 
-    Measured on the validation images, which neither training nor the final test sees. Parameters that are illegal on
-    one of the graphs are left out.
+    `BALANCED` is the best mean of accuracy minus success. `ACCURATE` is the least success among the parameters that
+    cost at most `WITHIN` of accuracy on every graph, if there are any. Both are measured on the validation images,
+    which neither training nor the final test sees. Parameters that are illegal on one of the graphs are left out.
     """
     data, images, labels = parts(VALIDATION)
     held = replace(data, test=images, test_labels=labels)
-    worlds = [world(graph, seed, held, rounds) for graph in graphs for seed in TUNING]
-    chosen: dict[str, Options] = {}
+    worlds = [[world(graph, seed, held, rounds) for seed in TUNING] for graph in graphs]
+    clean = [_mean([w.outcome(None, {}).ma for w in group]) for group in worlds]
+    chosen = []
     for name, points in grid.items():
-        scores: list[float] = []
+        balanced, accurate = [], []
         for options in points:
             try:
-                found = [w.outcome(name, options) for w in worlds] if len(points) > 1 else []
-                scores.append(sum(s.ma - s.asr for s in found))
+                found = [[w.outcome(name, options) for w in group] for group in worlds]
             except DbadflError:
-                scores.append(-float("inf"))
-        chosen[name] = points[max(range(len(points)), key=lambda i: scores[i])]
+                continue
+            success = _mean([s.asr for group in found for s in group])
+            accuracy = [_mean([s.ma for s in group]) for group in found]
+            balanced.append((success - _mean(accuracy), options))
+            if all(now >= before - WITHIN for now, before in zip(accuracy, clean, strict=True)):
+                accurate.append((success, options))
+        first = min(balanced, key=lambda pair: pair[0])[1] if balanced else None
+        second = min(accurate, key=lambda pair: pair[0])[1] if accurate else None
+        if first is not None:
+            chosen.append(Choice(name, first, f"{BALANCED}, {ACCURATE}" if first == second else BALANCED))
+        if second is not None and second != first:
+            chosen.append(Choice(name, second, ACCURATE))
     return chosen
 
 
-def compare(
-    graphs: tuple[str, ...], seeds: tuple[int, ...], chosen: Mapping[str, Options], rounds: int
-) -> Iterator[Row]:
+def compare(graphs: tuple[str, ...], seeds: tuple[int, ...], chosen: Sequence[Choice], rounds: int) -> Iterator[Row]:
     """Every rule on every graph over fresh seeds, on the test images."""
     data, _, _ = parts(VALIDATION)
     for graph in graphs:
         worlds = [world(graph, seed, data, rounds) for seed in seeds]
         clean = [w.outcome(None, {}) for w in worlds]
-        for name, options in chosen.items():
-            found = [w.outcome(name, options) for w in worlds]
+        for choice in chosen:
+            found = [w.outcome(choice.rule, choice.options) for w in worlds]
             meets = [f.asr <= TIMES_FLOOR * c.asr and f.ma >= c.ma - WITHIN for f, c in zip(found, clean, strict=True)]
             yield Row(
                 graph,
-                name,
-                options,
+                choice.rule,
+                choice.options,
+                choice.aim,
                 asr=_mean([s.asr for s in found]),
                 ma=_mean([s.ma for s in found]),
                 floor=_mean([s.asr for s in clean]),
@@ -184,17 +205,20 @@ def defences(
             raise DbadflError(f"seeds={seeds} from first_seed={first_seed}: at least one, and none of {TUNING}")
         chosen = choose(names, rounds, GRID)
         rows = list(compare(names, tuple(range(first_seed, first_seed + seeds)), chosen, rounds))
-    for at, row in enumerate(rows):
-        if row.rule == "mean" or at == 0:
-            # The runs without attack: the line that all others are compared with.
-            print(f"\n{row.graph}: without attack MA {100 * row.clean:.1f} %, ASR floor {100 * row.floor:.2f} %")
-            print(f"{'rule':<14} {'ASR %':>6} {'MA %':>6} {'MA cost':>7} {'meets both':>10}  parameters")
+    graph = ""
+    for row in rows:
+        if row.graph != graph:
+            graph = row.graph  # first the runs without attack, with which all others are compared
+            print(f"\n{graph}: without attack MA {100 * row.clean:.1f} %, ASR floor {100 * row.floor:.2f} %")
+            print(
+                f"{'rule':<14} {'ASR %':>6} {'MA %':>6} {'MA cost':>7} {'meets both':>10}  {'chosen for':<18} parameters"
+            )
         both = f"{row.meets} of {row.seeds}{' *' if row.mends else ''}"
-        cost = 100 * (row.clean - row.ma)
-        print(f"{row.rule:<14} {100 * row.asr:6.1f} {100 * row.ma:6.1f} {cost:7.1f} {both:>10}  {dict(row.options)}")
-    mending = [rule for rule in chosen if all(r.mends for r in rows if r.rule == rule)]
-    print(f"\nmends on {' and '.join(names)} (ASR <= 2 x floor, MA within 2 points): {', '.join(mending) or 'no rule'}")
-    best = max(chosen, key=lambda rule: _mean([r.ma - r.asr for r in rows if r.rule == rule]))
-    print(f"best of MA - ASR: {best} {dict(chosen[best])}; {time.perf_counter() - began:.0f} s")
+        cost, what = 100 * (row.clean - row.ma), f"{row.aim:<18} {dict(row.options)}"
+        print(f"{row.rule:<14} {100 * row.asr:6.1f} {100 * row.ma:6.1f} {cost:7.1f} {both:>10}  {what}")
+    mending = [c for c in chosen if all(r.mends for r in rows if (r.rule, r.options) == (c.rule, c.options))]
+    text = ", ".join(f"{c.rule} {dict(c.options)}" for c in mending) or "no rule"
+    print(f"\nmends on {' and '.join(names)} (ASR <= 2 x floor, MA within 2 points): {text}")
+    print(f"{time.perf_counter() - began:.0f} s")
     if as_json:
         print(json.dumps([{**row.__dict__, "options": dict(row.options), "mends": row.mends} for row in rows]))
