@@ -1,9 +1,11 @@
 """Cost of many participants at once: against a Python loop, against Flower's simulation, and as N grows.
 
-``python benchmarks/dbadfl.py`` measures everything and prints JSON; parts can be named (``loop flower scale large``).
+``python benchmarks/dbadfl.py`` measures everything and prints JSON; parts can be named:
+``loop kinds flower scale large``.
 
 loop: one round (5 local steps of 16 on the digits perceptron, N = 100, one exchange by W) as N ordinary modules with N
 optimizers in a Python loop, and as one stack; turns in one process, CPU time of one thread, median of paired ratios.
+kinds: forward and backward of N networks as a loop, by vmap, by grouped products, and which one the rule takes.
 flower: the same round as federated averaging in Flower's simulation (Ray) and in ours, wall time, ours before and after
 Flower's in the same command. Flower lives in an environment of its own: set FLOWER_PYTHON to its interpreter, made with
 ``pip install "plait-dbadfl[benchmark]"``; without it this part is skipped, with the reason.
@@ -39,10 +41,12 @@ from plait_dbadfl import (
     ImageData,
     LocalConfig,
     SplitConfig,
+    Stacked,
     digits,
     digits_mlp,
     make_topology,
 )
+from plait_dbadfl.translate import usual_implementation
 
 HERE = Path(__file__).parent
 NODES, STEPS, BATCH, LR = 100, 5, 16, 0.2
@@ -129,6 +133,43 @@ def against_loop(turns: int = 9) -> dict[str, Any]:
         "ratio_q3": quartiles[2],
         "implementation": training.stack.implementation,
     }
+
+
+# ---- the implementations -----------------------------------------------------------------------------------------
+def small_cnn(size: int) -> nn.Module:
+    """Two 5x5 (3x3 on small images) convolutions with pooling and a linear layer."""
+    kernel = 3 if size < 16 else 5
+    left = size // 4
+    return nn.Sequential(
+        nn.Conv2d(1, 8, kernel, padding=kernel // 2), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(8, 16, kernel, padding=kernel // 2), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Flatten(), nn.Linear(16 * left * left, 10),
+    )  # fmt: skip
+
+
+def implementations(repeats: int = 7) -> list[dict[str, Any]]:
+    """CPU seconds of one forward and backward pass of N networks, each implementation in turn; medians."""
+    mlp = nn.Sequential(nn.Flatten(), nn.Linear(784, 64), nn.ReLU(), nn.Linear(64, 10))
+    kinds = (
+        ("mlp 8x8", digits_mlp(0), 8), ("mlp 28x28", mlp, 28),
+        ("cnn 8x8", small_cnn(8), 8), ("cnn 28x28", small_cnn(28), 28),
+    )  # fmt: skip
+    found = []
+    for name, base, size in kinds:
+        for nodes, batch in ((20, 8), (100, 8), (20, 32)):
+            images, labels = torch.rand(nodes, batch, 1, size, size), torch.randint(10, (nodes, batch))
+            stacks = {how: Stacked(base, nodes, implementation=how) for how in ("loop", "vmap", "grouped")}
+            times: dict[str, list[float]] = {how: [] for how in stacks}
+            for turn in range(repeats + 1):
+                for how, stack in stacks.items():
+                    start = time.process_time()
+                    functional.cross_entropy(stack(images).flatten(0, 1), labels.flatten()).backward()
+                    if turn:
+                        times[how].append(time.process_time() - start)
+            seconds = {how: statistics.median(values) for how, values in times.items()}
+            rule = usual_implementation(base, batch * size * size)
+            found.append({"network": name, "nodes": nodes, "batch": batch, **seconds, "rule": rule})
+    return found
 
 
 # ---- against Flower ----------------------------------------------------------------------------------------------
@@ -370,7 +411,7 @@ def main() -> None:
         sys.path.insert(0, str(HERE))
         print(json.dumps(whole_run(*map(int, arguments[1:4]))))
         return
-    parts = {"loop": against_loop, "flower": against_flower, "scale": scaling, "large": large}
+    parts = {"loop": against_loop, "kinds": implementations, "flower": against_flower, "scale": scaling, "large": large}
     unknown = set(arguments) - set(parts)
     if unknown:
         raise SystemExit(f"no part {', '.join(unknown)}; there are {', '.join(parts)}")

@@ -210,9 +210,7 @@ def defences(
         if row.graph != graph:
             graph = row.graph  # first the runs without attack, with which all others are compared
             print(f"\n{graph}: without attack MA {100 * row.clean:.1f} %, ASR floor {100 * row.floor:.2f} %")
-            print(
-                f"{'rule':<14} {'ASR %':>6} {'MA %':>6} {'MA cost':>7} {'meets both':>10}  {'chosen for':<18} parameters"
-            )
+            print(f"{'rule':<14} {'ASR %':>6} {'MA %':>6} {'MA cost':>7} {'meets both':>10}  aim, options")
         both = f"{row.meets} of {row.seeds}{' *' if row.mends else ''}"
         cost, what = 100 * (row.clean - row.ma), f"{row.aim:<18} {dict(row.options)}"
         print(f"{row.rule:<14} {100 * row.asr:6.1f} {100 * row.ma:6.1f} {cost:7.1f} {both:>10}  {what}")
