@@ -93,7 +93,9 @@ class DbadflOptions(PresetOptions):
 
     # ---- distances and clusters ---------------------------------------------------------------------------------
     detect: bool = Field(False, description="scan and predict distances even if the arm does not need them")
-    tau: float | Literal["inf"] = Field(3.0, ge=0, le=1e6, description="clustering threshold in hops")
+    tau: Annotated[float, Field(ge=0, le=1e6)] | Literal["inf"] = Field(
+        3.0, description="clustering threshold in hops; inf is one cluster"
+    )
     n_clusters: int | None = Field(None, ge=1, le=100_000, description="number of clusters instead of tau")
     rotate_every: int = Field(
         0, ge=0, le=10**6, description="rounds between redraws of who carries which part; 0 never"
