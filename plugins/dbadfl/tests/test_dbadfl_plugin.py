@@ -281,7 +281,7 @@ plait.run(json.loads(sys.argv[1]), out=sys.argv[2])
 """
 
 
-@pytest.mark.parametrize("engine", ["dfedavg", "swarm"])
+@pytest.mark.parametrize("engine", ["dfedavg", pytest.param("swarm", marks=pytest.mark.slow)])
 def test_nodes_shared_over_two_processes_give_what_one_gives(tmp_path: Path, engine: str) -> None:
     recipe = {
         "data": {"name": "shared-digits"},
@@ -332,7 +332,7 @@ def test_nodes_shared_over_two_processes_give_what_one_gives(tmp_path: Path, eng
         ({"target": 10}, "target=10"),
         ({"ratio": 1.5}, "ratio = 1.5"),
         ({"scan_ratio": -0.5}, "scan_ratio = -0.5"),
-        ({"tau": -1}, "tau"),
+        ({"tau": -1}, "tau = -1"),
         ({"gamma": 101}, "gamma = 101"),
         ({"min_samples": 2000}, "need 24000 images"),
         ({"defence": "krum", "defence_options": {"krum": {"f": 1}}}, "'krum': node 0 of degree 2"),
