@@ -10,7 +10,8 @@ flower: the same round as federated averaging in Flower's simulation (Ray) and i
 Flower's in the same command. Flower lives in an environment of its own: set FLOWER_PYTHON to its interpreter, made with
 ``pip install "plait-dbadfl[benchmark]"``; without it this part is skipped, with the reason.
 scale: seconds per round and peak memory of a process, N from 100 to 10,000 on rings and on small worlds of degree 4
-and 16, each in a process of its own; ``--plot=FILE`` draws them. large: whole runs of plait with N = 1,000 and N = 10,000 nodes.
+and 16, each in a process of its own; ``--plot=FILE`` draws them.
+large: whole runs of plait with N = 1,000 and N = 10,000 nodes.
 """
 
 from __future__ import annotations

@@ -70,12 +70,16 @@ def test_presets_are_valid_and_what_is_given_beside_them_wins(name: str) -> None
 
 def test_the_ancestors_preset_replaces_the_model_in_its_rounds(tmp_path: Path) -> None:
     options = {
-        "baseline": "ancestor-mnist", "nodes": 10, "trigger": "digits", "attack_rounds": [1, 1, 1, 1], "gamma": 10.0,
-        "first": 8, "local_steps": 4, "evaluate_every": 1,
+        "baseline": "ancestor-mnist", "nodes": 10, "drawn": 4, "trigger": "digits", "attack_rounds": [3, 3, 3, 3],
+        "gamma": 40.0, "first": 8, "local_steps": 4, "evaluate_every": 1, "rounds": 4,
     }  # fmt: skip
-    made = plait.run(plugins={"dbadfl": options | {"rounds": 2}}, settings={"train.batch_size": 16}, out=tmp_path / "r")
-    clean = made.metrics["dbadfl/asr_none"]
-    assert made.metrics["dbadfl/asr"] > clean + 0.3
+    made = plait.run(plugins={"dbadfl": options}, settings={"train.batch_size": 16}, out=tmp_path / "r")
+    last = [r for r in made.directory.events() if r["event"] == "result"][-1]
+    (series,) = last["plots"]["dbadfl/infection_by_round"]["series"].values()
+    assert series[0] == [1, 2, 3, 4]
+    # nobody poisons before its round; four drawn attackers scaled by drawn / eta then replace the model
+    assert made.metrics["dbadfl/asr"] > 0.3 + max(series[1][:3]) / 100
+    assert made.metrics["dbadfl/asr"] > made.metrics["dbadfl/asr_none"] + 0.3
 
 
 # ---- batches and votes --------------------------------------------------------------------------------------------

@@ -88,6 +88,11 @@ def after(federation: Federation, rounds: int, defence: str | None = None) -> to
         ({"arm": "naive", "engine": "swarm", "swarm_steps": "geometric", "interactions": "matching"}, None),
         ({"arm": "naive", "engine": "gossip", "age": True}, None),
         ({"arm": "centralized-one", "engine": "fedavg", "topology": "complete", "weights": "average"}, None),
+        (
+            {"arm": "naive", "engine": "fedavg", "topology": "complete", "drawn": 5, "server_step": 0.5, "gamma": 3.0}
+            | {"schedule": "single", "attack_rounds": [0, 1, 2, 1]},
+            None,
+        ),
         ({"arm": "naive-4", "schedule": "single", "attack_rounds": [0, 1, 2, 1], "first": 3}, None),
         ({"arm": "naive", "rotate_every": 1, "placement": "spread", "topology": "watts-strogatz"}, None),
     ],

@@ -40,6 +40,10 @@ class DbadflOptions(PresetOptions):
     interactions: Literal["sequential", "matching"] = Field("sequential", description="swarm: how edges are drawn")
     swarm_steps: Literal["fixed", "geometric"] = Field("fixed", description="swarm: local steps of an interaction")
     age: bool = Field(False, description="gossip: weight the mean by the models' ages")
+    drawn: int | None = Field(
+        None, ge=1, le=100_000, description="fedavg: nodes drawn in every round, attackers in their own; default all"
+    )
+    server_step: float = Field(1.0, gt=0, le=1, description="fedavg with drawn: the server's step eta")
     local_steps: int = Field(5, ge=1, le=10_000, description="local steps K between exchanges")
     rounds: int | None = Field(
         None, ge=1, le=10**6, description="rounds of each compared run; default train.steps / local_steps"
