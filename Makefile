@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-PARTS  := ./core ./cli ./plugins/zoo ./plugins/chase ./plugins/fairsam
+PARTS  := ./core ./cli $(patsubst %/,./%,$(sort $(dir $(wildcard plugins/*/pyproject.toml))))
 EDITABLE := $(foreach part,$(PARTS),-e $(part))
 # one thread a process: two cores are shared by tests that start processes of their own
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
