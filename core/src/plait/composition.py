@@ -108,6 +108,7 @@ def make_plan(recipe: Recipe) -> Plan:
             plan.composed[hook].implementations.sort(key=lambda i: i.inner)
     plan.claims = {name: plugin.claims() for name, plugin in plugins.items() if plugin.claims()}
     plan.refusals += judge_claims(plan.claims, plan.composed["update_masks"].implementations)
+    plan.refusals += judge_sharing(recipe)
     refusals, plan.unchecked = judge_needs(recipe, plugins)
     plan.refusals += refusals
     return plan
@@ -188,6 +189,17 @@ def judge_claims(claims: Mapping[str, tuple[Claim, ...]], owners: Sequence[Imple
                 )
             )
     return refusals
+
+
+def judge_sharing(recipe: Recipe) -> list[Refusal]:
+    """What the core cannot share between processes: FSDP leaves no process with a whole parameter."""
+    if recipe.distributed.strategy == "ddp":
+        return []
+    message = (
+        "distributed.strategy = 'fsdp' spreads each parameter over the processes; masks, shadows, slices and "
+        "snapshots of this core are of whole parameters, and would act on a part of each."
+    )
+    return [Refusal("sharing", (), message, "Use --set distributed.strategy=ddp: every process holds the network.")]
 
 
 def judge_needs(recipe: Recipe, plugins: Mapping[str, Plugin]) -> tuple[list[Refusal], list[str]]:

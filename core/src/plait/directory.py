@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 
 from plait.errors import BadCheckpoint, BadInput, RunLocked
 from plait.recipe import Recipe
+from plait.scale.processes import Place
 
 
 class RunDirectory:
@@ -43,14 +44,34 @@ class RunDirectory:
             raise BadInput(f"{path} is not a run directory: it has no recipe.toml. `plait runs` lists what there is.")
         return directory
 
+    def must_be_free(self) -> None:
+        """Refuse a directory that holds a run.
+
+        Raises:
+            BadInput: it does.
+        """
+        if self.recipe_file.exists():
+            raise BadInput(f"{self.path} already holds a run: choose another --out, or `plait resume {self.path}`.")
+
+    def launched(self, place: Place) -> None:
+        """Remember the launch whose processes make this run, so that it goes on when the launcher starts them again."""
+        if place.launch:
+            (self.path / ".launch").write_text(place.launch, encoding="utf-8")
+
+    def launched_by(self, place: Place) -> bool:
+        """Whether the launcher of this process has started the run here before."""
+        try:
+            return place.launch != "" and (self.path / ".launch").read_text(encoding="utf-8") == place.launch
+        except OSError:
+            return False
+
     def create(self) -> None:
         """Make the directory for a new run.
 
         Raises:
             BadInput: it already holds a run, or cannot be made.
         """
-        if self.recipe_file.exists():
-            raise BadInput(f"{self.path} already holds a run: choose another --out, or `plait resume {self.path}`.")
+        self.must_be_free()
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from plait import evaluation, guards, optimizers, replicas, saving, step
 from plait.data import Data, DataInfo, Stream, seed_of
+from plait.devices import seed_noise
 from plait.errors import BadInput, Interrupted, blame
 from plait.masks import MaskSet
+from plait.scale import gathering
 from plait.shadows import Shadows
 from plait.step import LossReport
 
@@ -288,14 +290,18 @@ class Trainer:
         stream, every = self.train_stream, self.recipe.train.log_every
         checkpoint_every = self.recipe.checkpoint.every_steps
         while self.step < last_step:
-            self.share = stream.share(stream.drawn) if self.world > 1 else 1.0
+            if self.world > 1:
+                self.share = stream.share(stream.drawn)
+                # dropout as a function of (seed, rank, step): a resumed run draws what the unbroken one did
+                seed_noise(self.recipe.seed, self.rank, self.step)
             epoch = stream.epoch
             batch = next(stream)
             with guards.failing(self, *self._acting):
                 report = self.train_step(batch if self.device.type == "cpu" else batch.to(self.device))
             self.recorder.advance(self.step, report)
             if self.step % every == 0:
-                self.log({"train/loss": report.loss.item(), "train/lr": self.lr, **_items(report.terms)})
+                terms = {name: gathering.mean(self, value) for name, value in report.terms.items()}
+                self.log({"train/loss": gathering.mean(self, report.loss), "train/lr": self.lr, **terms})
             ended = stream.epoch > epoch
             if (ended and stream.epoch % self.recipe.train.evaluate_every == 0) or self.step == self.total_steps:
                 self.validate()
@@ -328,7 +334,10 @@ class Trainer:
 
     def sum_over_ranks(self, value: Tensor) -> Tensor:
         """The sum of a tensor over all ranks (itself on one process)."""
-        return value if self.world == 1 else self.accelerator.reduce(value, "sum")
+        if self.world == 1:
+            return value
+        total: Tensor = self.accelerator.reduce(value.to(self.device), "sum")
+        return total.to(value.device)
 
     @property
     def lr(self) -> float:
@@ -376,6 +385,8 @@ class Trainer:
             plan: tensor name -> (dimension, kept positions int64) pairs. Module attributes that repeat a size
                 (``out_channels``) are the caller's to set.
         """
+        if self.world > 1:
+            gathering.release(self)
         optimizers.slice_tensors(self.model, self.optimizer, self.masks, plan)
         self.shadows.slice_tensors(plan)
         self.refresh()
@@ -387,7 +398,3 @@ class Trainer:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state_dict`."""
         saving.load_state_dict(self, state)
-
-
-def _items(values: Mapping[str, Tensor]) -> dict[str, float]:
-    return {name: value.item() for name, value in values.items()}
