@@ -23,6 +23,9 @@ class RunDirectory:
     ``export/``, ``report.html``.
     """
 
+    shared = True
+    """Whether every process of a run sees the same files; else each machine has a copy."""
+
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self.recipe_file = self.path / "recipe.toml"
@@ -33,13 +36,39 @@ class RunDirectory:
         self.report = self.path / "report.html"
 
     @classmethod
+    def at(cls, path: Path | str) -> RunDirectory:
+        """The directory of a path, or of a URL of an object store (``s3://bucket/run``).
+
+        Raises:
+            BadInput: the store's package is not installed.
+        """
+        if ":/" in str(path):
+            from plait.stores import StoredDirectory, url_of
+
+            if url := url_of(path):
+                return StoredDirectory(url)
+        return RunDirectory(path)
+
+    @property
+    def shown(self) -> str:
+        """How the user names it."""
+        return str(self.path)
+
+    def fetch(self) -> None:
+        """Bring what is published to this machine; a local directory needs no such thing."""
+
+    def publish(self) -> None:
+        """Publish what is here; a local directory needs no such thing."""
+
+    @classmethod
     def existing(cls, path: Path | str) -> RunDirectory:
         """The directory of an existing run.
 
         Raises:
             BadInput: there is no run at ``path``.
         """
-        directory = cls(path)
+        directory = cls.at(path)
+        directory.fetch()
         if not directory.recipe_file.is_file():
             raise BadInput(f"{path} is not a run directory: it has no recipe.toml. `plait runs` lists what there is.")
         return directory

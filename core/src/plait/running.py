@@ -74,7 +74,7 @@ class Run:
         return self._model
 
     def __repr__(self) -> str:
-        return f"Run({str(self.path)!r}, finished={self.finished})"
+        return f"Run({self.directory.shown!r}, finished={self.finished})"
 
 
 def run(
@@ -108,7 +108,7 @@ def run(
     place = here()
     if out is None and not place.alone:
         raise BadInput(f"{place.world} processes make one run together: say where, with --out DIR (out=... in Python).")
-    directory = RunDirectory(out if out is not None else default_path(plan.recipe))
+    directory = RunDirectory.at(out if out is not None else default_path(plan.recipe))
     return _execute(plan, directory, progress, fresh=True, go_on=go_on)
 
 
@@ -157,6 +157,10 @@ def _execute(
         ranks.compare(starting.started_with(plan) if ranks.world > 1 else {})
         mine = fresh and not directory.path.exists()
         start = ranks.decide("start", lambda: starting.begin(plan, directory, fresh, go_on))
+        if not directory.shared and ranks.world > 1:
+            if here().local == 0 and not accelerator.is_main_process and start != "fresh":
+                directory.fetch()
+            accelerator.wait_for_everyone()
         if start == "finished":
             return Run(directory)
         with directory.locked() if accelerator.is_main_process else contextlib.nullcontext():
@@ -202,6 +206,8 @@ def _record(
         recorder.close()
     if main:
         _write_report(directory)
+        with contextlib.suppress(RunFailed) if failure is not None else contextlib.nullcontext():
+            directory.publish()
     if isinstance(failure, PlaitError):
         raise failure from None
     if failure is not None:
@@ -366,7 +372,7 @@ def _noted(recorder: Recorder, error: Exception) -> Exception:
     """Write down what ended the run; returns what to tell the user."""
     if isinstance(error, Interrupted):
         recorder.event("interrupted", step=_last_step(recorder.directory))
-        return Interrupted(f"{error} Go on with: plait resume {recorder.directory.path}")
+        return Interrupted(f"{error} Go on with: plait resume {recorder.directory.shown}")
     with contextlib.suppress(RunFailed):  # a full disk must not hide what happened before
         recorder.event("failed", error=str(error) or type(error).__name__)
     return error

@@ -35,6 +35,7 @@ def begin(plan: composition.Plan, directory: RunDirectory, fresh: bool, go_on: b
     """On rank 0: whether the run begins (``fresh``), goes on, or is ``finished``; makes the directory."""
     if not fresh:
         return "resumed"
+    directory.fetch()
     if not (directory.launched_by(here()) if go_on is None else go_on) or not directory.recipe_file.exists():
         directory.create()
         directory.launched(here())
@@ -44,8 +45,8 @@ def begin(plan: composition.Plan, directory: RunDirectory, fresh: bool, go_on: b
     if other:
         place, before, now = other[0]
         raise BadInput(
-            f"{directory.path} holds a run of another recipe ({place} is {before!r} there and {now!r} here): "
-            f"choose another --out, or `plait resume {directory.path}`."
+            f"{directory.shown} holds a run of another recipe ({place} is {before!r} there and {now!r} here): "
+            f"choose another --out, or `plait resume {directory.shown}`."
         )
     directory.launched(here())
     return "finished" if directory.result() is not None else "resumed"

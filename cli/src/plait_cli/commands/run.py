@@ -49,7 +49,8 @@ def run(
     ] = None,
     device: Device = None,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="The run directory; default runs/<time>-...")
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="The run directory; also s3://...; default runs/<time>-..."),
     ] = None,
     nproc: Processes = None,
     restarts: Restarts = 0,
@@ -185,7 +186,7 @@ def interruptible(path: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        if RunDirectory(path).recipe_file.is_file():
+        if RunDirectory.at(path).recipe_file.is_file():
             raise Interrupted(f"stopped. Go on with: plait resume {path}") from None
         raise Interrupted("stopped before the run began; there is nothing to resume.") from None
 
@@ -227,7 +228,7 @@ def finish(done: Run, as_json: bool) -> None:
         tables.append(output.table(title, made["columns"], made["rows"]))
     output.show(*tables)
     for word, path in (
-        ("run", done.path),
+        ("run", done.directory.shown),
         ("report", output.existing(done.report)),
         ("export", output.existing(done.export)),
     ):
@@ -238,7 +239,7 @@ def finish(done: Run, as_json: bool) -> None:
 def document(done: Run) -> dict[str, Any]:
     """The JSON form of a run."""
     return {
-        "run": str(done.path),
+        "run": done.directory.shown,
         "metrics": done.metrics,
         "export": _text(output.existing(done.export)),
         "report": _text(output.existing(done.report)),
@@ -281,10 +282,8 @@ def run_seeds(recipe: Recipe, count: int, root: Path, as_json: bool, team: Team)
 def must_be_free(path: Path) -> None:
     """Refuse a directory that holds a run before torch is imported for nothing."""
     from plait.directory import RunDirectory
-    from plait.errors import BadInput
 
-    if RunDirectory(path).recipe_file.exists():
-        raise BadInput(f"{path} already holds a run: choose another --out, or `plait resume {path}`.")
+    RunDirectory.at(path).must_be_free()
 
 
 def seeds_path(recipe: Recipe, count: int, root: Path = Path("runs")) -> Path:
