@@ -120,6 +120,14 @@ def test_everything_gives_a_scoreboard(
     assert "`harms`: [inferred]: all of it" in text
     assert {p.name for p in (tmp_path / "board").iterdir()} >= {"scoreboard.html", "scoreboard.json", "demo.html"}
 
+    with installed(plugin, alone=True):
+        again = ("verify", "demo", "--workers", "0", "--cache", "cache", "--scoreboard", "--out", "board")
+        one = call(*again, "--claim", "aside")
+    assert one.code == 0, one.err
+    text = (tmp_path / "board" / "scoreboard.md").read_text()
+    assert "beside the gate" in text and "| Training harms. | fails |" in text  # the earlier verdicts stay
+    assert "from an earlier verification" in text and "page: board/scoreboard.html" in one.out
+
 
 def test_info_shows_claims_and_refuses_bad_ones(program: Program, site: Path) -> None:
     shown = program("info", "demo", packages=(site,))

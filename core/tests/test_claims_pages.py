@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from html.parser import HTMLParser
@@ -12,8 +13,11 @@ import pytest
 from claims_book import book
 
 from plait.claims import verify
-from plait.claims.page import markdown, render, render_scoreboard, write_pages
+from plait.claims.joining import from_dict, join, stored
+from plait.claims.page import markdown, render, render_scoreboard, write_pages, write_scoreboard
 from plait.claims.results import Verification
+from plait.claims.verdicts import Verdict
+from plait.errors import BadInput
 
 NASTY = "<script>alert(1)</script> | [bold] & \"quotes\" 'n' {{ 7 * 7 }}"
 
@@ -139,7 +143,7 @@ def test_markdown(found: Verification) -> None:
 
 
 def test_files(found: Verification, tmp_path: Path) -> None:
-    files = write_pages([found], tmp_path / "out", scoreboard=True)
+    files = [*write_pages([found], tmp_path / "out"), *write_scoreboard([found], tmp_path / "out")]
     assert {p.name for p in files} == {
         "demo.html",
         "demo.json",
@@ -152,3 +156,32 @@ def test_files(found: Verification, tmp_path: Path) -> None:
             json.loads(path.read_text(), parse_constant=lambda word: pytest.fail(word))
     document = json.loads((tmp_path / "out" / "demo.json").read_text())
     assert document["holds"] is False and len(document["claims"]) == 4
+
+
+def test_a_stored_verification_comes_back_whole(found: Verification, tmp_path: Path) -> None:
+    write_scoreboard([found], tmp_path)
+    (back,) = stored(tmp_path)
+    assert back.as_dict() == found.as_dict() == from_dict(json.loads(json.dumps(found.as_dict()))).as_dict()
+    assert markdown([back]) == markdown([found]) and render_scoreboard([back]) == render_scoreboard([found])
+    assert stored(tmp_path / "nothing") == []
+
+
+def test_a_scoreboard_is_joined_claim_by_claim(found: Verification) -> None:
+    other = dataclasses.replace(found, plugin="other")
+    blank = tuple(dataclasses.replace(r, verdict=Verdict.NOT_RUN, judgements=(), arms=()) for r in found.claims[1:])
+    now = dataclasses.replace(found, claims=(found.claims[0], *blank), environment={"device_name": "another"})
+    joined = join([found, other], [now])
+    assert [one.plugin for one in joined] == ["demo", "other"] and joined[1] is other
+    assert [r.verdict for r in joined[0].claims] == [r.verdict for r in found.claims]
+    ran = [r.claim.id for r in found.claims[1:] if r.verdict is not Verdict.NOT_RUN]
+    assert ran and joined[0].notes[-1].startswith("from an earlier verification (")
+    assert joined[0].notes[-1].endswith(f": {', '.join(ran)}") and joined[0].environment == now.environment
+    assert join([found], [found]) == [found] and join([], [other]) == [other]
+    assert join([found], [dataclasses.replace(now, scale="paper")])[0].claims == now.claims
+
+
+@pytest.mark.parametrize("text", ["no json", "[]", '{"plugins": [{"plugin": "a"}]}', '{"plugins": 3}'])
+def test_a_damaged_scoreboard_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "scoreboard.json").write_text(text)
+    with pytest.raises(BadInput, match="is no scoreboard"):
+        stored(tmp_path)

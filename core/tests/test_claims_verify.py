@@ -223,6 +223,21 @@ def test_packages_and_environment_that_are_not_here(tmp_path: Path, monkeypatch:
     assert only(verify(book(**changes), cache=tmp_path, **HERE)).verdict is not Verdict.NOT_RUN
 
 
+def test_an_arm_may_need_data_that_others_do_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    changes: dict[str, Any] = {
+        "scales__laptop__environment": {"PLAIT_TEST_SIZE": "the side of the images"},
+        "arms__other": {"set": {"train.steps": 60, "data.train": 256, "data.size": "$PLAIT_TEST_SIZE"}},
+    }
+    made = book(**changes)
+    other = made.claims[0].model_copy(update={"id": "other", "expect": ("other.accuracy - untrained.accuracy > 0",)})
+    made = made.model_copy(update={"claims": (*made.claims, other)})
+    found = {r.claim.id: r for r in verify(made, cache=tmp_path, **HERE).claims}
+    assert found["learns"].verdict is Verdict.HOLDS and found["other"].verdict is Verdict.NOT_RUN
+    assert "PLAIT_TEST_SIZE is not set" in found["other"].reason
+    monkeypatch.setenv("PLAIT_TEST_SIZE", "10")
+    assert only(verify(made, cache=tmp_path, only=["other"], **HERE)).verdict is not Verdict.NOT_RUN
+
+
 def test_a_scale_that_a_claim_has_not(tmp_path: Path) -> None:
     result = only(verify(book(), scale="paper", cache=tmp_path))
     assert result.verdict is Verdict.NOT_RUN and "no experiment at the scale paper" in result.reason

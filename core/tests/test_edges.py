@@ -123,6 +123,22 @@ def test_model_needs_are_checked_for_a_model_of_ones_own(tmp_path: Path, nets: s
     assert plait.run(plugins=["deep"], steps=1, out=tmp_path / "ok").finished
 
 
+def test_what_a_plugin_says_of_the_exported_model_stands_in_its_files(tmp_path: Path, install: Install) -> None:
+    import json
+
+    from safetensors import safe_open
+
+    def export(self: Any, model: nn.Module) -> nn.Module:
+        model.export_metadata = {"use": "never"}  # type: ignore[assignment]
+        return model
+
+    install(plugin("warning", export=plait.hookimpl(export)))
+    made = plait.run(plugins=["warning"], data="tiny-images", model="tiny-cnn", steps=1, out=tmp_path / "r")
+    with safe_open(made.export / "model.safetensors", framework="pt") as file:
+        assert file.metadata()["use"] == "never"
+    assert json.loads((made.export / "config.json").read_text())["metadata"] == {"use": "never"}
+
+
 def test_batches_need_an_index(tmp_path: Path, nets: str) -> None:
     with pytest.raises(BadInput, match="has the field 'index'"):
         plait.run(data=f"{nets}:no_index", model=f"{nets}:dropping", steps=1, out=tmp_path / "r")

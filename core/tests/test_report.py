@@ -434,6 +434,21 @@ def test_plots_with_names_on_the_x_axis() -> None:
     assert chart.caption == "1 undefined value not drawn"
 
 
+def test_a_graph_is_drawn_as_places_and_links() -> None:
+    plot = {"title": "who", "kind": "graph", "series": {"a": [[0.0, 1.0], [0.0, 1.0]], "b": [[1.0], [0.0]]}}
+    links = [[0.0, 0.0, 1.0, 1.0], [1.0, 1.0, 1.0, 0.0]]
+    chart = from_plot({**plot, "links": links})
+    assert chart.kind == "graph" and chart.categories is None and len(chart.links) == 2
+    assert chart.values() == (["", "x", "y"], [["a", "0", "0"], ["a", "1", "1"], ["b", "1", "0"]])
+    bare, drawn = draw(from_plot(plot), "k"), draw(chart, "k")
+    # two markers of the first series, one of the second; a path for every link
+    assert drawn.count("var(--s0)") > 0 and drawn.count("var(--s1)") > 0
+    assert drawn.count("var(--grid)") - bare.count("var(--grid)") == 2
+    assert "tick" not in drawn
+    with pytest.raises(ValueError, match="not four numbers"):
+        from_plot({**plot, "links": [[0.0, 1.0]]})
+
+
 def test_scalars_of_one_parent_share_a_chart() -> None:
     found = curves({"train/loss": [(1, 3.0), (2, 1.0)], "p/kept/a": [(1, 1.0)], "p/kept/b": [(1, 2.0)]})
     assert [(c.title, [s.name for s in c.series]) for c in found] == [

@@ -16,7 +16,7 @@ def names_part(package: str) -> str:
     init = Path(spec.origin)
     parts = []
     for module, names in _exports(ast.parse(init.read_text(encoding="utf-8")), package).items():
-        file = init.parent.joinpath(*module.split(".")[1:]).with_suffix(".py")
+        file = init.parent.joinpath(*module.removeprefix(f"{package}.").split(".")).with_suffix(".py")
         said = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or module
         parts.append(f"## {_first_sentence(said)}")
         parts += [f"::: {package}.{name}" for name in names]

@@ -36,7 +36,7 @@ class TaskPlugin(Plugin):
     def models(self) -> Mapping[str, ModelSource]:
         """The small model."""
         words = frozenset({"model:channel-groups"})
-        need = frozenset({"task:classification"})
+        need = frozenset({"field:input", "task:classification"})
         return {
             "tiny-cnn": ModelSource(
                 "plait.tiny:build", "two convolutions and a linear layer", words, need, TinyCNNOptions

@@ -42,13 +42,22 @@ class Table:
 
 @dataclass(frozen=True)
 class Plot:
-    """A plot for the report: series name -> (x values, y values)."""
+    """A plot for the report: series name -> (x values, y values).
+
+    Attributes:
+        title, x, y: above it, and at its axes.
+        series: what is drawn.
+        kind: ``line``; ``bar``; or ``graph``: the series are kinds of nodes, each point a place in the plane, without
+            axes.
+        links: for a ``graph``: (x0, y0, x1, y1) of each line between two places, drawn behind the points.
+    """
 
     title: str
     x: str
     y: str
     series: Mapping[str, tuple[Sequence[Any], Sequence[float]]]
-    kind: Literal["line", "bar"] = "line"
+    kind: Literal["line", "bar", "graph"] = "line"
+    links: Sequence[tuple[float, float, float, float]] = ()
 
 
 @dataclass(frozen=True)

@@ -24,12 +24,13 @@ def write(trainer: Trainer, model: nn.Module, folder: Path) -> None:
 
     ``model.safetensors`` + ``config.json`` always; ``model.pt2``, ``model.torchscript`` and ``model.onnx`` run without
     plait and without the model's source, for any batch size. They take the model's own input, after the data's
-    ``prepare``.
+    ``prepare``. What a plugin has to say of the exported model (that it must not be used, say) it puts into the model's
+    ``export_metadata``, text -> text; it is written into the header of the safetensors file and into the config.
 
     Raises:
         RunFailed: a format cannot express this model, or the disk is full.
     """
-    write_atomically(folder / "model.safetensors", lambda path: save_model(model, str(path)))
+    write_atomically(folder / "model.safetensors", lambda path: save_model(model, str(path), metadata=_metadata(model)))
     write_text(folder / "config.json", json.dumps(_config(trainer, model), indent=2))
     for kind in trainer.recipe.export.formats:
         if kind != "safetensors":
@@ -42,6 +43,10 @@ def write(trainer: Trainer, model: nn.Module, folder: Path) -> None:
                     f"export as {kind} failed: {type(error).__name__}: {str(error).splitlines()[0]}. "
                     "The trained weights are in export/model.safetensors; choose export.formats without it."
                 ) from error
+
+
+def _metadata(model: nn.Module) -> dict[str, str]:
+    return {str(k): str(v) for k, v in getattr(model, "export_metadata", {}).items()}
 
 
 def _write_program(trainer: Trainer, model: nn.Module, kind: str, target: Path) -> None:
@@ -77,5 +82,6 @@ def _config(trainer: Trainer, model: nn.Module) -> dict[str, Any]:
         "plugins": recipe.plugins,
         "seed": recipe.seed,
         "step": trainer.step,
+        "metadata": _metadata(model),
         "tensors": {name: list(t.shape) for name, t in model.state_dict().items()},
     }

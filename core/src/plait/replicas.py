@@ -26,11 +26,14 @@ def norm(tensors: Sequence[Tensor], replicas: int | None = None) -> Tensor:
     if not tensors:
         return torch.zeros(() if replicas is None else (replicas,))
     if replicas is None:
-        return torch.stack(torch._foreach_norm(list(tensors), 2)).norm()
+        whole: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(tensors), 2)))
+        return whole
     odd = [tuple(t.shape) for t in tensors if t.ndim == 0 or len(t) != replicas]
     if odd:
         raise ValueError(f"a tensor of shape {odd[0]} among the parameters of {replicas} replicas [{replicas}, ...]")
-    return torch.stack([t.reshape(replicas, -1).norm(dim=1) for t in tensors]).norm(dim=0)
+    each = [torch.linalg.vector_norm(t.reshape(replicas, -1), dim=1) for t in tensors]
+    norms: Tensor = torch.linalg.vector_norm(torch.stack(each), dim=0)
+    return norms
 
 
 @torch.no_grad()

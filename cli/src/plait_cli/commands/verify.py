@@ -35,6 +35,9 @@ def verify(
     everything: Annotated[
         bool, typer.Option("--all", help="Every plugin that has claims; writes a scoreboard.")
     ] = False,
+    join: Annotated[
+        bool, typer.Option("--scoreboard", help="Put the result into the scoreboard in --out, beside what is there.")
+    ] = False,
     claims: Annotated[
         list[str] | None, typer.Option("--claim", metavar="ID", help="Only this claim; repeatable.")
     ] = None,
@@ -77,6 +80,7 @@ def verify(
       plait verify fairsam --claim fair --seeds 10 --workers 4
       plait verify chase --scale paper --ray auto
       plait verify --all --extra --out docs/scoreboard
+      plait verify fairsam --extra --scoreboard --out docs/scoreboard
     """
     from plait.claims import load
     from plait.errors import BadInput
@@ -85,12 +89,15 @@ def verify(
         raise BadInput("give one plugin, or --all.")
     if everything and claims:
         raise BadInput("--claim goes with one plugin, not with --all.")
+    if join and everything:
+        raise BadInput("--all writes a new scoreboard; --scoreboard puts one plugin's result into an old one.")
     if gating and (claims or extra):
         raise BadInput(f"give {'--claim' if claims else '--extra'} or --gating, not both.")
     names = with_claims() if name is None else [name]
     if not names:
         raise BadInput("no installed plugin brings claims; pip install plait-chase, for example.")
     books = [(one, load(one)) for one in names]  # refuses before anything starts
+    earlier = stored_scoreboard(out) if join else []
     changes = parse_settings(settings or ())
     startup.long()
     from plait.claims import verify as run
@@ -115,7 +122,12 @@ def verify(
                 progress=True,
             )
         )
-    files = write_pages(found, out, scoreboard=everything)
+    files = write_pages(found, out)
+    if everything or join:
+        from plait.claims.joining import join as joined
+        from plait.claims.page import write_scoreboard
+
+        files += write_scoreboard(joined(earlier, found), out)
     if as_json:
         output.emit({"plugins": [v.as_dict() for v in found]} if everything else found[0].as_dict())
     else:
@@ -126,6 +138,13 @@ def verify(
                 typer.echo(f"page: {path}")
     if not all(v.holds for v in found):
         raise typer.Exit(NOT_HELD)
+
+
+def stored_scoreboard(folder: Path) -> list[Verification]:
+    """The scoreboard that is there; a damaged one is refused before anything runs."""
+    from plait.claims.joining import stored
+
+    return stored(folder)
 
 
 def with_claims() -> list[str]:

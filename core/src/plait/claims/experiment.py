@@ -186,7 +186,8 @@ def assembled(
         name: {**table.plugins.get(name, {}), **_expanded(dict(options), table, book, scale)}
         for name, options in made.plugins.items()
     }
-    changes = {**made.set, **(made.at[scale].set if scale in made.at else {}), **point}
+    changes = {**made.set, **(made.at[scale].set if scale in made.at else {})}
+    changes = {**_expanded(changes, table, book, scale), **point}
     options = {**made.options, **{k.removeprefix(OPTION): v for k, v in changes.items() if k.startswith(OPTION)}}
     recipe = Recipe.parse(values, where)
     recipe = recipe.merged({k: v for k, v in changes.items() if not k.startswith(OPTION)}, where)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import count
@@ -46,10 +46,8 @@ class Bar:
     label: str
 
 
-def write_pages(found: Sequence[Verification], folder: Path, *, scoreboard: bool = False) -> list[Path]:
-    """Write ``<plugin>.html`` and ``<plugin>.json`` for each, and with ``scoreboard`` the three scoreboard files.
-
-    A scoreboard holds what was verified now; run ``plait verify --all`` for all of it.
+def write_pages(found: Sequence[Verification], folder: Path) -> list[Path]:
+    """Write ``<plugin>.html`` and ``<plugin>.json`` for each.
 
     Returns:
         The files, pages first.
@@ -57,16 +55,33 @@ def write_pages(found: Sequence[Verification], folder: Path, *, scoreboard: bool
     Raises:
         RunFailed: the disk is full or not writable.
     """
-    from plait.files import write_text
-
     files = {}
     for one in found:
         files[folder / f"{one.plugin}.html"] = render(one)
         files[folder / f"{one.plugin}.json"] = _json(one.as_dict())
-    if scoreboard:
-        files[folder / "scoreboard.html"] = render_scoreboard(found)
-        files[folder / "scoreboard.md"] = markdown(found)
-        files[folder / "scoreboard.json"] = _json({"plait": __version__, "plugins": [one.as_dict() for one in found]})
+    return _written(files)
+
+
+def write_scoreboard(found: Sequence[Verification], folder: Path) -> list[Path]:
+    """Write ``scoreboard.html``, ``scoreboard.md`` and ``scoreboard.json`` with exactly these verifications.
+
+    Returns:
+        The files.
+
+    Raises:
+        RunFailed: as `write_pages`.
+    """
+    files = {
+        folder / "scoreboard.html": render_scoreboard(found),
+        folder / "scoreboard.md": markdown(found),
+        folder / "scoreboard.json": _json({"plait": __version__, "plugins": [one.as_dict() for one in found]}),
+    }
+    return _written(files)
+
+
+def _written(files: Mapping[Path, str]) -> list[Path]:
+    from plait.files import write_text
+
     for path, text in files.items():
         write_text(path, text)
     return list(files)
@@ -92,7 +107,7 @@ def markdown(found: Sequence[Verification]) -> str:
     """The scoreboard as Markdown, for the docs."""
     parts = [
         "# Scoreboard",
-        "Written by `plait verify --all`; nothing here is edited by hand. *holds* and *fails*: the 95 % interval of "
+        "Written by `plait verify`; nothing here is edited by hand. *holds* and *fails*: the 95 % interval of "
         "the margin lies on that side of the threshold; *undecided*: it straddles it; a margin below 0 is a miss.",
     ]
     for one in found:

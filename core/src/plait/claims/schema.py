@@ -94,7 +94,9 @@ class Arm(Table):
 
     about: str = Field("", max_length=1000, description="what it is, in words")
     plugins: dict[str, dict[str, Any]] = Field(default_factory=dict, description="plugin -> options, in order")
-    set: dict[str, Any] = Field(default_factory=dict, description="dotted keys of the recipe -> values")
+    set: dict[str, Any] = Field(
+        default_factory=dict, description="dotted keys of the recipe -> values; $NAME is one of the scale's environment"
+    )
     grid: dict[str, Annotated[list[Any], Field(min_length=1, max_length=20)]] = Field(
         default_factory=dict, description="dotted key -> values to choose from, on validation data"
     )

@@ -29,9 +29,10 @@ class Chart:
         title: above it.
         x, y: the axes' labels.
         series: what is drawn.
-        kind: ``line`` or ``bar``.
+        kind: ``line``, ``bar`` or ``graph`` (places in the plane).
         categories: the names of the positions 0, 1, ... on the x axis; None when x is a number.
         caption: a sentence below it.
+        links: for a graph: (x0, y0, x1, y1) of each line between two places.
     """
 
     title: str
@@ -41,6 +42,7 @@ class Chart:
     kind: str = "line"
     categories: tuple[str, ...] | None = None
     caption: str = ""
+    links: tuple[tuple[float, float, float, float], ...] = ()
 
     @property
     def wide(self) -> bool:
@@ -54,7 +56,10 @@ class Chart:
         return sum(len(s.y) for s in self.series)
 
     def values(self) -> tuple[list[str], list[list[str]]]:
-        """The same as a table: the header, and a row for every x."""
+        """The same as a table: the header, and a row for every x; of a graph, a row for every place."""
+        if self.kind == "graph":
+            points = [(s.name, x, y) for s in self.series for x, y in zip(s.x, s.y, strict=True)]
+            return ["", "x", "y"], [[name, number(x), number(y)] for name, x, y in points]
         places: dict[float, list[str]] = {}
         for column, series in enumerate(self.series):
             for x, y in zip(series.x, series.y, strict=True):
@@ -71,9 +76,9 @@ def from_plot(plot: Mapping[str, Any]) -> Chart:
         ValueError: it has not the form of a plot; the message says what is wrong.
     """
     pairs = _pairs(plot.get("series"))
-    kind = "bar" if plot.get("kind") == "bar" else "line"
+    kind = str(plot.get("kind")) if plot.get("kind") in ("bar", "graph") else "line"
     everywhere = [x for found in pairs.values() for x, _ in found]
-    named = kind == "bar" or any(isinstance(x, (str, bool)) for x in everywhere)
+    named = kind == "bar" or (kind != "graph" and any(isinstance(x, (str, bool)) for x in everywhere))
     categories = tuple(dict.fromkeys(map(cell, everywhere))) if named else None
     place = {c: float(i) for i, c in enumerate(categories or ())}
     made, lost = [], 0
@@ -84,7 +89,8 @@ def from_plot(plot: Mapping[str, Any]) -> Chart:
         made.append(Series(key, tuple(x for x, _ in known), tuple(y for _, y in known)))
     title, x_label, y_label = (str(plot.get(key) or "") for key in ("title", "x", "y"))
     lost += sum(math.isnan(y) for s in made for y in s.y)
-    return Chart(title, x_label, y_label, tuple(made), kind, categories, _undefined(lost))
+    links = _links(plot.get("links")) if kind == "graph" else ()
+    return Chart(title, x_label, y_label, tuple(made), kind, categories, _undefined(lost), links)
 
 
 def curves(scalars: Mapping[str, Sequence[tuple[float, Any]]]) -> list[Chart]:
@@ -121,6 +127,19 @@ def _undefined(count: int) -> str:
 def _y(value: Any) -> float:
     found = defined(value)
     return NAN if found is None else found
+
+
+def _links(links: Any) -> tuple[tuple[float, float, float, float], ...]:
+    if not isinstance(links, list):
+        return ()
+    found = []
+    for link in links:
+        ends = [defined(v) for v in link] if isinstance(link, list) else []
+        known = [v for v in ends if v is not None]
+        if len(ends) != 4 or len(known) != 4:
+            raise ValueError(f"the link {cell(link)} is not four numbers x0, y0, x1, y1")
+        found.append((known[0], known[1], known[2], known[3]))
+    return tuple(found)
 
 
 def _pairs(series: Any) -> dict[str, list[tuple[Any, Any]]]:

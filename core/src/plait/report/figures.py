@@ -19,6 +19,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
@@ -79,6 +80,8 @@ def draw(chart: Chart, key: str) -> str:
         key: unique on the page; prefixes the ids inside.
     """
     with _settings():
+        if chart.kind == "graph":
+            return to_svg(_graph(chart), key, chart.title)
         figure = Figure(figsize=(11.5, 3.2) if chart.wide else (4.2, 2.5))
         axes: Axes = figure.add_subplot()
         (_bars if chart.kind == "bar" else _lines)(axes, chart)
@@ -143,6 +146,24 @@ def _lines(axes: Axes, chart: Chart) -> None:
     if chart.categories is None:
         whole = all(float(x).is_integer() for s in chart.series for x in s.x)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=whole))
+
+
+def _graph(chart: Chart) -> Figure:
+    """Places in the plane and the lines between them, equal scales, no axes."""
+    figure = Figure(figsize=(4.2, 3.6))
+    axes: Axes = figure.add_axes((0, 0, 1, 1))
+    if chart.links:
+        ends = np.array(chart.links, dtype=float).reshape(-1, 2, 2)
+        axes.add_collection(LineCollection(list(ends), colors=GRID, linewidths=1.0, zorder=1))
+    count = max(1, chart.size)
+    for position, series in enumerate(chart.series):
+        size = max(3.0, min(9.0, 60.0 / count**0.5))
+        shape = "o" if position < COLOURS else "s"
+        axes.plot(series.x, series.y, shape, color=colour(position), markersize=size, linestyle="none", zorder=2)
+    axes.set_aspect("equal", adjustable="datalim")
+    axes.margins(0.06)
+    axes.set_axis_off()
+    return figure
 
 
 def _isolated(y: NDArray[np.float64]) -> NDArray[np.bool_]:

@@ -31,9 +31,9 @@ def objective_problems(result: Any, size: int) -> Iterator[str]:
         yield "objective returned values that are not finite, on ordinary data."
 
 
-def weights_problems(result: Any, size: int) -> Iterator[str]:
-    """[B] of finite numbers, not negative."""
-    if not isinstance(result, Tensor) or tuple(result.shape) != (size,):
+def weights_problems(result: Any, size: int, whole: tuple[int, ...] = ()) -> Iterator[str]:
+    """[B] of finite numbers; or the shape ``whole`` of the batch, [N, B] where N replicas have a batch each."""
+    if not isinstance(result, Tensor) or tuple(result.shape) not in ((size,), whole or (size,)):
         yield f"example_weights returned {shape(result)} for a batch of {size}; it must be one weight each, [{size}]."
     elif not bool(torch.isfinite(result).all()):
         yield "example_weights returned values that are not finite, on ordinary data."
@@ -198,5 +198,11 @@ def same(left: Tensor, right: Tensor) -> bool:
 
 
 def batch_size(batch: Any) -> int | None:
-    """B of a plait batch; None for a batch of another kind."""
-    return len(dict.__getitem__(batch, "index")) if isinstance(batch, Batch) else None
+    """B of a plait batch, also of one whose fields are [N, B, ...]; None for a batch of another kind."""
+    found = batch_shape(batch)
+    return found[-1] if found else None
+
+
+def batch_shape(batch: Any) -> tuple[int, ...]:
+    """[B], or [N, B] for N replicas with a batch each; empty for a batch of another kind."""
+    return tuple(dict.__getitem__(batch, "index").shape) if isinstance(batch, Batch) else ()

@@ -45,7 +45,7 @@ class Outcome:
         data, model: what it was tried on.
         followed: the fix of a first refusal that was followed to get there, e.g. ``--data toned-digits``.
         steps: how many were done.
-        masks: the steps after which a mask had changed.
+        masks: the steps after which a mask had changed, by ``update_masks`` or by a strategy between its phases.
         hooks: plugin -> its hooks that were called.
         unreached: what the run is made of and did not come to: the plugin's `tiny` options should see to that.
         metrics: names of the figures at the end.
@@ -203,6 +203,8 @@ def _observe(plan: Plan, called: dict[str, set[str]], changes: list[int]) -> Non
 
 
 def _observed(one: Implementation, called: set[str], changes: list[int]) -> Implementation:
+    last: list[int] = []
+
     def noted(*values: Any) -> Any:
         called.add(one.hook)
         return one.function(*values)
@@ -210,8 +212,10 @@ def _observed(one: Implementation, called: set[str], changes: list[int]) -> Impl
     def watched(trainer: Any, *values: Any) -> Any:
         before = trainer.masks.checksum()
         answer = noted(*values)
-        if trainer.masks.checksum() != before and trainer.step not in changes:
-            changes.append(trainer.step)
+        after = trainer.masks.checksum()
+        moments = ((trainer.step - 1, bool(last) and last[0] != before), (trainer.step, after != before))
+        changes.extend(step for step, changed in moments if changed and step not in changes)
+        last[:] = [after]
         return answer
 
     if one.hook == "update_masks":

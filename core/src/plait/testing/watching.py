@@ -282,7 +282,9 @@ class Watch:
         if hook == "objective" and size is not None:
             self.report("loss_shapes", hook, examining.objective_problems(result, size))
         if hook == "example_weights" and size is not None:
-            self.report("loss_shapes", hook, examining.weights_problems(result, size))
+            self.report(
+                "loss_shapes", hook, examining.weights_problems(result, size, examining.batch_shape(given.get("batch")))
+            )
         if hook == "loss_terms":
             self.report("loss_shapes", hook, examining.terms_problems(result))
         if hook == "evaluate":

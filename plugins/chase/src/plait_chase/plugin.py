@@ -37,8 +37,8 @@ class ChasePlugin(Plugin):
     _weave: Weave
 
     def needs(self) -> frozenset[str]:
-        """Dense gradients of masked weights, at growth steps, and parameters that are one network's."""
-        return frozenset({"gradients:dense", "parameters:single", "steps:minibatch"})
+        """Dense gradients of masked weights, parameters that are one network's, and an input to trace it with."""
+        return frozenset({"field:input", "gradients:dense", "parameters:single", "steps:minibatch"})
 
     def provides(self) -> frozenset[str]:
         """Its export changes shapes, so whoever puts other weights into the export goes before it."""

@@ -14,7 +14,7 @@ _GROUPED = _IMAGES | {"field:group"}
 
 
 def _model(factory: str, summary: str, options: type[Options]) -> ModelSource:
-    words, needs = frozenset({"model:channel-groups"}), frozenset({"task:classification"})
+    words, needs = frozenset({"model:channel-groups"}), frozenset({"field:input", "task:classification"})
     return ModelSource(f"plait_zoo.{factory}", summary, words, needs, options)
 
 

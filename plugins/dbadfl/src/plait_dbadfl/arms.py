@@ -1,0 +1,125 @@
+"""From an arm of the comparison to what every attacker does in every round. Card, "Baselines" and sections 5 to 7."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from plait_dbadfl.assignment import assign_parts, assign_shared
+from plait_dbadfl.budgets import Budget, poison_ratios
+from plait_dbadfl.clustering import cluster_attackers, random_clusters
+from plait_dbadfl.config import CLUSTERED, SCANNING, AttackConfig
+from plait_dbadfl.errors import DbadflError
+from plait_dbadfl.local import Attack
+from plait_dbadfl.poisoning import Poison
+from plait_dbadfl.triggers import Trigger
+
+ANCESTOR_PARTS = 4
+
+
+def clusters_of_arm(
+    config: AttackConfig, true_hops: Tensor, predicted_hops: Tensor | None, *, seed: int
+) -> Tensor | None:
+    """Cluster of each attacker, or None for an arm without clusters.
+
+    Args:
+        config: names the arm and the threshold.
+        true_hops: [M, M], read by ``clusters-oracle`` alone.
+        predicted_hops: [M, M], of the detection; read by ``clusters-predicted`` and, for its sizes, by
+            ``clusters-random``.
+        seed: of the random clusters.
+
+    Returns:
+        int64 [M]. ``naive`` is one cluster and ``centralized-all`` singletons: tau = infinity and tau = 0.
+
+    Raises:
+        DbadflError: an arm that needs a detection without one.
+    """
+    count = config.attackers
+    if config.arm == "naive":
+        return torch.zeros(count, dtype=torch.int64)
+    if config.arm == "centralized-all":
+        return torch.arange(count)
+    if config.arm not in CLUSTERED:
+        return None
+    hops = predicted_hops if config.arm in SCANNING else true_hops
+    if hops is None:
+        raise DbadflError(f"arm={config.arm!r} needs predicted distances: run the detection first")
+    found = cluster_attackers(hops, tau=config.tau, n_clusters=config.n_clusters)
+    return random_clusters(found, seed=seed) if config.arm == "clusters-random" else found
+
+
+@dataclass(frozen=True)
+class AttackPlan:
+    """Who does what in which round; a function of the round alone.
+
+    Args:
+        config: of the attack.
+        trigger: Q.
+        nodes: int64 [M], the attackers' nodes.
+        clusters: int64 [M], or None for an arm without clusters.
+        seed: of the order of parts.
+        device: where the poison is kept.
+    """
+
+    config: AttackConfig
+    trigger: Trigger
+    nodes: Tensor
+    clusters: Tensor | None
+    seed: int
+    device: torch.device | str = "cpu"
+
+    def rotation(self, round_: int) -> int:
+        """How often parts have been redrawn before this round."""
+        every = self.config.rotate_every
+        return round_ // every if every else 0
+
+    def parts(self, round_: int = 0) -> Tensor:
+        """bool [M, |Q|], pixels of each attacker; all False for one that does not attack."""
+        count, rotation = len(self.nodes), self.rotation(round_)
+        arm = self.config.arm
+        if arm == "none":
+            return torch.zeros(count, len(self.trigger), dtype=torch.bool)
+        if arm == "centralized-one":
+            return (torch.arange(count) == 0)[:, None].expand(-1, len(self.trigger)).clone()
+        if arm == "naive-4":
+            return assign_shared(count, ANCESTOR_PARTS, self.trigger, seed=self.seed, rotation=rotation)
+        assert self.clusters is not None
+        return assign_parts(self.clusters, self.trigger, seed=self.seed, rotation=rotation)
+
+    def budget(self, round_: int = 0) -> Budget:
+        """What each attacker may poison; zero for one that does not attack.
+
+        Under ``budget="pixels"`` arms are equal in the pixels of all attackers together, so the only attacker of
+        ``centralized-one`` has M times b [inferred].
+        """
+        sizes = self.parts(round_).sum(1)
+        acting, amount = sizes > 0, self.config.amount
+        if self.config.arm == "centralized-one" and self.config.budget == "pixels":
+            amount *= len(sizes)
+        made = poison_ratios(sizes[acting], self.config.budget, amount)
+        ratio, pixels = (torch.zeros(len(sizes), dtype=torch.float64) for _ in range(2))
+        short = torch.zeros(len(sizes), dtype=torch.bool)
+        ratio[acting], pixels[acting], short[acting] = made.ratio, made.pixels, made.short
+        return Budget(ratio, pixels, short)
+
+    def attack(self, round_: int, lr: float | None = None) -> Attack | None:
+        """What happens in a round; None if nobody poisons.
+
+        Args:
+            round_: from 0.
+            lr: of the attackers, or None.
+        """
+        if self.config.arm == "none":
+            return None
+        active = self.config.schedule.active(round_, len(self.nodes))
+        ratio = self.budget(round_).ratio.float() * active
+        if not bool(ratio.any()):
+            return None
+        mask = self.trigger.masks(self.parts(round_))
+        value = torch.full(mask.shape, self.trigger.value)
+        target = torch.full((len(self.nodes),), self.config.target)
+        poison = Poison(mask, value, ratio, target, self.config.first).to(self.device)
+        return Attack(self.nodes, poison, self.config.gamma, self.config.alpha, lr)

@@ -1,0 +1,50 @@
+"""The data and the network of the reference experiment for a run of plait."""
+
+from __future__ import annotations
+
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+from plait.data import Data, DataInfo, TensorSplit
+from plait.errors import BadInput
+from plait_dbadfl.reference import digits
+from plait_dbadfl.sources import SharedDigitsOptions, SmallMlpOptions
+
+
+def load(options: SharedDigitsOptions, seed: int) -> Data:
+    """scikit-learn's digits; the division is the same for every seed of a run.
+
+    Fields: ``input`` float32 [n, 1, 8, 8] in [0, 1], ``label`` int64, ``group`` int64: 1 where the digit has more ink
+    than the median of its class (a stand-in for a sensitive group, so that group methods can run along).
+
+    Raises:
+        BadInput: test and validation leave no training images.
+    """
+    found = digits(options.shuffle, test=options.test)
+    if options.validation >= len(found.train):
+        raise BadInput(f"validation={options.validation} leaves no training image of {len(found.train)}")
+    ink = torch.cat([found.train, found.test]).mean((1, 2, 3))
+    labels = torch.cat([found.train_labels, found.test_labels])
+    medians = torch.stack([ink[labels == c].median() for c in range(found.classes)])
+    cut = len(found.train) - options.validation
+
+    def split(images: Tensor, label: Tensor) -> TensorSplit:
+        return TensorSplit({"input": images, "label": label, "group": (images.mean((1, 2, 3)) > medians[label]).long()})
+
+    return Data(
+        DataInfo("classification", (1, 8, 8), found.classes, 2, frozenset({"input", "label", "group", "index"})),
+        split(found.train[:cut], found.train_labels[:cut]),
+        split(found.train[cut:], found.train_labels[cut:]),
+        split(found.test, found.test_labels),
+        names={"group": ["little ink", "much ink"], "label": [str(c) for c in range(found.classes)]},
+    )
+
+
+def build(options: SmallMlpOptions, info: DataInfo) -> nn.Module:
+    """Linear, ReLU, linear."""
+    inputs = prod(info.input_shape)
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(inputs, options.hidden), nn.ReLU(), nn.Linear(options.hidden, info.num_classes)
+    )

@@ -1,0 +1,223 @@
+"""The schedules: D-PSGD, DFedAvg(M), swarm, gossip, FedAvg. Card section 2; how to use one: `plait_dbadfl.phases`."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from plait_dbadfl.errors import DbadflError
+from plait_dbadfl.matching import random_matching, waves
+from plait_dbadfl.mixing import Mixing
+from plait_dbadfl.phases import Aggregate, Engine, Parameters, Phase, mean
+
+__all__ = [
+    "DPSGD", "ENGINES", "Aggregate", "DFedAvg", "DFedAvgM", "Engine", "FedAvg", "Gossip", "Parameters", "Phase",
+    "Swarm", "make_engine", "mean",
+]  # fmt: skip
+
+
+class DPSGD(Engine):
+    """Decentralized parallel SGD: one mix in every step.
+
+    Args:
+        order: ``mix-then-step`` (as published): x_i <- sum_j W_ij x_j - lr grad_i(x_i), the gradient taken before
+            mixing; ``step-then-mix``: x_i <- sum_j W_ij (x_j - lr grad_j(x_j)).
+        local_steps: steps, and mixes, that count as one round.
+    """
+
+    name = "dpsgd"
+
+    def __init__(
+        self,
+        mixing: Mixing,
+        *,
+        order: Literal["mix-then-step", "step-then-mix"] = "mix-then-step",
+        local_steps: int = 1,
+        **common: Any,
+    ) -> None:
+        super().__init__(mixing, local_steps=local_steps, **common)
+        if order not in ("mix-then-step", "step-then-mix"):
+            raise DbadflError(f"engine 'dpsgd': order {order!r} is not 'mix-then-step' or 'step-then-mix'")
+        self.order = order
+
+    def phases(self) -> list[Phase]:
+        when: Literal["around", "after"] = "around" if self.order == "mix-then-step" else "after"
+        return [Phase(1, when, self.mixing)] * self.local_steps
+
+
+class DFedAvg(Engine):
+    """K local steps on every node, then one mix by W (card: the default engine)."""
+
+    name = "dfedavg"
+
+    def phases(self) -> list[Phase]:
+        return [Phase(self.local_steps, "after", self.mixing)]
+
+
+class DFedAvgM(DFedAvg):
+    """`DFedAvg` with local momentum 0.9 that starts from zero in every round.
+
+    The optimizer must be given to `before_step` and `after_step`; its momentum is the caller's to set (``momentum``).
+    """
+
+    name = "dfedavgm"
+    momentum = 0.9
+
+    def round_ended(self, parameters: Parameters, optimizer: torch.optim.Optimizer | None) -> None:
+        for p in parameters:
+            buffer = None if optimizer is None else optimizer.state.get(p, {}).get("momentum_buffer")
+            if buffer is not None:
+                buffer.zero_()
+
+
+class FedAvg(DFedAvg):
+    """Federated averaging with equal weights: `DFedAvg` on the complete graph with W = 1/N. The oracle of tests."""
+
+    name = "fedavg"
+
+    def __init__(self, mixing: Mixing, **common: Any) -> None:
+        super().__init__(mixing, **common)
+        n = mixing.n
+        if len(mixing.receivers) != n * (n - 1) or not torch.allclose(mixing.weights, mixing.own.new_tensor(1 / n)):
+            raise DbadflError("engine 'fedavg' needs the complete graph with weights 'average' (W = 1/N)")
+
+
+class Swarm(Engine):
+    """SwarmSGD: a random edge; both its nodes take h local steps, then both become their mean.
+
+    A round is floor(N/2) interactions. Interactions that do not touch run at the same time (`plait_dbadfl.matching`).
+
+    Args:
+        interactions: ``sequential``: edges are drawn independently; the outcome is that of one interaction after the
+            other. ``matching``: random maximal matchings, so that fewer, fuller phases make up the round.
+        steps: ``fixed``: h = K; ``geometric``: h of every interaction is geometric with mean K.
+    """
+
+    name = "swarm"
+
+    def __init__(
+        self,
+        mixing: Mixing,
+        *,
+        interactions: Literal["sequential", "matching"] = "sequential",
+        steps: Literal["fixed", "geometric"] = "fixed",
+        **common: Any,
+    ) -> None:
+        super().__init__(mixing, **common)
+        if interactions not in ("sequential", "matching") or steps not in ("fixed", "geometric"):
+            raise DbadflError(
+                f"engine 'swarm': interactions={interactions!r}, steps={steps!r}; they are 'sequential' or 'matching', "
+                "and 'fixed' or 'geometric'"
+            )
+        self.interactions, self.steps = interactions, steps
+        edges = mixing.edge_index
+        self.edges = edges[:, edges[0] < edges[1]]
+        back = edges[:, edges[0] > edges[1]].flip(0)
+        if not torch.equal(torch.unique(self.edges, dim=1), torch.unique(back, dim=1)):
+            raise DbadflError("engine 'swarm' needs an undirected graph")
+
+    def phases(self) -> list[Phase]:
+        wanted = self.n // 2
+        if self.interactions == "sequential":
+            drawn = torch.randint(self.edges.shape[1], (wanted,), generator=self.generator)
+            first, second = self.edges[:, drawn]
+        else:
+            found = [random_matching(self.edges, self.n, self.generator)]
+            while sum(m.shape[1] for m in found) < wanted:
+                found.append(random_matching(self.edges, self.n, self.generator))
+            first, second = torch.cat(found, dim=1)[:, :wanted]
+        return [self._phase(a, b) for a, b in waves(first, second, self.n)]
+
+    def _phase(self, first: Tensor, second: Tensor) -> Phase:
+        h = torch.full((len(first),), self.local_steps)
+        if self.steps == "geometric" and self.local_steps > 1:
+            # The inverse of P(h > m) = (1 - 1/K)^m on h = 1, 2, ...
+            uniform = torch.rand(len(first), generator=self.generator, dtype=torch.float64)
+            h = 1 + (torch.log1p(-uniform) / math.log1p(-1 / self.local_steps)).floor().long()
+        count = torch.zeros(self.n, dtype=torch.int64)
+        count[first], count[second] = h, h
+        steps = int(h.max())
+        receivers, senders = torch.cat([first, second]), torch.cat([second, first])
+        active = torch.arange(steps)[:, None] < count
+        return Phase(steps, "after", Mixing.pairs(self.n, receivers, senders), active)
+
+
+class Gossip(Engine):
+    """Push gossip: i sends to one uniformly random neighbour j; j <- (x_i + x_j) / 2, then j trains K steps.
+
+    A round is N pushes, one by every node in a random order. Pushes that do not disturb each other run at the same
+    time.
+
+    Args:
+        age: weight the mean by the models' ages (training steps they have seen); the merged age is the larger one.
+
+    Attributes:
+        ages: int64 [N].
+    """
+
+    name = "gossip"
+
+    def __init__(self, mixing: Mixing, *, age: bool = False, **common: Any) -> None:
+        super().__init__(mixing, **common)
+        self.age = age
+        self.ages = torch.zeros(mixing.n, dtype=torch.int64)
+        senders, receivers = mixing.edge_index
+        order = torch.argsort(senders, stable=True)
+        self._targets = receivers[order]
+        self._out = torch.bincount(senders, minlength=mixing.n)
+        self._first = torch.cat([self._out.new_zeros(1), self._out.cumsum(0)[:-1]])
+        if int(self._out.min()) < 1:
+            raise DbadflError(f"engine 'gossip': node {int(self._out.argmin())} has nobody to send to")
+
+    def phases(self) -> list[Phase]:
+        senders = torch.randperm(self.n, generator=self.generator)
+        share = torch.rand(self.n, generator=self.generator, dtype=torch.float64)
+        pick = torch.minimum((share * self._out[senders]).long(), self._out[senders] - 1)
+        receivers = self._targets[self._first[senders] + pick]
+        found = []
+        for a, b in waves(senders, receivers, self.n, "second"):
+            trains = torch.zeros(self.n, dtype=torch.bool)
+            trains[b] = True
+            active = trains.expand(self.local_steps, -1)
+            found.append(Phase(self.local_steps, "before", active=active, pairs=(a, b)))
+        return found
+
+    def pairing(self, phase: Phase) -> Mixing:
+        assert phase.pairs is not None
+        senders, receivers = phase.pairs
+        sent, own = self.ages[senders].double(), self.ages[receivers].double()
+        weight = torch.where(sent + own > 0, sent / (sent + own).clamp(min=1), 0.5) if self.age else 0.5
+        self.ages[receivers] = torch.maximum(self.ages[receivers], self.ages[senders])
+        return Mixing.pairs(self.n, receivers, senders, weight)
+
+    def trained(self, phase: Phase) -> None:
+        assert phase.active is not None
+        self.ages += phase.active.sum(0)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "ages": self.ages.clone()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.ages = state["ages"].clone()
+
+
+ENGINES: dict[str, type[Engine]] = {e.name: e for e in (DPSGD, DFedAvg, DFedAvgM, Swarm, Gossip, FedAvg)}
+"""Name -> class."""
+
+
+def make_engine(name: str, mixing: Mixing, **options: Any) -> Engine:
+    """The engine of that name; ``options`` are its class's arguments.
+
+    Raises:
+        DbadflError: an unknown name or option, or what the engine refuses.
+    """
+    if name not in ENGINES:
+        raise DbadflError(f"engine {name!r} is not one of {', '.join(ENGINES)}")
+    try:
+        return ENGINES[name](mixing, **options)
+    except TypeError as error:
+        raise DbadflError(f"engine {name!r}: {error}") from error

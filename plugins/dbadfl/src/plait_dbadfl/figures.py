@@ -1,0 +1,339 @@
+"""What a run of plait reports: metrics, tables and plots."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from plait.data import in_order
+from plait.evaluation import Metric, Plot, Predictions, Table
+from plait_dbadfl.clustering import adjusted_rand, cluster_attackers
+from plait_dbadfl.config import SCANNING
+from plait_dbadfl.metrics import Scores, evaluate, summarize
+from plait_dbadfl.nodes import collected
+from plait_dbadfl.pictures import pictures
+from plait_dbadfl.results import Result
+
+if TYPE_CHECKING:
+    from plait_dbadfl.weave import Weave
+
+Found = dict[str, Metric | Table | Plot]
+TAUS = (0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, math.inf)
+"""Thresholds of the sweep in the report, in hops."""
+EXACT_GRAPH = 4000
+"""Most nodes for which diameter and mean hops are computed: they need the distance of every pair."""
+SHARE = ("", "higher")
+
+
+def figures(weave: Weave, predictions: Predictions) -> Found:
+    """Of the finished run; for the exported network, and on the validation split, accuracy and success alone."""
+    if predictions.model is not weave.trainer.model:
+        return _of_one(weave, predictions)
+    clean = predictions.views["clean"]
+    if clean.split is not None:
+        return _on_validation(weave, predictions)
+    if not weave.results:
+        return {}
+    found: Found = {}
+    main = weave.results[-1]
+    found |= _main(weave, main)
+    found |= _graph(weave)
+    found |= _companions(weave)
+    found |= _placements(weave)
+    found |= _detection(weave)
+    found |= _tables(weave)
+    found |= pictures(weave)
+    return found
+
+
+def _share(value: float, better: str = "higher", note: str = "") -> Metric:
+    return Metric(value, "", better, note)  # type: ignore[arg-type]
+
+
+def _main(weave: Weave, main: Result) -> Found:
+    final = main.final
+    seconds, rounds = weave.clock
+    floor = _floor(weave)
+    return {
+        "ma": _share(final.ma, note="clean accuracy, mean over benign nodes"),
+        "ma_worst": _share(final.ma_worst, note="worst benign node"),
+        "ma_std": _share(final.ma_std, "lower", "between benign nodes"),
+        "asr": _share(final.asr, "lower", "whole trigger, mean over benign nodes"),
+        "asr_p10": _share(final.asr_p10, "lower", "10th percentile of benign nodes"),
+        "asr_min": _share(final.asr_min, "lower", "lowest benign node"),
+        "asr_floor": _share(floor, "neither", "the same figure of the run without attack"),
+        "seconds_per_round": Metric(
+            seconds / rounds if rounds else math.nan,
+            "s",
+            "lower",
+            "local steps and exchanges of the main run" if rounds else "not measured: resumed after its end",
+        ),
+    } | _rejection(main)
+
+
+def _rejection(main: Result) -> Found:
+    if main.rejection is None:
+        return {}
+    tpr, fpr = main.rejection
+    return {
+        "rejection_tpr": _share(tpr, "higher", "attackers' messages to benign nodes that were refused"),
+        "rejection_fpr": _share(fpr, "lower", "benign messages that were refused"),
+    }
+
+
+def _floor(weave: Weave) -> float:
+    items = [stage.item for stage in weave.stages if stage.item]
+    for item, result in zip(items, weave.results, strict=False):
+        if item.arm == "none" and item.defence is None:
+            return result.final.asr
+    return math.nan
+
+
+def _graph(weave: Weave) -> Found:
+    federation = weave.federation
+    found: Found = {
+        "spectral_gap": Metric(federation.mixing.spectral_gap(), "", "neither", "1 - |lambda_2(W)|"),
+    }
+    if federation.topology.n <= EXACT_GRAPH:
+        found["diameter"] = Metric(federation.topology.diameter, "hops", "neither")
+        found["mean_hops"] = Metric(federation.topology.mean_hops, "hops", "neither")
+    return found
+
+
+def _companions(weave: Weave) -> Found:
+    found: Found = {}
+    for item, result in _others(weave):
+        found[f"ma_{item.slug}"] = _share(result.final.ma, note=item.text)
+        found[f"asr_{item.slug}"] = _share(result.final.asr, "lower", item.text)
+    return found
+
+
+def _placements(weave: Weave) -> Found:
+    """Largest less smallest success of one arm over the placements that were run, for each budget."""
+    options, found = weave.options, {}
+    for budget in ("pixels", "samples"):
+        by_arm: dict[str, dict[str, float]] = {}
+        for item, result in zip([s.item for s in weave.stages if s.item], weave.results, strict=True):
+            if item.arm != "none" and item.defence is None and (item.budget or options.budget) == budget:
+                by_arm.setdefault(item.arm, {})[item.placement or options.placement] = result.final.asr
+        for arm, success in by_arm.items():
+            if len(success) > 1:
+                name = f"placement_range_{arm}_{budget}".replace("-", "_")
+                spread = max(success.values()) - min(success.values())
+                found[name] = _share(spread, "neither", f"ASR over placements {', '.join(success)}")
+    return dict(found)
+
+
+def _others(weave: Weave) -> list[tuple[Any, Result]]:
+    items = [stage.item for stage in weave.stages if stage.item]
+    return list(zip(items, weave.results, strict=False))[:-1]
+
+
+def _detection(weave: Weave) -> Found:
+    detection = weave.detection
+    if detection is None:
+        return {}
+    scores = detection.scores
+    lstm, median = scores["lstm"], scores["median"]
+    found: Found = {
+        "hops_mae": Metric(lstm.mae, "hops", "lower"),
+        "hops_mae_constant": Metric(median.mae, "hops", "neither", "always the median of the shadows"),
+        "hops_mae_ratio": _ratio(lstm.mae, median.mae, "below 1 is better than a constant"),
+        "hops_spearman": _maybe(lstm.spearman, "rank correlation"),
+        "hops_within_one": _share(lstm.within_one, note="pairs off by at most one hop"),
+        "near_auc": _maybe(lstm.auc, f"of d <= {weave.federation.config.attack.tau:g}"),
+    }
+    if "shuffled" in scores:
+        found["hops_mae_ratio_shuffled"] = _ratio(
+            scores["shuffled"].mae, median.mae, "trained on shuffled distances: must not learn"
+        )
+    clustered = next((r for r in reversed(weave.results) if r.arm == "clusters-predicted"), None)
+    if clustered is not None and clustered.ari is not None:
+        found["clusters_ari"] = _share(clustered.ari, note="with the clusters of the true distances")
+    rows = [
+        [name, s.mae, s.mae / median.mae if median.mae else None, s.spearman, 100 * s.within_one, s.auc, s.pairs]
+        for name, s in scores.items()
+    ]
+    columns = ["predictor", "MAE hops", "over constant", "Spearman", "within 1 hop %", "AUC near", "pairs"]
+    found["detection"] = Table("Predicted hop distances between attackers", columns, rows)
+    found["tau"] = _sweep(weave)
+    return found
+
+
+def _ratio(value: float, over: float, note: str) -> Metric:
+    return Metric(value / over, "", "lower", note) if over else Metric(math.nan, "", "lower", "all distances are equal")
+
+
+def _maybe(value: float, note: str) -> Metric:
+    return Metric(value, "", "higher", "undefined: all pairs alike" if math.isnan(value) else note)
+
+
+def _sweep(weave: Weave) -> Table:
+    assert weave.detection is not None
+    rows: list[list[Any]] = []
+    for tau in TAUS:
+        found = cluster_attackers(weave.detection.hops, tau=tau)
+        true = cluster_attackers(weave.federation.attacker_hops, tau=tau)
+        sizes = torch.bincount(found).tolist()
+        rows.append(["inf" if math.isinf(tau) else tau, len(sizes), max(sizes), adjusted_rand(found, true)])
+    return Table("Clusters by threshold", ["tau hops", "clusters", "largest", "ARI with true distances"], rows)
+
+
+def _tables(weave: Weave) -> Found:
+    items = [stage.item for stage in weave.stages if stage.item]
+    by_key = {(i.arm, i.defence, i.placement, i.budget): r for i, r in zip(items, weave.results, strict=True)}
+    rows: list[list[Any]] = []
+    for item, result in zip(items, weave.results, strict=True):
+        undefended = by_key.get((item.arm, None, item.placement, item.budget))
+        attack = weave.federations[item].config.attack
+        delta: list[float | None] = [None, None]
+        if item.defence is not None and undefended is not None:
+            delta = [100 * (result.final.asr - undefended.final.asr), 100 * (result.final.ma - undefended.final.ma)]
+        refused: list[float | None] = [None, None] if result.rejection is None else [100 * r for r in result.rejection]
+        final = result.final
+        rows.append(
+            [
+                item.arm,
+                item.defence or "mean by W",
+                attack.placement,
+                attack.budget if item.arm != "none" else None,
+                *(100 * v for v in (final.ma, final.ma_worst, final.ma_std)),
+                *(100 * v for v in (final.asr, final.asr_p10, final.asr_min)),
+                100 * _floor(weave),
+                *delta,
+                *refused,
+                result.ari,
+            ]
+        )
+    columns = ["arm", "aggregation", "placement", "equal", "MA %", "worst %", "std", "ASR %", "p10 %", "min %"]
+    columns += ["floor %", "ASR - undefended", "MA - undefended", "refused attackers %", "refused benign %", "ARI"]
+    found: Found = {"runs": Table("Every run of this evaluation, over benign nodes", columns, rows)}
+    found["budgets"] = _budgets(weave)
+    if weave.results[-1].final.asr_by_part:
+        found["parts"] = _parts(weave)
+    found["attackers"] = _attackers(weave)
+    return found
+
+
+def _budgets(weave: Weave) -> Table:
+    """Both protocols for every arm: who stamps how much, and who stays short."""
+    rows: list[list[Any]] = []
+    seen = set()
+    for item, result in zip([s.item for s in weave.stages if s.item], weave.results, strict=True):
+        if item.arm == "none" or (item.arm, item.placement) in seen:
+            continue
+        seen.add((item.arm, item.placement))
+        for protocol in ("pixels", "samples"):
+            federation = weave.federations[item].with_attack(budget=protocol)
+            detection = weave.detection if item.arm in SCANNING else None
+            budget = federation.plan(detection).budget(0)
+            acting = budget.ratio > 0
+            rows.append(
+                [
+                    item.text.partition("+")[0] or item.arm,
+                    protocol,
+                    int(acting.sum()),
+                    float(result.parts.sum(1)[acting].double().mean()) if bool(acting.any()) else 0.0,
+                    100 * float(budget.ratio.mean()),
+                    float(budget.pixels.sum()),
+                    int(budget.short.sum()),
+                ]
+            )
+    columns = ["arm", "equal", "attackers", "pixels of a part", "mean ratio %", "pixels of all", "short of budget"]
+    return Table("Budgets: expected stamped pixels per training sample", columns, rows)
+
+
+def _parts(weave: Weave) -> Table:
+    """What each local part alone does at the benign nodes; the whole trigger above it."""
+    main = weave.results[-1]
+    rows: list[list[Any]] = [["whole trigger", main.parts.shape[1], 100 * main.final.asr]]
+    distinct = torch.unique(main.parts, dim=0)
+    distinct = distinct[distinct.any(1)]
+    for number, (part, success) in enumerate(zip(distinct, main.final.asr_by_part, strict=True)):
+        rows.append(
+            [
+                f"part {number + 1}: pixels {', '.join(str(p) for p in part.nonzero().flatten().tolist())}",
+                int(part.sum()),
+                100 * success,
+            ]
+        )
+    return Table("Success of each local part alone, main run", ["stamped", "pixels", "ASR %"], rows)
+
+
+def _attackers(weave: Weave) -> Table:
+    federation, main = weave.federation, weave.results[-1]
+    clusters = [None] * len(federation.attackers) if main.clusters is None else main.clusters.tolist()
+    degrees = federation.topology.degrees[federation.attackers].tolist()
+    rows = [
+        [node, degree, cluster, int(pixels), 100 * part]
+        for node, degree, cluster, pixels, part in zip(
+            federation.attackers.tolist(),
+            degrees,
+            clusters,
+            main.parts.sum(1).tolist(),
+            weave.federations[weave.main].plan(weave.detection).budget(0).ratio.tolist(),
+            strict=True,
+        )
+    ]
+    return Table(
+        f"Attackers, placed {federation.config.attack.placement}",
+        ["node", "neighbours", "cluster", "pixels", "poisoned %"],
+        rows,
+    )
+
+
+# ---- other splits, other models ----------------------------------------------------------------------------------
+def _on_validation(weave: Weave, predictions: Predictions) -> Found:
+    """Accuracy and success of the main run's nodes on the validation split, to choose a defence by."""
+    split = predictions.views["clean"].split
+    assert split is not None
+    predictions["clean"]
+    fields, training = collected(split), weave.training
+    if training is None:
+        return {}
+    scores = _scores(weave, fields, lambda images: training.forward(images.to(weave.trainer.device)))
+    if scores is None:
+        return {}
+    found = summarize(scores, weave.federation.benign)
+    return {"ma": _share(found.ma), "asr": _share(found.asr, "lower"), "ma_minus_asr": _share(found.ma - found.asr)}
+
+
+def _scores(weave: Weave, fields: Mapping[str, Any], forward: Any, nodes: int = 0) -> Scores | None:
+    trigger, target = weave.federation.trigger, weave.federation.config.attack.target
+    assert trigger is not None
+    if not bool((fields["label"] != target).any()):
+        return None
+    return evaluate(
+        forward,
+        fields["input"],
+        fields["label"],
+        nodes or weave.options.nodes,
+        target=target,
+        trigger=trigger.mask,
+        value=trigger.value,
+    )
+
+
+def _of_one(weave: Weave, predictions: Predictions) -> Found:
+    """The exported network: one mean model."""
+    predictions["clean"]
+    model, device = predictions.model, weave.trainer.device
+    split = weave.trainer.data.test
+    batches = list(in_order(split, 1024))
+    fields = {name: torch.cat([batch[name] for batch in batches]) for name in ("input", "label")}
+
+    def forward(images: torch.Tensor) -> torch.Tensor:
+        inputs = images.to(device)
+        prepared = inputs if weave.plain.prepare is None else weave.prepare(inputs)
+        logits: torch.Tensor = model(prepared[0])
+        return logits[None]
+
+    scores = _scores(weave, fields, forward, 1)
+    assert scores is not None
+    return {
+        "ma": _share(float(scores.accuracy[0]), note="of the exported mean model"),
+        "asr": _share(float(scores.success[0]), "lower", "of the exported mean model"),
+    }

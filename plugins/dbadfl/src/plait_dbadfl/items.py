@@ -1,0 +1,113 @@
+"""The runs that are compared in one evaluation, as short texts. Imports no torch."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+
+ARMS = (
+    "none",
+    "centralized-one",
+    "centralized-all",
+    "naive",
+    "naive-4",
+    "clusters-random",
+    "clusters-oracle",
+    "clusters-predicted",
+)
+"""Card, "Baselines"; ``clusters-predicted`` is dba-dfl."""
+PLACEMENTS = ("random", "adjacent", "two-groups", "spread", "degree", "betweenness", "pagerank", "list")
+BUDGETS = ("pixels", "samples")
+DEFENCES = (
+    "mean",
+    "median",
+    "trimmed-mean",
+    "krum",
+    "multi-krum",
+    "rfa",
+    "norm-clipping",
+    "foolsgold",
+    "flame",
+    "clipping",
+    "balance",
+    "ubar",
+)
+SCANNING = ("clusters-random", "clusters-predicted")
+"""Arms that need the predicted clusters: the random ones have the sizes of the predicted ones."""
+USUAL_DEFENCES = ("median", "clipping")
+"""What defends beside an attack when the user names no defence."""
+
+_FORM = re.compile(r"^(?P<arm>[a-z0-9-]*)(?:\+(?P<defence>[a-z-]+))?(?:@(?P<place>[a-z-]+))?(?:/(?P<budget>[a-z]+))?$")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One run: an arm under an aggregation rule, with the attackers somewhere and a budget.
+
+    Args:
+        arm: of `ARMS`. defence: of `DEFENCES`, or None for the mean.
+        placement, budget: None: as the whole evaluation has it.
+        text: how it was written; its name in tables.
+    """
+
+    arm: str
+    defence: str | None = None
+    placement: str | None = None
+    budget: str | None = None
+    text: str = ""
+
+    @property
+    def slug(self) -> str:
+        """Its name in metrics: letters, digits and underscores."""
+        return re.sub(r"\W", "_", self.text.lstrip("+").replace("@", "_at_").replace("/", "_by_"))
+
+    @property
+    def scans(self) -> bool:
+        """Whether it needs predicted distances."""
+        return self.arm in SCANNING
+
+
+def parse_item(text: str, arm: str) -> Item:
+    """Read ``arm+defence@placement/budget``; every part but one may be missing, and a missing arm is ``arm``.
+
+    Raises:
+        ValueError: another form, or an unknown name.
+    """
+    found = _FORM.match(text)
+    if not found or not text:
+        raise ValueError(f"{text!r} is not of the form arm+defence@placement/budget, e.g. naive+median or naive@spread")
+    made = Item(found["arm"] or arm, found["defence"], found["place"], found["budget"], text)
+    chosen = {
+        "arm": (made.arm, ARMS),
+        "defence": (made.defence, DEFENCES),
+        "placement": (made.placement, PLACEMENTS),
+        "budget": (made.budget, BUDGETS),
+    }
+    for what, (value, known) in chosen.items():
+        if value is not None and value not in known:
+            raise ValueError(f"{text!r}: {what} {value!r} is unknown; choose one of {', '.join(known)}")
+    if made.scans and made.placement is not None:
+        raise ValueError(f"{text!r}: an arm that scans has the attackers where the evaluation has them")
+    return made
+
+
+def companions(wanted: tuple[str, ...], arm: str, defence: str | None) -> tuple[Item, ...]:
+    """The runs beside the main one: those wanted, the clean one, and at least two defended ones.
+
+    An attack is never reported without them; a clean evaluation needs none.
+    """
+    found = [parse_item(text, arm) for text in wanted]
+    if arm != "none" and not any(item == replace(Item("none"), text=item.text) for item in found):
+        found.insert(0, Item("none", text="none"))
+    if arm != "none":
+        for name in USUAL_DEFENCES:
+            defended = {(i.defence, i.arm) for i in found if i.defence not in (None, "mean") and i.arm == arm}
+            if len(defended) < 2 and (name, arm) not in defended:
+                found.append(Item(arm, name, text=f"+{name}"))
+    main = Item(arm, defence)
+    kept: dict[tuple[str | None, ...], Item] = {}
+    for item in found:
+        key = (item.arm, item.defence, item.placement, item.budget)
+        if key != (main.arm, main.defence, None, None):
+            kept.setdefault(key, item)
+    return tuple(kept.values())

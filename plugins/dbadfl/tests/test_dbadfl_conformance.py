@@ -1,0 +1,7 @@
+"""The plugin against the hook contract."""
+
+from __future__ import annotations
+
+from plait.testing import plait_plugin_suite
+
+TestConformance = plait_plugin_suite("dbadfl")

@@ -1,0 +1,345 @@
+"""Schedules against hand-written loops on a quadratic problem, where every participant has its own minimum."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from plait_dbadfl.defences import RobustAggregation, make_defence
+from plait_dbadfl.engines import ENGINES, Engine, Gossip, Swarm, make_engine
+from plait_dbadfl.errors import DbadflError
+from plait_dbadfl.matching import random_matching, waves
+from plait_dbadfl.mixing import Mixing, make_mixing
+from plait_dbadfl.topologies import make_topology
+
+N, LR = 8, 0.1
+TARGETS = torch.randn(N, 3, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+CURVES = 0.5 + torch.rand(N, 3, generator=torch.Generator().manual_seed(8), dtype=torch.float64)
+
+
+def gradient(models: Tensor) -> Tensor:
+    """Of 0.5 c (x - target)^2, for each participant."""
+    return CURVES * (models - TARGETS)
+
+
+def mixing(name: str = "ring", n: int = N) -> Mixing:
+    return make_mixing(make_topology(name, n, seed=1), "average" if name == "complete" else None)
+
+
+def first() -> Tensor:
+    return torch.randn(N, 3, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+
+
+def run(
+    engine: Engine, rounds: int, momentum: float = 0.0, sending: Callable[[Any], None] | None = None
+) -> tuple[Tensor, int]:
+    """Models [N, 3] after ``rounds``; two stacked tensors of different shapes take part."""
+    x = first()
+    parameters = [nn.Parameter(x[:, :1].clone()), nn.Parameter(x[:, 1:].reshape(N, 2, 1).clone())]
+    optimizer = torch.optim.SGD(parameters, lr=LR, momentum=momentum)
+    steps = 0
+    while engine.round < rounds:
+        step_with(engine, parameters, optimizer, sending)
+        steps += 1
+    return joined(parameters), steps
+
+
+def joined(parameters: list[nn.Parameter]) -> Tensor:
+    return torch.cat([p.detach().reshape(N, -1) for p in parameters], 1)
+
+
+def step_with(
+    engine: Engine,
+    parameters: list[nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    sending: Callable[[Any], None] | None = None,
+) -> None:
+    engine.before_step(parameters, optimizer)
+    slope = gradient(joined(parameters))
+    parameters[0].grad, parameters[1].grad = slope[:, :1].clone(), slope[:, 1:].reshape(N, 2, 1).clone()
+    optimizer.step()
+    engine.after_step(parameters, optimizer, sending=sending)
+
+
+def test_dpsgd_in_both_orders() -> None:
+    matrix = mixing().dense()
+    x, y = first(), first()
+    for _ in range(5):
+        x = matrix @ x - LR * gradient(x)
+        y = matrix @ (y - LR * gradient(y))
+    torch.testing.assert_close(run(make_engine("dpsgd", mixing()), 5)[0], x)
+    got, steps = run(make_engine("dpsgd", mixing(), order="step-then-mix"), 5)
+    torch.testing.assert_close(got, y)
+    assert steps == 5
+    # Several steps that count as one round are still one mix each.
+    torch.testing.assert_close(run(make_engine("dpsgd", mixing(), local_steps=5), 1)[0], x)
+
+
+@pytest.mark.parametrize("name", ["dfedavg", "dfedavgm"])
+def test_dfedavg_with_and_without_momentum(name: str) -> None:
+    matrix, x = mixing().dense(), first()
+    engine = make_engine(name, mixing(), local_steps=3)
+    factor = engine.momentum or 0.0
+    for _ in range(4):
+        velocity = torch.zeros_like(x)
+        for _ in range(3):
+            velocity = factor * velocity + gradient(x)
+            x = x - LR * velocity
+        x = matrix @ x
+    got, steps = run(engine, 4, momentum=factor)
+    torch.testing.assert_close(got, x)
+    assert steps == 12
+    assert engine.starts_round
+
+
+def test_fedavg_is_centralized_federated_averaging() -> None:
+    server = first().mean(0)
+    clients = [first()[i] for i in range(N)]
+    for _ in range(6):
+        trained = []
+        for i in range(N):
+            model = clients[i].clone()
+            for _ in range(2):
+                model -= LR * CURVES[i] * (model - TARGETS[i])
+            trained.append(model)
+        server = sum(trained) / N  # type: ignore[assignment]
+        clients = [server.clone() for _ in range(N)]
+    got, _ = run(make_engine("fedavg", mixing("complete"), local_steps=2), 6)
+    torch.testing.assert_close(got, server.expand(N, -1))
+    uniform = make_mixing(make_topology("complete", N), "uniform")
+    torch.testing.assert_close(run(make_engine("dfedavg", uniform, local_steps=2), 6)[0], got)
+    with pytest.raises(DbadflError, match="needs the complete graph"):
+        make_engine("fedavg", mixing())
+
+
+def drawn_swarm(seed: int, **options: Any) -> tuple[Swarm, list[tuple[int, int, int]]]:
+    """An engine and its first round as a list of (i, j, h), wave by wave."""
+    engine = make_engine("swarm", mixing("watts-strogatz"), local_steps=3, seed=seed, **options)
+    found = []
+    for phase in engine.phases():
+        assert phase.mixing is not None and phase.active is not None
+        for i, j in phase.mixing.edge_index.T.tolist():
+            if i < j:
+                h = int(phase.active[:, i].sum())
+                assert h == int(phase.active[:, j].sum())
+                found.append((i, j, h))
+    engine.generator.manual_seed(seed)
+    assert isinstance(engine, Swarm)
+    return engine, found
+
+
+@pytest.mark.parametrize("options", [{}, {"interactions": "matching"}, {"steps": "geometric"}])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_swarm_is_one_interaction_after_the_other(options: dict[str, str], seed: int) -> None:
+    engine, interactions = drawn_swarm(seed, **options)
+    assert len(interactions) == N // 2
+    assert {frozenset(i[:2]) for i in interactions} <= {
+        frozenset(e) for e in mixing("watts-strogatz").edge_index.T.tolist()
+    }
+    x = first()
+    for i, j, h in interactions:
+        pair = x[[i, j]]
+        for _ in range(h):
+            pair = pair - LR * CURVES[[i, j]] * (pair - TARGETS[[i, j]])
+        x[[i, j]] = pair.mean(0)
+    torch.testing.assert_close(run(engine, 1)[0], x)
+
+
+def test_geometric_steps_have_mean_k() -> None:
+    engine = make_engine("swarm", mixing("ring", 1000), local_steps=5, steps="geometric", seed=3)
+    assert isinstance(engine, Swarm)
+    nodes = torch.arange(0, 1000, 2)
+    drawn = torch.cat([engine._phase(nodes, nodes + 1).active.sum(0).double() for _ in range(20)])  # type: ignore[union-attr]
+    assert int(drawn.min()) == 1
+    assert float(drawn.mean()) == pytest.approx(5, abs=0.2)
+    assert float(drawn.std()) == pytest.approx((5 * 4) ** 0.5, abs=0.3)
+
+
+@pytest.mark.parametrize("age", [False, True])
+def test_gossip_is_one_push_after_the_other(age: bool) -> None:
+    engine = make_engine("gossip", mixing("watts-strogatz"), local_steps=2, seed=4, age=age)
+    pushes = [pair for phase in engine.phases() for pair in torch.stack(phase.pairs).T.tolist()]  # type: ignore[arg-type]
+    engine.generator.manual_seed(4)
+    assert sorted(sender for sender, _ in pushes) == list(range(N))
+    x, ages = first(), [0] * N
+    for i, j in pushes:
+        weight = ages[i] / (ages[i] + ages[j]) if age and ages[i] + ages[j] else 0.5
+        x[j] = weight * x[i] + (1 - weight) * x[j]
+        ages[j] = max(ages[i], ages[j])
+        for _ in range(2):
+            x[j] = x[j] - LR * CURVES[j] * (x[j] - TARGETS[j])
+        ages[j] += 2
+    torch.testing.assert_close(run(engine, 1)[0], x)
+    assert isinstance(engine, Gossip)
+    assert engine.ages.tolist() == ages
+
+
+pairs = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)).filter(lambda p: p[0] != p[1]), max_size=12)
+
+
+@settings(deadline=None, max_examples=60)
+@given(pairs, st.sampled_from(["both", "second"]))
+def test_waves_give_what_the_sequence_gives(sequence: list[tuple[int, int]], effect: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.rand(len(sequence), 2, 2, generator=generator, dtype=torch.float64)
+    first_nodes = torch.tensor([a for a, _ in sequence], dtype=torch.int64)
+    second_nodes = torch.tensor([b for _, b in sequence], dtype=torch.int64)
+
+    def applied(order: list[list[int]]) -> Tensor:
+        x = torch.arange(6, dtype=torch.float64)
+        for group in order:
+            before = x.clone()
+            for k in group:
+                a, b = sequence[k]
+                both = maps[k] @ torch.stack([before[a], before[b]])
+                x[b] = both[1]
+                if effect == "both":
+                    x[a] = both[0]
+        return x
+
+    expected = applied([[k] for k in range(len(sequence))])
+    left = list(range(len(sequence)))
+    groups = []
+    for a, b in waves(first_nodes, second_nodes, 6, effect):  # type: ignore[arg-type]
+        group = []
+        for pair in zip(a.tolist(), b.tolist(), strict=True):
+            group.append(next(k for k in left if sequence[k] == pair))
+            left.remove(group[-1])
+        groups.append(group)
+    assert not left
+    torch.testing.assert_close(applied(groups), expected)
+    if effect == "both":
+        assert all(len({n for k in g for n in sequence[k]}) == 2 * len(g) for g in groups)
+
+
+def test_a_random_matching_is_maximal() -> None:
+    edges = mixing("watts-strogatz", 40).edge_index
+    edges = edges[:, edges[0] < edges[1]]
+    seen = set()
+    for seed in range(5):
+        taken = random_matching(edges, 40, torch.Generator().manual_seed(seed))
+        nodes = taken.flatten().tolist()
+        assert len(set(nodes)) == len(nodes)
+        assert all(u in set(nodes) or v in set(nodes) for u, v in edges.T.tolist())
+        seen.add(tuple(sorted(nodes)))
+    assert len(seen) > 1
+
+
+def test_inactive_participants_keep_weights_and_momentum() -> None:
+    engine = make_engine("swarm", mixing("ring"), local_steps=2, seed=1)
+    parameters = [nn.Parameter(first()[:, :1].clone()), nn.Parameter(first()[:, 1:].reshape(N, 2, 1).clone())]
+    optimizer = torch.optim.SGD(parameters, lr=LR, momentum=0.9)
+    separate = [[torch.zeros(3, dtype=torch.float64), first()[i]] for i in range(N)]
+    for phase in make_engine("swarm", mixing("ring"), local_steps=2, seed=1).phases():
+        assert phase.active is not None and phase.mixing is not None
+        for _ in range(phase.steps):
+            step_with(engine, parameters, optimizer)
+        for i in torch.nonzero(phase.active[0]).flatten().tolist():
+            for _ in range(phase.steps):
+                separate[i][0] = 0.9 * separate[i][0] + CURVES[i] * (separate[i][1] - TARGETS[i])
+                separate[i][1] = separate[i][1] - LR * separate[i][0]
+        models = [torch.stack([s[1] for s in separate])]
+        phase.mixing.mix_(models)
+        for i in range(N):
+            separate[i][1] = models[0][i]
+    torch.testing.assert_close(joined(parameters), torch.stack([s[1] for s in separate]))
+    buffers = torch.cat([optimizer.state[p]["momentum_buffer"].reshape(N, -1) for p in parameters], 1)
+    torch.testing.assert_close(buffers, torch.stack([s[0] for s in separate]))
+
+
+CASES: list[tuple[str, dict[str, Any]]] = [
+    ("dpsgd", {"local_steps": 3}), ("dpsgd", {"order": "step-then-mix"}), ("dfedavg", {}), ("dfedavgm", {}),
+    ("fedavg", {}),
+    ("swarm", {"steps": "geometric"}), ("swarm", {"interactions": "matching"}), ("gossip", {"age": True}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_state_dict_goes_on_from_any_step(name: str, options: dict[str, Any]) -> None:
+    graph = mixing("complete" if name == "fedavg" else "watts-strogatz")
+
+    def fresh(seed: int) -> tuple[Engine, list[nn.Parameter], torch.optim.Optimizer]:
+        parameters = [nn.Parameter(first()[:, :1].clone()), nn.Parameter(first()[:, 1:].reshape(N, 2, 1).clone())]
+        engine = make_engine(name, graph, seed=seed, keep_start=True, **options)
+        return engine, parameters, torch.optim.SGD(parameters, lr=LR, momentum=0.9)
+
+    engine, parameters, optimizer = fresh(5)
+    saved = []
+    for _ in range(25):
+        saved.append((engine.state_dict(), [p.detach().clone() for p in parameters], optimizer.state_dict()))
+        saved[-1] = torch.utils._pytree.tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, saved[-1])
+        step_with(engine, parameters, optimizer)
+    for cut in (0, 1, 7, 12, 24):
+        again, others, other_optimizer = fresh(99)
+        state, weights, optimizer_state = saved[cut]
+        again.load_state_dict(state)
+        other_optimizer.load_state_dict(optimizer_state)
+        for p, w in zip(others, weights, strict=True):
+            p.data.copy_(w)
+        for _ in range(25 - cut):
+            step_with(again, others, other_optimizer)
+        assert torch.equal(joined(others), joined(parameters))
+        assert (again.round, again.step_in_round) == (engine.round, engine.step_in_round)
+
+
+def test_sending_scales_what_is_exchanged_from_the_kept_start() -> None:
+    gamma, attacker, matrix = 3.0, 2, mixing().dense()
+    engine = make_engine("dfedavg", mixing(), local_steps=2, keep_start=True)
+
+    def scale(parameters: Any) -> None:
+        assert engine.start is not None
+        for p, g in zip(parameters, engine.start, strict=True):
+            p[attacker] = g[attacker] + gamma * (p[attacker] - g[attacker])
+
+    x = first()
+    for _ in range(3):
+        start = x.clone()
+        for _ in range(2):
+            x = x - LR * gradient(x)
+        x[attacker] = start[attacker] + gamma * (x[attacker] - start[attacker])
+        x = matrix @ x
+    torch.testing.assert_close(run(engine, 3, sending=scale)[0], x)
+
+
+def test_a_defence_takes_the_place_of_the_mean() -> None:
+    engine = make_engine("dfedavg", mixing(), local_steps=2, aggregate=RobustAggregation(make_defence("median")))
+    x = first()
+    for _ in range(3):
+        for _ in range(2):
+            x = x - LR * gradient(x)
+        x = torch.stack([x, x.roll(1, 0), x.roll(-1, 0)]).median(0).values
+    torch.testing.assert_close(run(engine, 3)[0], x)
+    clipped = make_engine("dfedavg", mixing(), aggregate=RobustAggregation(make_defence("norm-clipping")))
+    assert clipped.keep_start
+    with pytest.raises(DbadflError, match="round 0: node 3 has NaN"):
+        run(make_engine("dfedavg", mixing(), aggregate=RobustAggregation(make_defence("median"))), 1,
+            sending=lambda parameters: parameters[0][3].fill_(float("nan")))  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["dpsgd", "swarm", "gossip"])
+def test_the_mean_as_a_defence_changes_nothing(name: str) -> None:
+    graph = mixing("watts-strogatz")
+    plain, _ = run(make_engine(name, graph, seed=3), 4)
+    defended, _ = run(make_engine(name, graph, seed=3, aggregate=RobustAggregation(make_defence("mean"))), 4)
+    torch.testing.assert_close(defended, plain)
+
+
+def test_refusals() -> None:
+    directed = make_mixing(make_topology("exponential", N))
+    with pytest.raises(DbadflError, match="'swarm' needs an undirected graph"):
+        make_engine("swarm", directed)
+    assert make_engine("gossip", directed).steps_in_round > 0
+    with pytest.raises(DbadflError, match="local_steps=0"):
+        make_engine("dfedavg", mixing(), local_steps=0)
+    with pytest.raises(DbadflError, match=f"'swam' is not one of {', '.join(ENGINES)}"):
+        make_engine("swam", mixing())
+    with pytest.raises(DbadflError, match="unexpected keyword argument 'age'"):
+        make_engine("swarm", mixing(), age=True)
+    with pytest.raises(DbadflError, match="order 'mix'"):
+        make_engine("dpsgd", mixing(), order="mix")

@@ -1,0 +1,27 @@
+"""Arms of the claims that take more than one run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from plait.claims.cells import run_or_resume
+from plait.recipe import Recipe
+
+
+def transferred(recipe: Recipe, folder: Path, *, source: dict[str, Any], weights: str = "ticket") -> dict[str, float]:
+    """Find a ticket on a source graph, train it on the recipe's graph.
+
+    Args:
+        recipe: of both runs; its data is the target's.
+        folder: for both.
+        source: options of the data that differ on the source, e.g. ``{"graph": "cora"}``.
+        weights: ``ticket``, or ``random`` for as many weights of each matrix by chance.
+
+    Returns:
+        Metrics of the second run.
+    """
+    found = run_or_resume(recipe.merged({f"data.{key}": value for key, value in source.items()}), folder / "find")
+    ticket = str(found.export / "ticket.safetensors")
+    moved = recipe.merged({"glt.ticket": ticket, "glt.ticket_weights": weights})
+    return dict(run_or_resume(moved, folder / "train").metrics)

@@ -1,0 +1,150 @@
+"""The auxiliary loss: how far apart the outputs of each predicted class and of all other nodes lie. Card section 3."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from plait.transport import TransportError, euclidean, sinkhorn, sinkhorn_points
+from plait_glt.errors import GLTError
+
+DENSE_ENTRIES = 1 << 24
+"""Above so many distances between a class and the rest, the exact loss is evaluated in blocks (64 MiB of float32)."""
+
+
+@dataclass(frozen=True)
+class AuxiliaryLoss:
+    """The loss and what it was made of.
+
+    Args:
+        loss: ``- sum_c WD(Z^c, Z^notc)``, a scalar; 0 where no class could be compared.
+        distances: WD of each class [C], detached; 0 where skipped.
+        counted: classes that have both members and non-members [C], bool.
+        iterations: Sinkhorn sweeps (the most of any class).
+        marginal_error: largest L1 error of a class's row sums; above the tolerance when the sweeps ran out.
+    """
+
+    loss: Tensor
+    distances: Tensor
+    counted: Tensor
+    iterations: int
+    marginal_error: float
+
+
+def auxiliary_loss(
+    probabilities: Tensor,
+    *,
+    samples: int = 256,
+    generator: torch.Generator | None = None,
+    eps: float = 0.05,
+    max_iterations: int = 50,
+    tolerance: float = 1e-3,
+    block_entries: int = DENSE_ENTRIES,
+) -> AuxiliaryLoss:
+    """``L_aux = - sum_c WD(Z^c, Z^notc)`` with entropic distances, Euclidean metric [paper, code-TEDDY].
+
+    Classes are the predicted ones, ``argmax_c Z_ic`` without gradient, so every node takes part. A class of no node
+    or of all nodes is skipped.
+
+    Args:
+        probabilities: Z = softmax of the logits [n, C], of all nodes.
+        samples: rows drawn per side and class without replacement; default 256. All classes are then one padded
+            Sinkhorn problem [C, S, S]. 0 compares all nodes, a class at a time.
+        generator: for the draw; needed when ``samples`` is not 0.
+        eps: entropy, in the units of the distance (at most sqrt(2)); default 0.05.
+        max_iterations, tolerance: sweeps, and the L1 error of the row sums at which they stop; default 50 and 1e-3.
+        block_entries: distances held at a time when ``samples`` is 0; default 2^24.
+
+    Raises:
+        GLTError: probabilities that are no [n, C] or not finite, eps <= 0, no generator.
+    """
+    if probabilities.ndim != 2 or 0 in probabilities.shape:
+        raise GLTError(f"auxiliary loss: probabilities {tuple(probabilities.shape)} must be [nodes, classes].")
+    if samples < 0:
+        raise GLTError(f"wd_samples={samples} must be at least 0 (0: all nodes).")
+    z = probabilities if probabilities.dtype == torch.float64 else probabilities.float()
+    if not bool(z.isfinite().all()):
+        bad = int((~z.isfinite()).any(1).sum())
+        raise GLTError(
+            f"auxiliary loss: the outputs of {bad} of {len(z)} nodes are not finite; lower the learning rate."
+        )
+    predicted = z.detach().argmax(1)
+    sizes = torch.bincount(predicted, minlength=z.shape[1])
+    counted = (sizes > 0) & (sizes < len(z))
+    classes = counted.nonzero().squeeze(1)
+    distances = z.new_zeros(z.shape[1])
+    if not len(classes):
+        return AuxiliaryLoss(z.sum() * 0, distances, counted, 0, 0.0)
+    options = {"eps": eps, "max_iterations": max_iterations, "tolerance": tolerance}
+    try:
+        if samples:
+            if generator is None:
+                raise GLTError("auxiliary loss: sampling needs a torch.Generator (generator=...), or samples=0.")
+            found, iterations, error = _sampled(z, predicted, classes, samples, generator, options)
+        else:
+            found, iterations, error = _all_nodes(z, predicted, classes, block_entries, options)
+    except TransportError as problem:
+        raise GLTError(f"auxiliary loss: {problem}") from problem
+    return AuxiliaryLoss(-found.sum(), distances.index_put((classes,), found.detach()), counted, iterations, error)
+
+
+def draw_rows(
+    predicted: Tensor, classes: Tensor, samples: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """At most ``samples`` members and non-members of each class, uniformly without replacement.
+
+    One permutation serves all classes: restricted to the members, and to the others, it is uniform.
+
+    Args:
+        predicted: class of each node [n], int64.
+        classes: the K classes wanted [K].
+        samples: S.
+        generator: of any device.
+
+    Returns:
+        Node ids of the members [K, S1] and of the others [K, S2], each with its weights (1 / drawn, 0 for padding).
+    """
+    order = torch.randperm(len(predicted), generator=generator, device=generator.device).to(predicted.device)
+    member = predicted[order] == classes.unsqueeze(1)
+    rank = member.cumsum(1, dtype=torch.int32)
+    position = torch.arange(1, len(order) + 1, device=rank.device, dtype=torch.int32)
+    sides = []
+    for chosen, place in ((member, rank), (~member, position - rank)):
+        row, column = (chosen & (place <= samples)).nonzero(as_tuple=True)
+        slot = place[row, column].long() - 1
+        count = torch.bincount(row, minlength=len(classes))
+        width = int(count.max())
+        index = order.new_zeros(len(classes), width).index_put((row, slot), order[column])
+        filled = torch.arange(width, device=count.device) < count.unsqueeze(1)
+        sides += [index, filled / count.unsqueeze(1)]
+    return sides[0], sides[1], sides[2], sides[3]
+
+
+def _sampled(
+    z: Tensor, predicted: Tensor, classes: Tensor, samples: int, generator: torch.Generator, options: dict[str, float]
+) -> tuple[Tensor, int, float]:
+    inside, a, outside, b = draw_rows(predicted, classes, samples, generator)
+    cost = euclidean(z[inside], z[outside])
+    solved = sinkhorn(cost, a.to(z), b.to(z), **options)  # type: ignore[arg-type]
+    return solved.cost, solved.iterations, float(solved.marginal_error.max())
+
+
+def _all_nodes(
+    z: Tensor, predicted: Tensor, classes: Tensor, block_entries: int, options: dict[str, float]
+) -> tuple[Tensor, int, float]:
+    costs, iterations, errors = [], 0, [0.0]
+    for number in classes:
+        member = predicted == number
+        inside, outside = z[member], z[~member]
+        if len(inside) * len(outside) <= block_entries:
+            dense = sinkhorn(euclidean(inside, outside), **options)  # type: ignore[arg-type]
+            cost, sweeps, error = dense.cost, dense.iterations, dense.marginal_error
+        else:
+            blocked = sinkhorn_points(inside, outside, block_entries=block_entries, **options)  # type: ignore[arg-type]
+            cost, sweeps, error = blocked.cost, blocked.iterations, blocked.marginal_error
+        costs.append(cost)
+        iterations = max(iterations, sweeps)
+        errors.append(float(error))
+    return torch.stack(costs), iterations, max(errors)

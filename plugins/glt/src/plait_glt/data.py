@@ -1,0 +1,176 @@
+"""One graph as plait data: splits over its nodes, batches that carry the whole graph, outputs read at the nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from plait.data import Batch, Data, DataInfo
+from plait.errors import BadInput
+from plait_glt.graphs import Graph, degrees
+
+FIELDS = frozenset({"graph", "node", "label", "group", "index"})
+GROUPS = ["low degree", "high degree"]
+
+
+class NodeSplit:
+    """Some nodes of a graph as a plait split: a batch has the whole graph once, and a row per node.
+
+    A batch has ``node`` int64 [B] (id in the graph), ``label`` [B], ``group`` [B] (1 above the median degree of the
+    graph), ``index`` [B] (row in the split) and ``graph``, the `torch_geometric.data.Data` itself, not copied.
+
+    Args:
+        graph: with ``x``, ``edge_index``, ``y`` and ``num_nodes`` (`graphs.make_graph`).
+        nodes: ids, int64 [m].
+    """
+
+    in_memory = True
+
+    def __init__(self, graph: Graph, nodes: Tensor) -> None:
+        self.graph = graph
+        self.fields: dict[str, Tensor] = {
+            "node": nodes,
+            "label": graph.y.index_select(0, nodes),
+            "group": degree_group(graph).index_select(0, nodes),
+            "index": torch.arange(len(nodes)),
+        }
+
+    def __len__(self) -> int:
+        return len(self.fields["node"])
+
+    def __getitems__(self, rows: Sequence[int] | Tensor) -> Batch:
+        picked = torch.as_tensor(rows, dtype=torch.int64)
+        batch = Batch({name: value.index_select(0, picked) for name, value in self.fields.items()})
+        batch["graph"] = self.graph
+        return batch
+
+
+def degree_group(graph: Graph) -> Tensor:
+    """1 for nodes whose degree is above the graph's median degree, else 0; int64 [n]."""
+    degree = degrees(graph.edge_index, int(graph.num_nodes or 0))
+    return (degree > degree.median()).long()
+
+
+def forward(model: Any, batch: Any) -> Any:
+    """Logits of ALL nodes, [n, C]: ``model(x, edge_index)``."""
+    graph = batch["graph"]
+    return model(graph.x, graph.edge_index)
+
+
+def readout(outputs: Any, batch: Any) -> Any:
+    """Rows of the batch's nodes, [B, C], out of those of all nodes."""
+    return outputs[batch["node"]]
+
+
+def node_data(
+    source: str,
+    graph: Graph,
+    train: Tensor,
+    validation: Tensor,
+    test: Tensor,
+    *,
+    num_classes: int,
+    class_names: Sequence[str] = (),
+    notes: Sequence[str] = (),
+    extra: Mapping[str, Any] | None = None,
+) -> Data:
+    """The plait data of a node classification.
+
+    Args:
+        source: name for messages.
+        graph: from `graphs.make_graph`.
+        train, validation, test: node ids, int64.
+        num_classes: C.
+        class_names: C names, or none.
+        notes: lines shown to the user.
+        extra: more facts for ``info.extra``, beside ``nodes``, ``edges`` (undirected) and ``directed_entries``.
+
+    Raises:
+        BadInput: as `check_splits`.
+    """
+    check_splits(source, graph, {"train": train, "validation": validation, "test": test}, num_classes)
+    n, entries = int(graph.num_nodes or 0), int(graph.edge_index.shape[1])
+    info = DataInfo(
+        "classification",
+        (int(graph.x.shape[1]),),
+        num_classes,
+        num_groups=len(GROUPS),
+        fields=FIELDS,
+        extra={"nodes": n, "edges": entries // 2, "directed_entries": entries, **(extra or {})},
+    )
+    names: dict[str, Sequence[str]] = {"group": GROUPS}
+    if class_names:
+        names["label"] = list(class_names)
+    first, second, third = (NodeSplit(graph, nodes) for nodes in (train, validation, test))
+    return Data(info, first, second, third, forward=forward, readout=readout, names=names, notes=notes)
+
+
+def check_splits(source: str, graph: Graph, splits: Mapping[str, Tensor], num_classes: int) -> None:
+    """Refuse splits that would spoil a run.
+
+    Raises:
+        BadInput: a node out of range, twice in a split or in two splits, a label out of range, a class without a
+            training label.
+    """
+    n = int(graph.num_nodes or 0)
+    owner = torch.full((n,), -1, dtype=torch.int64)
+    names = list(splits)
+    for number, (name, nodes) in enumerate(splits.items()):
+        if not len(nodes):
+            raise BadInput(f"data {source}: the {name} split has no node.")
+        if int(nodes.min()) < 0 or int(nodes.max()) >= n:
+            wrong = int(nodes.min()) if int(nodes.min()) < 0 else int(nodes.max())
+            raise BadInput(f"data {source}: the {name} split lists node {wrong}, but nodes are 0..{n - 1}.")
+        taken = nodes[owner[nodes] >= 0]
+        if len(taken):
+            other = names[int(owner[taken[0]])]
+            raise BadInput(
+                f"data {source}: {len(taken)} nodes are in the {other} split and in the {name} split "
+                f"(first: node {int(taken[0])}); the splits must not overlap."
+            )
+        if len(torch.unique(nodes)) < len(nodes):
+            raise BadInput(f"data {source}: the {name} split lists a node twice.")
+        owner[nodes] = number
+    low, high = int(graph.y.min()), int(graph.y.max())
+    if low < 0 or high >= num_classes:
+        raise BadInput(f"data {source}: labels {low}..{high} lie outside 0..{num_classes - 1}.")
+    counts = torch.bincount(graph.y[splits["train"]], minlength=num_classes)
+    missing = (counts == 0).nonzero().reshape(-1).tolist()
+    if missing:
+        raise BadInput(f"data {source}: no training node has the label {', '.join(map(str, missing))}.")
+
+
+def split_by_class(
+    label: Tensor, labels_per_class: int, validation: int, test: int, seed: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Node ids of the Planetoid kind of division: so many training labels per class, then counts of the rest.
+
+    Args:
+        label: int64 [n].
+        labels_per_class: training nodes of each class.
+        validation, test: nodes of either, any class.
+        seed: of the draw.
+
+    Raises:
+        BadInput: too few nodes.
+    """
+    order = np.random.default_rng(seed).permutation(len(label))
+    shuffled = label.numpy()[order]
+    by_class = np.argsort(shuffled, kind="stable")
+    sizes = np.bincount(shuffled)
+    if int(sizes.min()) <= labels_per_class:
+        small = int(sizes.argmin())
+        raise BadInput(f"class {small} has {int(sizes[small])} nodes, too few for {labels_per_class} training labels.")
+    rank = np.empty(len(label), np.int64)
+    rank[by_class] = np.arange(len(label)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    chosen = rank < labels_per_class
+    train, rest = order[chosen], order[~chosen]
+    if len(rest) < validation + test:
+        raise BadInput(f"{len(rest)} nodes are left for {validation} validation and {test} test nodes.")
+    parts = (np.sort(train), np.sort(rest[:validation]), np.sort(rest[validation : validation + test]))
+    first, second, third = (torch.from_numpy(part.astype(np.int64)) for part in parts)
+    return first, second, third

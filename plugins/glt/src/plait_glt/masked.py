@@ -1,0 +1,222 @@
+"""A graph network with a soft mask on every edge and every weight. Card sections 1 and 2."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from copy import deepcopy
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from plait_glt.errors import GLTError
+from plait_glt.graphs import check_edges, graph_hash, undirected_ids
+from plait_glt.models.conv import probe_edge_weight, weight_names
+
+
+class MaskedGNN(nn.Module):
+    """``f(A * m_g, X; Theta * m_theta)`` over a sparse edge list, memory O(E).
+
+    Soft masks are parameters that begin at 1. The hard masks b_g and b_theta are kept by whoever trains: what is pruned
+    has the value exactly 0, in the masks and in Theta. Self-loops are the network's own affair and are never pruned.
+
+    Args:
+        network: ``forward(x, edge_index, edge_weight=None)`` -> logits [n, C]; used as it is, not copied.
+        edge_index: int64 [2, E], without self-loops and duplicates.
+        num_nodes: n.
+        tied: one mask entry per undirected edge (default), pruned in both directions together; needs both directions of
+            every edge. False gives every directed entry its own, which is what UGS does.
+        prunable: names of the weight matrices that get a mask; default all (`weight_names`).
+
+    Attributes:
+        edge_mask: m_g [U]; U is E / 2 when tied, else E.
+        weight_masks: m_theta by name, ``.`` written ``/``; `weight_mask` takes the plain name.
+        edge_index, edge_id: the graph [2, E], and the mask entry of each directed entry [E].
+        removed: bool [U] or None; edges switched off for the passes to come (the delta adversary, DropEdge).
+
+    Raises:
+        GLTError: edges out of range, self-loops, duplicates, a missing direction when tied, an unknown weight name.
+    """
+
+    edge_index: Tensor
+    edge_id: Tensor
+    kept_index: Tensor
+    kept_id: Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        edge_index: Tensor,
+        num_nodes: int,
+        *,
+        tied: bool = True,
+        prunable: Iterable[str] | None = None,
+    ) -> None:
+        super().__init__()
+        _check_graph(edge_index, num_nodes, tied)
+        parameters = dict(network.named_parameters())
+        self.names = list(weight_names(network) if prunable is None else prunable)
+        for name in self.names:
+            if name not in parameters:
+                raise GLTError(f"prunable: the network has no parameter {name!r}.")
+        self.network = network
+        self.num_nodes, self.tied = num_nodes, tied
+        edges = edge_index.detach().clone()
+        if tied:
+            edge_id, self.pairs = undirected_ids(edges, num_nodes)
+        else:
+            edge_id, self.pairs = torch.arange(edges.shape[1], device=edges.device), edges
+        for name, tensor in (("edge_index", edges), ("edge_id", edge_id), ("kept_index", edges), ("kept_id", edge_id)):
+            self.register_buffer(name, tensor, persistent=False)
+        like = next(network.parameters())
+        self.edge_mask = nn.Parameter(torch.ones(self.pairs.shape[1], device=edges.device, dtype=like.dtype))
+        self.weight_masks = nn.ParameterDict(
+            {_key(name): nn.Parameter(torch.ones_like(parameters[name].detach())) for name in self.names}
+        )
+        self.removed: Tensor | None = None
+        self.compacted = False
+        self.soft = True
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of the graph that the masks belong to."""
+        return graph_hash(self.edge_index, self.num_nodes)
+
+    def weight_mask(self, name: str) -> nn.Parameter:
+        """The mask of a weight matrix, by the matrix's name in the network."""
+        mask = self.weight_masks[_key(name)]
+        assert isinstance(mask, nn.Parameter)
+        return mask
+
+    def mask_names(self) -> list[str]:
+        """Names of the weight masks among this module's parameters, in the order of ``names``."""
+        return [f"weight_masks.{_key(name)}" for name in self.names]
+
+    def weights(self) -> dict[str, nn.Parameter]:
+        """The maskable weight matrices Theta by name."""
+        parameters = dict(self.network.named_parameters())
+        return {name: parameters[name] for name in self.names}
+
+    def probe(self, x: Tensor, seed: int = 0) -> None:
+        """Refuse a network with a layer that ignores edge weights; a few passes in eval mode.
+
+        Raises:
+            GLTError: naming the network.
+        """
+        graph = SimpleNamespace(x=x, edge_index=self.edge_index)
+        if self.edge_index.shape[1] and not probe_edge_weight(self.network, graph, seed):
+            raise GLTError(
+                f"{type(self.network).__name__} ignores edge weights in at least one layer, so its edges cannot be "
+                "masked: every convolution must take edge_weight (plait_glt.models has GCN, GIN, GAT and ResGCN)."
+            )
+
+    def soft_masks(self, train: bool) -> None:
+        """Whether the masks are learned.
+
+        With False the weights are used as they are (pruned ones are 0 already) and kept edges have weight 1, so that a
+        pass costs what it costs without masks.
+        """
+        self.soft = train
+        for mask in (self.edge_mask, *self.weight_masks.values()):
+            mask.requires_grad_(train)
+
+    @torch.no_grad()
+    def compact(self, kept: Tensor | None = None) -> None:
+        """Run on the kept edges only, so that time falls with their number.
+
+        Args:
+            kept: b_g [U], bool; default where the edge mask is not 0. Give it while masks are soft: a clipped mask may
+                be 0 without being pruned.
+        """
+        kept = self.edge_mask != 0 if kept is None else kept.bool()
+        if kept.shape != self.edge_mask.shape:
+            raise GLTError(
+                f"compact: kept {tuple(kept.shape)} is not of the edge mask's {tuple(self.edge_mask.shape)}."
+            )
+        entries = kept[self.edge_id].nonzero().squeeze(1)
+        self.kept_index, self.kept_id = self.edge_index[:, entries].contiguous(), self.edge_id[entries]
+        self.compacted = True
+
+    def expand(self) -> None:
+        """Undo `compact`."""
+        self.kept_index, self.kept_id, self.compacted = self.edge_index, self.edge_id, False
+
+    def forward(self, x: Tensor, edge_index: Tensor, edge_weight: Tensor | None = None) -> Tensor:
+        """Logits [n, C].
+
+        Args:
+            x: features [n, F].
+            edge_index: the graph the masks were built for; another one only together with ``edge_weight``.
+            edge_weight: [E'] of another graph, which then has no edge mask; weight masks apply.
+
+        Raises:
+            GLTError: another graph without weights.
+        """
+        if edge_weight is None:
+            if edge_index.shape != self.edge_index.shape or x.shape[0] != self.num_nodes:
+                raise GLTError(
+                    f"the masks belong to a graph of {self.num_nodes} nodes and {self.edge_index.shape[1]} directed "
+                    f"entries (hash {self.hash[:12]}), not to one of {x.shape[0]} and {edge_index.shape[1]}: build a "
+                    "MaskedGNN for this graph, or pass edge_weight."
+                )
+            edge_index, edge_weight = self._edges()
+        inputs = (x, edge_index) if edge_weight is None else (x, edge_index, edge_weight)
+        out: Tensor
+        if self.soft:
+            masked = {name: weight * self.weight_mask(name) for name, weight in self.weights().items()}
+            out = functional_call(self.network, masked, inputs)
+        else:
+            out = self.network(*inputs)
+        return out
+
+    def _edges(self) -> tuple[Tensor, Tensor | None]:
+        mask: Tensor = self.edge_mask
+        if self.soft:
+            mask = mask if self.removed is None else mask.masked_fill(self.removed, 0)
+            return self.kept_index, mask.index_select(0, self.kept_id)
+        if self.removed is not None:
+            present = ~self.removed[self.kept_id] & (mask[self.kept_id] != 0)
+            return self.kept_index[:, present], None
+        if self.compacted:
+            return self.kept_index, None
+        return self.edge_index, mask.detach().index_select(0, self.edge_id)
+
+    @torch.no_grad()
+    def export(self) -> tuple[nn.Module, Tensor]:
+        """A copy of the network with the masks folded into its weights, and the kept edges [2, E'].
+
+        Soft edge weights are not exported: kept edges count 1, as in the retrained network.
+        """
+        network = deepcopy(self.network)
+        if self.soft:
+            parameters = dict(network.named_parameters())
+            for name in self.names:
+                parameters[name].mul_(self.weight_mask(name))
+        return network, self.edge_index[:, (self.edge_mask != 0)[self.edge_id]]
+
+
+def _key(name: str) -> str:
+    return name.replace(".", "/")
+
+
+def _check_graph(edge_index: Tensor, n: int, tied: bool) -> None:
+    check_edges(edge_index, n)
+    source, target = edge_index
+    loops = int((source == target).sum())
+    if loops:
+        raise GLTError(
+            f"edge_index has {loops} self-loops; take them out (graphs.clean_edges), the network adds its own."
+        )
+    keys = source * n + target
+    distinct = torch.unique(keys)
+    if len(distinct) != len(keys):
+        raise GLTError(
+            f"edge_index has {len(keys) - len(distinct)} duplicate entries; take them out (graphs.clean_edges)."
+        )
+    if tied and not torch.equal(torch.unique(target * n + source), distinct):
+        alone = int((~torch.isin(target * n + source, distinct)).sum())
+        raise GLTError(
+            f"{alone} of {len(keys)} directed entries have no opposite direction; symmetrise the graph "
+            "(graphs.clean_edges) or use tied=False (directed masks)."
+        )

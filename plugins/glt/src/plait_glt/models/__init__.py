@@ -1,0 +1,24 @@
+"""Graph networks whose forward takes a weight per edge."""
+
+from __future__ import annotations
+
+from plait_glt.models.conv import GATConv, GCNConv, GINConv, gcn_norm, probe_edge_weight, weight_names
+from plait_glt.models.gat import GAT
+from plait_glt.models.gcn import GCN
+from plait_glt.models.gin import GIN
+from plait_glt.models.propagation import neighbour_sum
+from plait_glt.models.resgcn import ResGCN
+
+__all__ = [
+    "GAT",
+    "GCN",
+    "GIN",
+    "GATConv",
+    "GCNConv",
+    "GINConv",
+    "ResGCN",
+    "gcn_norm",
+    "neighbour_sum",
+    "probe_edge_weight",
+    "weight_names",
+]

@@ -1,0 +1,7 @@
+"""The rules that every plugin keeps."""
+
+from __future__ import annotations
+
+from plait.testing import plait_plugin_suite
+
+TestConformance = plait_plugin_suite("glt", data="karate", model="gcn")

@@ -1,0 +1,66 @@
+"""The package: light to import, its README true, and a graph of PubMed's size in memory that grows with the edges."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+import plait_glt
+from plait_glt import GCN, MaskedGNN, auxiliary_loss, make_graph
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_importing_the_package_or_the_plugin_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, plait_glt, plait_glt.plugin; assert not {'torch', 'numpy', 'torch_geometric'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_every_public_name_resolves_and_others_do_not() -> None:
+    for name in plait_glt.__all__:
+        assert getattr(plait_glt, name) is not None and name in dir(plait_glt)
+    with pytest.raises(AttributeError, match="nonsense"):
+        _ = plait_glt.nonsense
+
+
+def test_the_readme_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert blocks
+    scope: dict[str, object] = {"__name__": "readme"}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), scope)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of resident memory is read from /proc")
+def test_a_graph_of_pubmeds_size_takes_memory_by_its_edges() -> None:
+    """Two dense [n, n] masks would take 3 GB."""
+    n, generator = 19_717, torch.Generator().manual_seed(0)
+    graph = make_graph(
+        torch.rand(n, 64, generator=generator),
+        torch.randint(n, (2, 44_324), generator=generator),
+        torch.randint(3, (n,), generator=generator),
+    )
+    gnn = MaskedGNN(GCN(64, 3, 16), graph.edge_index, n)
+    assert gnn.edge_mask.numel() == graph.edge_index.shape[1] // 2
+    Path("/proc/self/clear_refs").write_text("5")
+    before = peak()
+    logits = gnn(graph.x, graph.edge_index)
+    auxiliary = auxiliary_loss(logits.softmax(1), generator=generator)
+    (cross_entropy(logits[:60], graph.y[:60]) + auxiliary.loss).backward()
+    assert gnn.edge_mask.grad is not None and bool((gnn.edge_mask.grad != 0).any())
+    assert peak() - before < 300, "MiB"
+
+
+def peak() -> float:
+    """Largest resident memory so far, MiB."""
+    line = next(part for part in Path("/proc/self/status").read_text().splitlines() if part.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024

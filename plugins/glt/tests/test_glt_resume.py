@@ -1,0 +1,102 @@
+"""SIGKILL in the middle of mask phases, of retraining phases and at their borders: resumed runs end with equal bits."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import plait
+from plait.directory import RunDirectory
+from plait.testing.killing import final_state, first_difference, forked, resume_until_done
+from plait_glt.phases import phases
+from plait_glt.weave import Weave
+
+MASKS, RETRAIN = 7, 5
+OPTIONS = {"rounds": 2, "p_g": 0.3, "p_theta": 0.4, "mask_epochs": MASKS, "fix_epochs": RETRAIN, "warmup": 2}
+PLUGINS: dict[str, dict[str, Any]] = {
+    "delta": {"glt": {**OPTIONS, "wd_samples": 8, "rho": 0.1}},
+    "ascent": {"glt": {**OPTIONS, "baseline": "ascent", "wd_samples": 8}},
+    "ugs": {"glt": {**OPTIONS, "baseline": "ugs", "directed_masks": True}},
+    "random": {"glt": {**OPTIONS, "baseline": "random", "dropedge": 0.2}},
+}
+
+
+def recipe(name: str) -> dict[str, Any]:
+    return {
+        "data": {"name": "karate"},
+        "model": {"name": "gcn", "hidden": 16},
+        "optimizer": {"name": "adam", "lr": 0.02},
+        "train": {"select": "best", "batch_size": 1000, "evaluate_every": 1, "epochs": 5},
+        "checkpoint": {"every_steps": 2},
+        "device": "cpu",
+        "plugins": PLUGINS[name],
+    }
+
+
+def killed_at(step: int, name: str, path: Path) -> None:
+    """A run that ends itself inside that step."""
+    whole = Weave.step
+
+    def stop(self: Weave, trainer: Any, batch: Any, proceed: Any) -> Any:
+        if trainer.step == step:
+            proceed()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return whole(self, trainer, batch, proceed)
+
+    Weave.step = stop  # type: ignore[method-assign]
+    plait.run(recipe(name), out=path)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    found = {}
+    for name in PLUGINS:
+        found[name] = tmp_path_factory.mktemp(name) / "run"
+        assert forked(lambda name=name: plait.run(recipe(name), out=found[name])) == 0  # type: ignore[misc]
+    return found
+
+
+WHERE = {
+    "middle of the first mask phase": 10,
+    "first step of the first retraining": 13,
+    "middle of the first retraining": 16,
+    "first step of the second mask phase": 18,
+    "middle of the second mask phase": 22,
+    "middle of the last retraining": 28,
+}
+
+
+def test_the_instants_are_where_they_say() -> None:
+    found = phases(2, MASKS, RETRAIN, dense=True)
+    assert [(p.kind, p.start, p.end) for p in found] == [
+        ("dense", 0, 5),
+        ("masks", 5, 12),
+        ("retrain", 12, 17),
+        ("masks", 17, 24),
+        ("retrain", 24, 29),
+    ]
+
+
+@pytest.mark.parametrize("where", WHERE)
+def test_killed_runs_end_with_the_same_bits(tmp_path: Path, unbroken: dict[str, Path], where: str) -> None:
+    path = tmp_path / "run"
+    assert forked(lambda: killed_at(WHERE[where], "delta", path)) == -signal.SIGKILL
+    newest = RunDirectory(path).checkpoint()
+    assert newest is not None
+    assert WHERE[where] - 2 <= int(newest.stem.removeprefix("step-")) < WHERE[where]
+    resume_until_done(path, recipe("delta"))
+    assert first_difference(final_state(path), final_state(unbroken["delta"])) is None
+    assert plait.load_run(path).metrics == plait.load_run(unbroken["delta"]).metrics
+
+
+@pytest.mark.parametrize("name", ["ascent", "ugs", "random"])
+def test_every_kind_of_phase_resumes(tmp_path: Path, unbroken: dict[str, Path], name: str) -> None:
+    path, step = tmp_path / "run", 10 if name != "random" else 13
+    assert forked(lambda: killed_at(step, name, path)) == -signal.SIGKILL
+    resume_until_done(path, recipe(name))
+    assert first_difference(final_state(path), final_state(unbroken[name])) is None
+    assert plait.load_run(path).metrics == plait.load_run(unbroken[name]).metrics
