@@ -219,3 +219,119 @@ def test_resume_on_two_processes_repeats_dropout(tmp_path: Path) -> None:
     ended = together(lambda rank: plait.resume(tmp_path / "two", checkpoint="step-000000020"))
     assert [e.code for e in ended] == [0, 0], ended
     assert first_difference(final_state(tmp_path / "two")["model"], before) is None
+
+
+class SteepPlugin(Plugin):
+    """A method that touches no parameter: harder examples weigh more, and the loss has a term."""
+
+    name = "steep"
+    contract = 1
+
+    @hookimpl
+    def example_weights(self, batch: Any) -> torch.Tensor:
+        return 1 + 0.5 * batch["group"].float()
+
+    @hookimpl
+    def loss_terms(self, outputs: torch.Tensor, per_example: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"size": 0.01 * outputs.pow(2).mean()}
+
+    @hookimpl
+    def export(self, model: Any) -> Any:
+        return model
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_fsdp_equals_one_process_and_resumes_as_anything(tmp_path: Path, optimizer: str) -> None:
+    """Parameters, gradients and optimizer state spread over two ranks; checkpoints are whole."""
+    train = {"accumulate": 2, "steps": 20}
+    table = {"strategy": "fsdp", "timeout": 60}
+    steps = {"name": optimizer, "lr": 0.05 if optimizer == "sgd" else 0.003, "clip_norm": 0.5}
+    with installed(SteepPlugin):
+        wanted = recipe({"steep": {}}, train=train, distributed=table, optimizer=steps)
+        del wanted["plugins"]["witness"]  # it is a step, and says nothing of spread parameters
+
+        def act(rank: int) -> None:
+            from plait import running
+
+            finish = running._finish
+
+            def look(trainer: Any, recorder: Any, views: Any) -> Any:
+                from torch.distributed.tensor import DTensor
+
+                local = sum(p.to_local().numel() for p in trainer.parameters)
+                whole = sum(p.numel() for p in trainer.parameters)
+                assert all(isinstance(p, DTensor) for p in trainer.parameters)
+                assert local < 0.6 * whole
+                state = [v for s in trainer.optimizer.state.values() for v in s.values() if getattr(v, "ndim", 0)]
+                assert state
+                assert all(isinstance(v, DTensor) for v in state)
+                return finish(trainer, recorder, views)
+
+            running._finish = look
+            plait.run(wanted, out=tmp_path / "two")
+
+        ended = together(act)
+        assert [e.code for e in ended] == [0, 0], ended
+        one = plait.run(wanted, out=tmp_path / "one")
+
+        def same(path: Path) -> None:
+            for part in ("model", "optimizer"):
+                mine, other = final_state(path)[part], final_state(one.path)[part]
+                pairs = mine.items() if part == "model" else mine["state"]["0"].items()
+                for name, value in pairs:
+                    expected = other[name] if part == "model" else other["state"]["0"][name]
+                    torch.testing.assert_close(value, expected, rtol=1e-3, atol=1e-4, msg=f"{part} {name}")
+            assert_metrics_equal(path, one.path)
+            exported = load_file(path / "export" / "model.safetensors")
+            for name, value in load_file(one.path / "export" / "model.safetensors").items():
+                torch.testing.assert_close(exported[name], value, rtol=1e-3, atol=1e-4)
+
+        same(tmp_path / "two")
+        shutil.copytree(tmp_path / "two", tmp_path / "narrowed")
+        plait.resume(tmp_path / "narrowed", checkpoint="step-000000010")
+        same(tmp_path / "narrowed")
+        shutil.copytree(one.path, tmp_path / "widened")
+        ended = together(lambda rank: plait.resume(tmp_path / "widened", checkpoint="step-000000010"))
+        assert [e.code for e in ended] == [0, 0], ended
+        same(tmp_path / "widened")
+
+
+def test_fairsam_with_one_perturbation_on_spread_parameters(tmp_path: Path) -> None:
+    plugins = {"fairsam": {**SAM, "weights": "adaptive", "eta_q": 0.5}}
+    wanted = recipe(plugins, distributed={"strategy": "fsdp", "timeout": 60})
+    del wanted["plugins"]["witness"]
+    ended = together(lambda rank: plait.run(wanted, out=tmp_path / "two"))
+    assert [e.code for e in ended] == [0, 0], ended
+    plait.run(wanted, out=tmp_path / "one")
+    for name, value in final_state(tmp_path / "one")["model"].items():
+        torch.testing.assert_close(final_state(tmp_path / "two")["model"][name], value, rtol=1e-3, atol=1e-4)
+    assert_metrics_equal(tmp_path / "two", tmp_path / "one")
+
+
+@pytest.mark.parametrize(
+    "plugins, changes, said",
+    [
+        ({"chase": {}}, {}, "'chase' owns masks, which are of whole parameters"),
+        ({"fairsam": {}}, {}, "'fairsam' acts on the parameters in optimizer_step"),
+        ({}, {"train.select": "best"}, "train.select is not supported with distributed.strategy = 'fsdp'"),
+        ({}, {"compile": True}, "compile is not supported with distributed.strategy = 'fsdp'"),
+    ],
+)
+def test_what_fsdp_cannot_carry_is_refused_in_the_plan(
+    plugins: dict[str, Any], changes: dict[str, Any], said: str
+) -> None:
+    settings = {"distributed.strategy": "fsdp", **changes}
+    plan = plait.plan(plugins=plugins, data="tiny-images", model="tiny-cnn", settings=settings)
+    assert [r.message for r in plan.refusals if said in r.message]
+    assert all("distributed.strategy=ddp" in r.fix for r in plan.refusals)
+    assert plait.plan(plugins=plugins, data="tiny-images", model="tiny-cnn", settings=changes).ok
+
+
+def test_fsdp_in_bf16_with_batchnorm(tmp_path: Path) -> None:
+    wanted = recipe({}, "tiny-cnn", distributed={"strategy": "fsdp", "timeout": 60}, precision="bf16")
+    del wanted["plugins"]["witness"]
+    ended = together(lambda rank: plait.run(wanted, out=tmp_path / "two"))
+    assert [e.code for e in ended] == [0, 0], ended
+    done = plait.load_run(tmp_path / "two")
+    assert done.metrics["task/loss"] < math.log(4)
+    assert done.model(torch.rand(2, 1, 8, 8)).shape == (2, 4)

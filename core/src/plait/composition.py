@@ -108,7 +108,7 @@ def make_plan(recipe: Recipe) -> Plan:
             plan.composed[hook].implementations.sort(key=lambda i: i.inner)
     plan.claims = {name: plugin.claims() for name, plugin in plugins.items() if plugin.claims()}
     plan.refusals += judge_claims(plan.claims, plan.composed["update_masks"].implementations)
-    plan.refusals += judge_sharing(recipe)
+    plan.refusals += judge_sharing(recipe, plugins, found)
     refusals, plan.unchecked = judge_needs(recipe, plugins)
     plan.refusals += refusals
     return plan
@@ -191,15 +191,28 @@ def judge_claims(claims: Mapping[str, tuple[Claim, ...]], owners: Sequence[Imple
     return refusals
 
 
-def judge_sharing(recipe: Recipe) -> list[Refusal]:
-    """What the core cannot share between processes: FSDP leaves no process with a whole parameter."""
-    if recipe.distributed.strategy == "ddp":
+def judge_sharing(recipe: Recipe, plugins: Mapping[str, Plugin], found: Sequence[Implementation]) -> list[Refusal]:
+    """Under FSDP no process has a whole parameter: what acts on parameters by name cannot work there.
+
+    A plugin whose step works on spread parameters says so by providing ``parameters:sharded``.
+    """
+    if recipe.distributed.strategy != "fsdp":
         return []
-    message = (
-        "distributed.strategy = 'fsdp' spreads each parameter over the processes; masks, shadows, slices and "
-        "snapshots of this core are of whole parameters, and would act on a part of each."
-    )
-    return [Refusal("sharing", (), message, "Use --set distributed.strategy=ddp: every process holds the network.")]
+    fix = "Use --set distributed.strategy=ddp, with which every process holds the network"
+    refusals = []
+    for name, plugin in plugins.items():
+        hooks = {i.hook for i in found if i.plugin == name}
+        masks = "update_masks" in hooks or any(claim.kind == "parameters" for claim in plugin.claims())
+        acts = sorted(hooks & {"optimizer_step", "fit"})
+        if masks or (acts and "parameters:sharded" not in plugin.provides()):
+            what = "owns masks, which are of whole parameters" if masks else f"acts on the parameters in {acts[0]}"
+            message = f"{name!r} {what}; distributed.strategy = 'fsdp' spreads each parameter over the processes."
+            refusals.append(Refusal("sharing", (name,), message, f"{fix}, or drop -p {name}."))
+    for key, wrong in (("train.select", recipe.train.select == "best"), ("compile", recipe.compile)):
+        if wrong:
+            message = f"{key} is not supported with distributed.strategy = 'fsdp'."
+            refusals.append(Refusal("sharing", (), message, f"{fix}, or leave {key} out."))
+    return refusals
 
 
 def judge_needs(recipe: Recipe, plugins: Mapping[str, Plugin]) -> tuple[list[Refusal], list[str]]:

@@ -271,7 +271,12 @@ def _finish(trainer: Trainer, recorder: Recorder, views: Mapping[str, View]) -> 
     trainer.masks.hold()
     results = evaluation.evaluate(trainer, trainer.model, views)
     validation = {name: asdict(metric) for name, metric in evaluation.evaluate_validation(trainer).items()}
-    model: nn.Module = copy.deepcopy(trainer.model).eval()
+    if trainer.sharded:
+        from plait.scale import sharded
+
+        model = sharded.whole_model(trainer, trainer.plain).to(trainer.device).eval()
+    else:
+        model = copy.deepcopy(trainer.model).eval()
     if trainer.composed["export"]:
         model = trainer.composed["export"].chain("model", trainer=trainer, model=model).eval()
         after = evaluation.evaluate(trainer, model, views)

@@ -39,6 +39,7 @@ class Trainer:
         step: the number of the current step, counted from 1; 0 before the first.
         total_steps: the budget.
         device, rank, world: where this process computes.
+        sharded: whether each parameter is spread over the ranks (FSDP); then ``plain`` is a whole copy of the model.
         share: this rank's rows of the current batch over the mean rows of a rank.
         replicas: N of a model whose parameters carry a leading replica axis [N, ...], else None; see `plait.replicas`.
     """
@@ -50,6 +51,7 @@ class Trainer:
         self.device: torch.device = accelerator.device
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
         self.accumulate = self.recipe.train.accumulate
+        self.sharded = self.world > 1 and self.recipe.distributed.strategy == "fsdp"
         self.step, self.share = 0, 1.0
         self.generators: dict[str, torch.Generator] = {}
         self.streams: dict[str, Stream] = {}
@@ -71,6 +73,10 @@ class Trainer:
             "model", trainer=self, model=model, data=self.data
         )
         self.model.to(self.device).train()
+        if self.sharded:
+            from plait.scale import sharded
+
+            self.plain = sharded.shard(self)
         self.replicas: int | None = getattr(self.model, "replicas", None)
         self.train_stream = self.stream("train")
         train = self.recipe.train
@@ -95,7 +101,7 @@ class Trainer:
         self.parameters: list[nn.Parameter] = [p for p in self.model.parameters() if p.requires_grad]
         self.parameters += [p for module, _ in self.extra.values() for p in module.parameters()]
         network: nn.Module = self.model
-        if self.world > 1:
+        if self.world > 1 and not self.sharded:
             network = self.accelerator.prepare_model(self.model)
             # accelerate's precision wrapper would stay on the plain module and in exports; `autocast` does its work
             for patched in ("forward", "_original_forward"):
