@@ -181,6 +181,34 @@ def test_evaluation_is_exact_over_uneven_shares(tmp_path: Path) -> None:
     assert_metrics_equal(tmp_path / "three", tmp_path / "one", close=1e-5)
 
 
+class TellerPlugin(Plugin):
+    """Outputs that are no tensors (generated texts, say)."""
+
+    name = "teller"
+    contract = 1
+
+    @hookimpl
+    def evaluate(self, trainer: Any, predictions: Any) -> dict[str, Any]:
+        from plait.evaluation import predict
+
+        class Texts(torch.nn.Module):
+            def forward(self, x: torch.Tensor) -> list[str]:
+                return [f"{float(image.sum()):.3f}" for image in x]
+
+        told, fields = predict(trainer, Texts(), trainer.data.test)
+        wanted = [f"{float(image.sum()):.3f}" for image in trainer.data.test.fields["input"]]
+        assert told == wanted
+        assert fields["index"].tolist() == list(range(len(wanted)))
+        return {}
+
+
+def test_outputs_that_cannot_be_shared_are_computed_by_every_rank(tmp_path: Path) -> None:
+    with installed(TellerPlugin):
+        wanted = {**recipe({"teller": {}}, train={"steps": 2}), "plugins": {"teller": {}}}
+        ended = together(lambda rank: plait.run(wanted, out=tmp_path / "two"))
+    assert [e.code for e in ended] == [0, 0], ended
+
+
 def test_each_rank_may_perturb_by_its_own_gradient(tmp_path: Path) -> None:
     """m-SAM (the default), channels removed and sliced off while training, bf16: ranks stay equal to the bit."""
     chase = {"density": 0.4, "channel_sparsity": 0.3, "shrink_during": True, "exploration_interval": 4}

@@ -66,7 +66,8 @@ class View:
 
     Attributes:
         summary: one line.
-        transform: ``transform(batch) -> batch`` on raw batches (before the data's ``prepare``), or None.
+        transform: ``transform(batch) -> batch`` on raw batches (before the data's ``prepare``), or None. It treats each
+            example by itself (by its ``index``): batches are cut otherwise on several ranks.
         split: another split than the test split, or None.
         tags: what it is, e.g. ``{"corruption": "shot_noise", "severity": 3}``; plugins choose views by tags.
     """

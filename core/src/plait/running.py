@@ -5,16 +5,15 @@ from __future__ import annotations
 import contextlib
 import copy
 import shutil
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from plait import composition, progress, starting
+from plait import composition, ending, progress, starting
 from plait.devices import make_accelerator, seed_everything, seed_noise
 from plait.directory import RunDirectory, default_path
-from plait.errors import BadCheckpoint, BadInput, Interrupted, PlaitError, Refused, RunFailed
+from plait.errors import BadCheckpoint, BadInput, PlaitError, Refused, RunFailed
 from plait.recipe import Recipe, assemble
 from plait.scale.processes import here
 from plait.scale.ranks import Alone, join
@@ -200,12 +199,12 @@ def _record(
         if mine and main and isinstance(error, (BadInput, Refused)) and not directory.saved_checkpoints():
             shutil.rmtree(directory.path)  # nothing was trained: leave nothing behind
             raise
-        failure = _noted(recorder, error)
+        failure = ending.noted(recorder, error)
     finally:
         shown.stop()
         recorder.close()
     if main:
-        _write_report(directory)
+        ending.write_report(directory)
         with contextlib.suppress(RunFailed) if failure is not None else contextlib.nullcontext():
             directory.publish()
     if isinstance(failure, PlaitError):
@@ -274,6 +273,7 @@ def _finish(trainer: Trainer, recorder: Recorder, views: Mapping[str, View]) -> 
     if trainer.sharded:
         from plait.scale import sharded
 
+        assert trainer.plain is not None
         model = sharded.whole_model(trainer, trainer.plain).to(trainer.device).eval()
     else:
         model = copy.deepcopy(trainer.model).eval()
@@ -357,30 +357,6 @@ def _load_checkpoint(trainer: Trainer, recorder: Recorder, ranks: Alone, name: s
         recorder.directory.tidy(path)
     recorder.rewind(size)
     recorder.event("resumed", step=trainer.step, processes=trainer.world)
-
-
-def _write_report(directory: RunDirectory) -> None:
-    from plait.report import write_report
-
-    try:
-        write_report(directory)
-    except (OSError, RunFailed) as error:  # the run itself is complete; `plait report RUN` can repeat this
-        print(f"the report could not be written: {error}", file=sys.stderr)
-
-
-def _last_step(directory: RunDirectory) -> int:
-    newest = directory.checkpoint()
-    return int(newest.stem.removeprefix("step-")) if newest else 0
-
-
-def _noted(recorder: Recorder, error: Exception) -> Exception:
-    """Write down what ended the run; returns what to tell the user."""
-    if isinstance(error, Interrupted):
-        recorder.event("interrupted", step=_last_step(recorder.directory))
-        return Interrupted(f"{error} Go on with: plait resume {recorder.directory.shown}")
-    with contextlib.suppress(RunFailed):  # a full disk must not hide what happened before
-        recorder.event("failed", error=str(error) or type(error).__name__)
-    return error
 
 
 def _rebuild(directory: RunDirectory) -> nn.Module:

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from plait import evaluation, guards, optimizers, replicas, saving, step
 from plait.data import Data, DataInfo, Stream, seed_of
-from plait.devices import seed_noise
 from plait.errors import BadInput, Interrupted, blame
 from plait.masks import MaskSet
 from plait.scale import gathering
@@ -73,10 +72,7 @@ class Trainer:
             "model", trainer=self, model=model, data=self.data
         )
         self.model.to(self.device).train()
-        if self.sharded:
-            from plait.scale import sharded
-
-            self.plain = sharded.shard(self)
+        self.plain = gathering.spread(self) if self.sharded else None
         self.replicas: int | None = getattr(self.model, "replicas", None)
         self.train_stream = self.stream("train")
         train = self.recipe.train
@@ -297,9 +293,7 @@ class Trainer:
         checkpoint_every = self.recipe.checkpoint.every_steps
         while self.step < last_step:
             if self.world > 1:
-                self.share = stream.share(stream.drawn)
-                # dropout as a function of (seed, rank, step): a resumed run draws what the unbroken one did
-                seed_noise(self.recipe.seed, self.rank, self.step)
+                gathering.prepare_step(self, stream)
             epoch = stream.epoch
             batch = next(stream)
             with guards.failing(self, *self._acting):

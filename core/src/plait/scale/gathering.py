@@ -10,7 +10,10 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 
+from plait.devices import seed_noise
+
 if TYPE_CHECKING:
+    from plait.data import Stream
     from plait.trainer import Trainer
 
 
@@ -75,6 +78,22 @@ def equal_buffers(trainer: Trainer, model: nn.Module) -> None:
 def shareable(value: Any, rows: int) -> bool:
     """Whether a result has one row for each example, and so can be brought together."""
     return isinstance(value, Tensor) and value.ndim > 0 and len(value) == rows
+
+
+def prepare_step(trainer: Trainer, stream: Stream) -> None:
+    """Before each step: this rank's share of the batch, and its own dropout.
+
+    Dropout is a function of (seed, rank, step), so a resumed run draws what the unbroken one did.
+    """
+    trainer.share = stream.share(stream.drawn)
+    seed_noise(trainer.recipe.seed, trainer.rank, trainer.step)
+
+
+def spread(trainer: Trainer) -> nn.Module:
+    """`plait.scale.sharded.shard`, imported only where it is used."""
+    from plait.scale import sharded
+
+    return sharded.shard(trainer)
 
 
 def release(trainer: Trainer) -> None:
