@@ -89,6 +89,8 @@ class RunDirectory:
 
     def launched_by(self, place: Place) -> bool:
         """Whether the launcher of this process has started the run here before."""
+        if place.restart:  # torchrun has no name for a launch unless it is given one
+            return True
         try:
             return place.launch != "" and (self.path / ".launch").read_text(encoding="utf-8") == place.launch
         except OSError:
