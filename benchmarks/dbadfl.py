@@ -10,7 +10,8 @@ flower: the same round as federated averaging in Flower's simulation (Ray) and i
 Flower's in the same command. Flower lives in an environment of its own: set FLOWER_PYTHON to its interpreter, made with
 ``pip install "plait-dbadfl[benchmark]"``; without it this part is skipped, with the reason.
 scale: seconds per round and peak memory of a process, N from 100 to 10,000 on rings and on small worlds of degree 4
-and 16, each in a process of its own. large: whole runs of plait with N = 1,000 and N = 10,000 nodes.
+and 16, each in a process of its own; ``--plot=FILE`` draws them.
+large: whole runs of plait with N = 1,000 and N = 10,000 nodes.
 """
 
 from __future__ import annotations
@@ -350,6 +351,27 @@ def scaling() -> dict[str, Any]:
     return found
 
 
+def draw(found: dict[str, Any], target: Path) -> None:
+    """Seconds of a round and peak memory over N + edges, both axes logarithmic, with a line of slope 1."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 3.4), layout="constrained")
+    for axes, key, label in zip(
+        figure.subplots(1, 2), ("round_s", "peak_mib"), ("CPU seconds of a round", "peak memory, MiB"), strict=True
+    ):
+        for name, part in found.items():
+            sizes = [row["nodes"] + row["edges"] for row in part["rows"]]
+            axes.loglog(sizes, [row[key] for row in part["rows"]], "o-", label=name)
+        ends = axes.get_xlim()
+        low = found["ring"]["rows"][-1]
+        slope = low[key] / (low["nodes"] + low["edges"])
+        axes.loglog(ends, [slope * end for end in ends], ":", color="grey", label="slope 1")
+        axes.set_xlabel("nodes + edges")
+        axes.set_ylabel(label)
+        axes.legend(fontsize=7)
+    figure.savefig(target, metadata={"Date": None})
+
+
 def _exponent(ratio: float, growth: float) -> float:
     from math import log
 
@@ -412,6 +434,8 @@ def main() -> None:
         print(json.dumps(whole_run(*map(int, arguments[1:4]))))
         return
     parts = {"loop": against_loop, "kinds": implementations, "flower": against_flower, "scale": scaling, "large": large}
+    plot = [Path(a.removeprefix("--plot=")) for a in arguments if a.startswith("--plot=")]
+    arguments = [a for a in arguments if not a.startswith("--plot=")]
     unknown = set(arguments) - set(parts)
     if unknown:
         raise SystemExit(f"no part {', '.join(unknown)}; there are {', '.join(parts)}")
@@ -419,6 +443,8 @@ def main() -> None:
     for name, measure in parts.items():
         if not arguments or name in arguments:
             found[name] = measure()
+    if plot and "scale" in found:
+        draw(found["scale"], plot[0])
     print(json.dumps({"dbadfl": found}, indent=2))
 
 

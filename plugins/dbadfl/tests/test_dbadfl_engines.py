@@ -118,6 +118,34 @@ def test_fedavg_is_centralized_federated_averaging() -> None:
         make_engine("fedavg", mixing())
 
 
+def test_fedavg_of_drawn_clients_moves_the_servers_model() -> None:
+    guests = {1: torch.tensor([5])}
+    engine = make_engine("fedavg", mixing("complete"), local_steps=2, drawn=3, server_step=0.25, guests=guests, seed=4)
+    x = [nn.Parameter(first()[:1].repeat(N, 1))]
+    optimizer, server, seen = torch.optim.SGD(x, lr=LR), first()[0], []
+    for round_ in range(5):
+        active = engine.active
+        assert active is not None and int(active.sum()) == 3 and (round_ != 1 or bool(active[5]))
+        seen.append(active.tolist())
+        change = torch.zeros(3, dtype=torch.float64)
+        for i in active.nonzero().flatten().tolist():
+            model = server.clone()
+            for _ in range(2):
+                model -= LR * CURVES[i] * (model - TARGETS[i])
+            change += model - server
+        server = server + 0.25 / 3 * change
+        while engine.round == round_:
+            engine.before_step(x, optimizer)
+            x[0].grad = gradient(x[0].detach())
+            optimizer.step()
+            engine.after_step(x, optimizer)
+        torch.testing.assert_close(x[0].detach(), server.expand(N, -1))
+    assert len({tuple(s) for s in seen}) > 1 and engine.steps_of(4) == 8
+    for options in ({"drawn": N}, {"drawn": 0}, {"drawn": 2, "server_step": 0.0}):
+        with pytest.raises(DbadflError, match="fedavg"):
+            make_engine("fedavg", mixing("complete"), **options)
+
+
 def drawn_swarm(seed: int, **options: Any) -> tuple[Swarm, list[tuple[int, int, int]]]:
     """An engine and its first round as a list of (i, j, h), wave by wave."""
     engine = make_engine("swarm", mixing("watts-strogatz"), local_steps=3, seed=seed, **options)

@@ -88,6 +88,11 @@ def after(federation: Federation, rounds: int, defence: str | None = None) -> to
         ({"arm": "naive", "engine": "swarm", "swarm_steps": "geometric", "interactions": "matching"}, None),
         ({"arm": "naive", "engine": "gossip", "age": True}, None),
         ({"arm": "centralized-one", "engine": "fedavg", "topology": "complete", "weights": "average"}, None),
+        (
+            {"arm": "naive", "engine": "fedavg", "topology": "complete", "drawn": 5, "server_step": 0.5, "gamma": 3.0}
+            | {"schedule": "single", "attack_rounds": [0, 1, 2, 1]},
+            None,
+        ),
         ({"arm": "naive-4", "schedule": "single", "attack_rounds": [0, 1, 2, 1], "first": 3}, None),
         ({"arm": "naive", "rotate_every": 1, "placement": "spread", "topology": "watts-strogatz"}, None),
     ],
@@ -281,7 +286,7 @@ plait.run(json.loads(sys.argv[1]), out=sys.argv[2])
 """
 
 
-@pytest.mark.parametrize("engine", ["dfedavg", "swarm"])
+@pytest.mark.parametrize("engine", ["dfedavg", pytest.param("swarm", marks=pytest.mark.slow)])
 def test_nodes_shared_over_two_processes_give_what_one_gives(tmp_path: Path, engine: str) -> None:
     recipe = {
         "data": {"name": "shared-digits"},
@@ -332,7 +337,7 @@ def test_nodes_shared_over_two_processes_give_what_one_gives(tmp_path: Path, eng
         ({"target": 10}, "target=10"),
         ({"ratio": 1.5}, "ratio = 1.5"),
         ({"scan_ratio": -0.5}, "scan_ratio = -0.5"),
-        ({"tau": -1}, "tau"),
+        ({"tau": -1}, "tau = -1"),
         ({"gamma": 101}, "gamma = 101"),
         ({"min_samples": 2000}, "need 24000 images"),
         ({"defence": "krum", "defence_options": {"krum": {"f": 1}}}, "'krum': node 0 of degree 2"),

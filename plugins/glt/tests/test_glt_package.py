@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+import plait
 import plait_glt
 from plait_glt import GCN, MaskedGNN, auxiliary_loss, make_graph
 
@@ -38,6 +39,19 @@ def test_the_readme_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     scope: dict[str, object] = {"__name__": "readme"}
     for block in blocks:
         exec(compile(block, "README.md", "exec"), scope)
+
+
+def test_the_readmes_metrics_are_those_of_a_run(tmp_path: Path) -> None:
+    section = (ROOT / "README.md").read_text(encoding="utf-8").partition("\n## Metrics\n")[2].partition("\n## ")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line[:3] == "| `"]
+    options = {"rounds": 2, "p_g": 0.5, "mask_epochs": 3, "fix_epochs": 2, "warmup": 0}
+    found = plait.run(plugins={"glt": options}, data="karate", model="gcn", out=tmp_path / "run").details
+    reported = {}
+    for name, detail in found.items():
+        owner, _, metric = name.partition("@")[0].partition("/")
+        if owner == "glt":
+            reported[re.sub(r"_round_\d+$", "_round_K", metric)] = (detail["unit"], detail["better"])
+    assert {row[0].strip("`"): (row[1], row[2]) for row in rows} == reported
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of resident memory is read from /proc")

@@ -213,6 +213,11 @@ def test_another_owner_of_the_weights_is_refused_by_rule(monkeypatch: pytest.Mon
     assert "Drop -p glt or -p owner" in plan.refusals[0].fix
 
 
+def test_an_unknown_network_is_named() -> None:
+    with pytest.raises(BadInput, match=r"no model named 'gnc'.*gcn"):
+        plait.plan(plugins={"glt": {}}, model="gnc")
+
+
 def test_images_are_refused_in_the_plan() -> None:
     plan = plait.plan(plugins={"glt": {}}, data="tiny-images")
     assert not plan.ok and any("field:graph" in r.message and "cora-like" in r.fix for r in plan.refusals)
@@ -317,10 +322,26 @@ def test_bad_tickets_are_refused_in_words(tmp_path: Path) -> None:
         )
 
 
+def rewired(seed: int) -> plait.Data:
+    """The karate club with one friendship moved: every tensor has the shape it had."""
+    from plait_glt.data import node_data, split_by_class
+    from plait_glt.graphs import make_graph
+
+    graph = karate_graph()
+    edges = graph.edge_index.clone()
+    one = (edges[0] == 0) & (edges[1] == 1)
+    other = (edges[0] == 1) & (edges[1] == 0)
+    edges[1, one], edges[0, other] = 33, 33
+    graph = make_graph(graph.x, edges, graph.y)
+    return node_data("rewired", graph, *split_by_class(graph.y, 2, 13, 13, seed), num_classes=4)
+
+
 def test_a_checkpoint_of_another_graph_is_refused(tmp_path: Path) -> None:
     found = run(tmp_path / "run")
     text = (found.path / "recipe.toml").read_text()
-    (found.path / "recipe.toml").write_text(text.replace('"karate"', f'"{__name__}:two_paths"'))
+    start = text.index("[data]")
+    end = text.index("[", start + 1)
+    (found.path / "recipe.toml").write_text(f'{text[:start]}[data]\nname = "{__name__}:rewired"\n\n{text[end:]}')
     newest = sorted((found.path / "checkpoints").glob("*.safetensors"))[-1].stem
-    with pytest.raises((BadCheckpoint, BadInput)):
+    with pytest.raises(BadCheckpoint, match="belong to the graph"):
         plait.resume(found.path, checkpoint=newest)

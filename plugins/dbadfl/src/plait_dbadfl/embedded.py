@@ -42,9 +42,17 @@ def load(options: SharedDigitsOptions, seed: int) -> Data:
     )
 
 
-def build(options: SmallMlpOptions, info: DataInfo) -> nn.Module:
+class SmallMlp(nn.Sequential):
     """Linear, ReLU, linear."""
+
+    def channel_groups(self) -> list[tuple[str, None, list[str]]]:
+        """The hidden units: (who writes them, no norm, who reads them), by module name."""
+        return [("1", None, ["3"])]
+
+
+def build(options: SmallMlpOptions, info: DataInfo) -> nn.Module:
+    """The network for inputs of ``info.input_shape``."""
     inputs = prod(info.input_shape)
-    return nn.Sequential(
+    return SmallMlp(
         nn.Flatten(), nn.Linear(inputs, options.hidden), nn.ReLU(), nn.Linear(options.hidden, info.num_classes)
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -74,15 +75,53 @@ class DFedAvgM(DFedAvg):
 
 
 class FedAvg(DFedAvg):
-    """Federated averaging with equal weights: `DFedAvg` on the complete graph with W = 1/N. The oracle of tests."""
+    """Federated averaging with equal weights: `DFedAvg` on the complete graph with W = 1/N. The oracle of tests.
+
+    Args:
+        drawn: participants drawn in every round, fewer than N; None (default) is all. Everybody then takes the server's
+            new model G + server_step / drawn * sum(L_j - G), L_j the drawn ones' models [code].
+        server_step: eta; only with ``drawn``.
+        guests: round -> nodes that are among the drawn ones of it in any case.
+    """
 
     name = "fedavg"
 
-    def __init__(self, mixing: Mixing, **common: Any) -> None:
+    def __init__(
+        self,
+        mixing: Mixing,
+        *,
+        drawn: int | None = None,
+        server_step: float = 1.0,
+        guests: Mapping[int, Tensor] | None = None,
+        **common: Any,
+    ) -> None:
         super().__init__(mixing, **common)
         n = mixing.n
         if len(mixing.receivers) != n * (n - 1) or not torch.allclose(mixing.weights, mixing.own.new_tensor(1 / n)):
             raise DbadflError("engine 'fedavg' needs the complete graph with weights 'average' (W = 1/N)")
+        if drawn is not None and not 1 <= drawn < n:
+            raise DbadflError(f"engine 'fedavg': drawn={drawn} is outside 1..{n - 1}; leave it out for all {n} nodes")
+        if not 0 < server_step <= 1:
+            raise DbadflError(f"engine 'fedavg': server_step={server_step} is outside (0, 1]")
+        self.drawn, self.server_step, self.guests = drawn, server_step, guests or {}
+
+    def phases(self) -> list[Phase]:
+        if self.drawn is None:
+            return super().phases()
+        first = torch.zeros(self.n)
+        order = torch.randperm(self.n, generator=self.generator)
+        guests = self.guests.get(self.round)
+        if guests is not None:
+            first[guests] = 1.0
+        chosen = order[first[order].argsort(descending=True, stable=True)][: self.drawn]
+        active = torch.zeros(self.n, dtype=torch.bool)
+        active[chosen] = True
+        # All models are equal before the round, so any node that is not drawn still holds G.
+        holder = int((~active).nonzero()[0])
+        matrix = torch.zeros(self.n, self.n, dtype=torch.float64)
+        matrix[:, chosen] = self.server_step / self.drawn
+        matrix[:, holder] += 1 - self.server_step
+        return [Phase(self.local_steps, "after", Mixing.from_dense(matrix), active.expand(self.local_steps, -1))]
 
 
 class Swarm(Engine):

@@ -122,10 +122,12 @@ class Federation:
     # ---- parts -------------------------------------------------------------------------------------------------
     def engine(self, mixing: Mixing, seed: int, aggregate: Aggregate | None = None, keep_start: bool = False) -> Engine:
         """A fresh engine."""
-        name, local = self.config.engine, self.config.local
-        # Shadows have no complete graph between them; a block of federated averages is a plain mix.
+        name, local, own = self.config.engine, self.config.local, dict(self.config.engine_options)
         if name == "fedavg" and mixing is not self.mixing:
-            name = "dfedavg"
+            # Shadows have no complete graph between them; a block of federated averages is a plain mix.
+            name, own = "dfedavg", {}
+        if own.get("drawn") is not None:
+            own["guests"] = self._guests()
         return make_engine(
             name,
             mixing,
@@ -133,8 +135,14 @@ class Federation:
             seed=seed,
             aggregate=aggregate,
             keep_start=keep_start,
-            **self.config.engine_options,
+            **own,
         )
+
+    def _guests(self) -> dict[int, Tensor]:
+        """Round -> attackers whose only round it is, under ``schedule="single"``: they take part in it [code]."""
+        schedule = self.config.attack.schedule
+        rounds = set(schedule.rounds) if schedule.kind == "single" else set()
+        return {r: self.attackers[schedule.active(r, len(self.attackers))] for r in rounds}
 
     def training(
         self,

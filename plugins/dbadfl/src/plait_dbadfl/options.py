@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from plait import PresetOptions
 from plait_dbadfl.items import Item, companions
@@ -40,6 +40,10 @@ class DbadflOptions(PresetOptions):
     interactions: Literal["sequential", "matching"] = Field("sequential", description="swarm: how edges are drawn")
     swarm_steps: Literal["fixed", "geometric"] = Field("fixed", description="swarm: local steps of an interaction")
     age: bool = Field(False, description="gossip: weight the mean by the models' ages")
+    drawn: int | None = Field(
+        None, ge=1, le=100_000, description="fedavg: nodes drawn in every round, attackers in their own; default all"
+    )
+    server_step: float = Field(1.0, gt=0, le=1, description="fedavg with drawn: the server's step eta")
     local_steps: int = Field(5, ge=1, le=10_000, description="local steps K between exchanges")
     rounds: int | None = Field(
         None, ge=1, le=10**6, description="rounds of each compared run; default train.steps / local_steps"
@@ -93,7 +97,7 @@ class DbadflOptions(PresetOptions):
 
     # ---- distances and clusters ---------------------------------------------------------------------------------
     detect: bool = Field(False, description="scan and predict distances even if the arm does not need them")
-    tau: float | Literal["inf"] = Field(3.0, ge=0, le=1e6, description="clustering threshold in hops")
+    tau: float | Literal["inf"] = Field(3.0, description="clustering threshold in hops, at least 0; inf is one cluster")
     n_clusters: int | None = Field(None, ge=1, le=100_000, description="number of clusters instead of tau")
     rotate_every: int = Field(
         0, ge=0, le=10**6, description="rounds between redraws of who carries which part; 0 never"
@@ -150,6 +154,13 @@ class DbadflOptions(PresetOptions):
     def others(self) -> tuple[Item, ...]:
         """The runs beside the main one, in their order."""
         return companions(self.companions, self.arm, self.defence)
+
+    @field_validator("tau")
+    @classmethod
+    def _check_tau(cls, value: float | str) -> float | str:
+        if isinstance(value, float) and not 0 <= value <= 1e6:
+            raise ValueError("the threshold is from 0 to 1e6 hops, or 'inf'")
+        return value
 
     @model_validator(mode="after")
     def _check(self) -> DbadflOptions:

@@ -42,6 +42,7 @@ class DbadflPlugin(Plugin):
     tiny: ClassVar[Mapping[str, Any]] = {
         "nodes": 6,
         "attackers": 2,
+        "target": 1,
         "min_samples": 2,
         "local_steps": 2,
         "rounds": 2,

@@ -36,6 +36,8 @@ _ANCESTOR: Mapping[str, Any] = {
     "topology": "complete",
     "weights": "average",
     "nodes": 100,
+    "drawn": 10,
+    "server_step": 0.1,
     "attackers": 4,
     "arm": "naive-4",
     "schedule": "single",

@@ -65,7 +65,7 @@ def models() -> dict[str, ModelSource]:
         "small-mlp": ModelSource(
             "plait_dbadfl.embedded:build",
             "linear, ReLU, linear: 64-32-10 on digits",
-            frozenset(),
+            frozenset({"model:channel-groups"}),
             needs,
             SmallMlpOptions,
         )

@@ -1,0 +1,197 @@
+"""Small parts of the plugin: companions, presets, batches of nodes, joint votes, idx files, detectors read back."""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import plait
+from plait.errors import BadInput
+from plait.testing.killing import first_difference
+from plait_dbadfl import sweep
+from plait_dbadfl.clothes import IMAGES, LABELS, load, read_idx
+from plait_dbadfl.config import PredictorConfig, ShadowConfig
+from plait_dbadfl.defences import DEFENCES, Mean, make_defence
+from plait_dbadfl.detection import Detection, Detector
+from plait_dbadfl.items import Item, companions, parse_item
+from plait_dbadfl.mixing import make_mixing
+from plait_dbadfl.nodes import NodesBatch
+from plait_dbadfl.options import DbadflOptions
+from plait_dbadfl.presets import PRESETS
+from plait_dbadfl.sources import SharedClothesOptions
+from plait_dbadfl.stacking import Stacked
+from plait_dbadfl.sweep import Choice, choose, compare
+from plait_dbadfl.topologies import from_edges, make_topology
+from plait_dbadfl.vote import votes
+
+
+# ---- what is compared ---------------------------------------------------------------------------------------------
+def test_items_are_read_part_by_part() -> None:
+    assert parse_item("naive", "none") == Item("naive", text="naive")
+    assert parse_item("+rfa", "naive") == Item("naive", "rfa", text="+rfa")
+    full = parse_item("naive-4+norm-clipping@two-groups/samples", "none")
+    assert (full.arm, full.defence, full.placement, full.budget) == (
+        "naive-4",
+        "norm-clipping",
+        "two-groups",
+        "samples",
+    )
+    assert full.slug == "naive_4_norm_clipping_at_two_groups_by_samples" and parse_item("+rfa", "naive").slug == "rfa"
+    for bad in ("", "naive+", "naive@moon", "naive/pixel", "sneaky", "a b"):
+        with pytest.raises(ValueError, match=r"unknown|form"):
+            parse_item(bad, "naive")
+
+
+@pytest.mark.parametrize("wanted", [(), ("+median",), ("+krum", "+rfa"), ("none",), ("naive", "naive+median")])
+@pytest.mark.parametrize("defence", [None, "median"])
+def test_no_attack_without_its_clean_and_two_defended_runs(wanted: tuple[str, ...], defence: str | None) -> None:
+    found = [*companions(wanted, "naive-4", defence), Item("naive-4", defence)]
+    assert any(i.arm == "none" and i.defence is None for i in found)
+    assert len({i.defence for i in found if i.arm == "naive-4" and i.defence}) >= 2
+    keys = [(i.arm, i.defence, i.placement, i.budget) for i in found]
+    assert len(set(keys)) == len(keys)
+
+
+def test_a_clean_evaluation_has_no_companions_of_its_own() -> None:
+    assert companions((), "none", None) == () and len(companions(("naive",), "none", None)) == 1
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_presets_are_valid_and_what_is_given_beside_them_wins(name: str) -> None:
+    assert DbadflOptions(baseline=name).baseline == name
+    assert DbadflOptions(baseline=name, gamma=3.0).gamma == 3.0
+
+
+def test_the_ancestors_preset_replaces_the_model_in_its_rounds(tmp_path: Path) -> None:
+    options = {
+        "baseline": "ancestor-mnist", "nodes": 10, "drawn": 4, "trigger": "digits", "attack_rounds": [3, 3, 3, 3],
+        "gamma": 40.0, "first": 8, "local_steps": 4, "evaluate_every": 1, "rounds": 4,
+    }  # fmt: skip
+    made = plait.run(plugins={"dbadfl": options}, settings={"train.batch_size": 16}, out=tmp_path / "r")
+    last = [r for r in made.directory.events() if r["event"] == "result"][-1]
+    (series,) = last["plots"]["dbadfl/infection_by_round"]["series"].values()
+    assert series[0] == [1, 2, 3, 4]
+    # nobody poisons before its round; four drawn attackers scaled by drawn / eta then replace the model
+    assert made.metrics["dbadfl/asr"] > 0.3 + max(series[1][:3]) / 100
+    assert made.metrics["dbadfl/asr"] > made.metrics["dbadfl/asr_none"] + 0.3
+
+
+# ---- batches and votes --------------------------------------------------------------------------------------------
+def test_a_batch_of_nodes_is_cut_along_its_examples() -> None:
+    batch = NodesBatch.of(
+        {"index": torch.arange(12).view(3, 4), "input": torch.rand(3, 4, 1, 2, 2)}, torch.tensor([1, 4, 7])
+    )
+    assert batch.size == 4
+    part = batch.take(torch.tensor([3, 0]))
+    assert part["index"].tolist() == [[3, 0], [7, 4], [11, 8]] and part.nodes is batch.nodes
+    pieces = batch.chunks(3)
+    assert torch.equal(torch.cat([p["input"] for p in pieces], 1), batch["input"])
+    some = batch.of_nodes(torch.tensor([2, 0]))
+    assert (
+        some.nodes is not None
+        and some.nodes.tolist() == [7, 1]
+        and some["index"].tolist() == [[8, 9, 10, 11], [0, 1, 2, 3]]
+    )
+    assert batch.to("cpu").nodes is not None
+
+
+def test_the_vote_is_the_members_mean_probability() -> None:
+    torch.manual_seed(0)
+    stack = Stacked(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), 5, init="different", implementation="loop")
+    images, members = torch.rand(7, 1, 2, 2), torch.tensor([True, False, True, True, False])
+    want = torch.stack([stack.replica(i)(images).softmax(-1) for i in (0, 2, 3)]).mean(0)
+    assert torch.allclose(votes(stack, images, members).exp(), want, atol=1e-6)
+
+
+# ---- names do not matter ------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", sorted(DEFENCES))
+def test_renumbering_the_nodes_renumbers_the_result(name: str) -> None:
+    graph = make_topology("watts-strogatz", 14, seed=3)
+    generator = torch.Generator().manual_seed(0)
+    models, start = (torch.randn(14, 6, generator=generator, dtype=torch.float64) for _ in range(2))
+    order = torch.randperm(14, generator=generator)  # the node i of the renumbered graph was order[i]
+    place = order.argsort()
+    other = from_edges(place[graph.edge_index.T], 14)
+    quality = torch.rand(14, 14, generator=generator, dtype=torch.float64)
+    rules = [make_defence(name, **({"noise": 0.0} if name == "flame" else {})) for _ in range(2)]
+    one = rules[0](models, make_mixing(graph), start=start, losses=lambda r, s: quality[r, s])
+    two = rules[1](
+        models[order], make_mixing(other), start=start[order], losses=lambda r, s: quality[order][:, order][r, s]
+    )
+    assert torch.allclose(two.models, one.models[order], atol=1e-10)
+    if name != Mean.name and one.accept is not None:
+        assert two.accept is not None and int(two.accept.sum()) == int(one.accept.sum())
+
+
+# ---- detectors ----------------------------------------------------------------------------------------------------
+def test_a_detector_and_its_findings_are_read_back_whole() -> None:
+    generator = torch.Generator().manual_seed(0)
+    sequences, distances = torch.rand(20, 4, 6, generator=generator), torch.randint(1, 6, (20,), generator=generator)
+    config = PredictorConfig(epochs=2)
+    made = Detector.train(sequences, distances, config, 3)
+    again = Detector.from_state(made.state_dict(), config, 3)
+    features, hops = torch.rand(4, 5, 5, 3, generator=generator), make_topology("ring", 5).hops(range(5))
+    one, two = (d.detect(features, hops, tau=2) for d in (made, again))
+    assert first_difference(one.state_dict(), two.state_dict()) is None
+    read = Detection.from_state(one.state_dict())
+    assert first_difference(read.state_dict(), one.state_dict()) is None and read.mae_ratio == one.mae_ratio
+
+
+# ---- Fashion-MNIST's files ----------------------------------------------------------------------------------------
+def idx(path: Path, magic: int, values: Tensor) -> None:
+    content = struct.pack(f">{1 + values.ndim}i", magic, *values.shape) + values.byte().numpy().tobytes()
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    generator = torch.Generator().manual_seed(0)
+    for part, count, end in (("train", 130, ".gz"), ("t10k", 110, "")):
+        images = torch.randint(256, (count, 28, 28), generator=generator)
+        idx(tmp_path / f"{part}-images-idx3-ubyte{end}", IMAGES, images)
+        idx(tmp_path / f"{part}-labels-idx1-ubyte{end}", LABELS, torch.arange(count) % 10)
+    return tmp_path
+
+
+def test_idx_files_plain_and_gzipped(folder: Path) -> None:
+    labels = read_idx(folder, "t10k-labels-idx1-ubyte", LABELS)
+    assert labels.tolist() == [k % 10 for k in range(110)]
+    found = load(SharedClothesOptions(path=str(folder), train=100, validation=20, test=100), 0)
+    assert [len(s) for s in (found.train, found.validation, found.test)] == [100, 20, 100]
+    batch = found.train.__getitems__([0, 1])
+    assert batch["input"].shape == (2, 1, 28, 28) and float(batch["input"].max()) <= 1
+    raw = read_idx(folder, "train-images-idx3-ubyte", IMAGES)
+    assert bool((raw.float().div(255) == batch["input"][0]).flatten(1).all(1).any())
+
+
+def test_broken_idx_files_are_named(folder: Path) -> None:
+    with pytest.raises(BadInput, match="130 images and 130 labels; 140 are wanted"):
+        load(SharedClothesOptions(path=str(folder), train=120, validation=20, test=100), 0)
+    with pytest.raises(BadInput, match="magic number 2049"):
+        read_idx(folder, "t10k-labels-idx1-ubyte", IMAGES - 1)
+    file = folder / "train-images-idx3-ubyte.gz"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(BadInput, match="train-images-idx3-ubyte"):
+        read_idx(folder, "train-images-idx3-ubyte", IMAGES)
+
+
+# ---- the comparison of all rules ----------------------------------------------------------------------------------
+def test_the_sweep_chooses_on_validation_and_compares_on_fresh_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep, "ShadowConfig", functools.partial(ShadowConfig, networks=2))
+    monkeypatch.setattr(sweep, "TUNING", (100,))
+    monkeypatch.setattr(PredictorConfig, "__init__", functools.partialmethod(PredictorConfig.__init__, epochs=1))
+    grid = {"mean": ({},), "krum": ({"f": 0}, {"f": 1}), "clipping": ({"tau": 1e-9}, {"tau": 100.0})}
+    chosen = choose(("ring",), 12, grid)
+    # f = 1 is illegal on a ring; a radius of nothing is local training: no exchange infects it, and it learns little
+    assert Choice("krum", {"f": 0}, "MA - ASR") in chosen
+    kept = [c for c in chosen if c.rule == "clipping" and "MA kept" in c.aim]
+    assert all(c.options == {"tau": 100.0} for c in kept)
+    rows = list(compare(("ring",), (301, 302), [Choice("mean", {}, "x"), Choice("clipping", {"tau": 1e-9}, "x")], 12))
+    assert [r.rule for r in rows] == ["mean", "clipping"] and rows[0].clean == rows[1].clean
+    assert rows[1].asr < rows[0].asr and rows[1].ma < rows[1].clean and rows[0].seeds == 2
