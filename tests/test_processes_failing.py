@@ -15,6 +15,7 @@ import pytest
 
 import plait
 from plait import Plugin, hookimpl
+from plait.testing.killing import final_state, first_difference
 from plait.testing.strangers import installed
 from plait.testing.together import Ended, free_port, together
 
@@ -38,6 +39,8 @@ class TroublePlugin(Plugin):
                 time.sleep(60)
             if kind == "stopped":
                 os.kill(os.getpid(), signal.SIGSTOP)
+            if kind == "terminated":
+                os.kill(os.getpid(), signal.SIGTERM)
             if kind == "refusing":
                 raise ValueError("the radius came out negative")
         return proceed()
@@ -190,3 +193,20 @@ def test_several_processes_must_say_where(tmp_path: Path, monkeypatch: pytest.Mo
         plait.run(RECIPE)
     with pytest.raises(plait.BadInput, match="2 processes cannot share one device"):
         plait.run(RECIPE, device="cuda:0", out=tmp_path / "r")
+
+
+def test_a_signal_stops_all_processes_at_one_step(tmp_path: Path) -> None:
+    """As a scheduler sends it: between two steps, after a checkpoint, said once, and gone on with to the same bits."""
+    wanted = {**RECIPE, "train": {"steps": 12, "batch_size": 24, "log_every": 3}}
+
+    def act(rank: int) -> None:
+        plait.run(wanted, out=tmp_path / "r")
+
+    ended = together(act, environments=[{"TROUBLE": "terminated"}] * 2)
+    assert [e.code for e in ended] == [130, 130], ended
+    assert "stopped after step 6 of 12. Go on with: plait resume" in ended[0].error
+    assert [e.shown for e in ended] == [False, True]
+    ended = together(lambda rank: plait.resume(tmp_path / "r"))
+    assert [e.code for e in ended] == [0, 0], ended
+    ended = together(lambda rank: plait.run(wanted, out=tmp_path / "whole"))
+    assert first_difference(final_state(tmp_path / "r"), final_state(tmp_path / "whole")) is None

@@ -32,7 +32,9 @@ def noted(recorder: Recorder, error: Exception) -> Exception:
     """Write down what ended the run; returns what to tell the user."""
     if isinstance(error, Interrupted):
         recorder.event("interrupted", step=_last_step(recorder.directory))
-        return Interrupted(f"{error} Go on with: plait resume {recorder.directory.shown}")
+        told = Interrupted(f"{error} Go on with: plait resume {recorder.directory.shown}")
+        told.shown = error.shown
+        return told
     with contextlib.suppress(RunFailed):  # a full disk must not hide what happened before
         recorder.event("failed", error=str(error) or type(error).__name__)
     return error

@@ -139,6 +139,9 @@ class Ranks(Alone):
         if self._told:
             return
         self._told = True
+        if self.rank and isinstance(error, errors.Interrupted):  # all stop at one step; rank 0 says so
+            error.shown = True
+            return
         described = _described(error)
         try:
             first = self.store.compare_set("failure", "", json.dumps({**described, "rank": self.rank})).decode()
