@@ -23,24 +23,13 @@ if TYPE_CHECKING:
         SplitConfig,
     )
     from .course import AttackCourse
-    from .defences import (
-        DEFENCES,
-        RFA,
-        Balance,
-        Defence,
-        Flame,
-        FoolsGold,
-        Krum,
-        Median,
-        MultiKrum,
-        NormClipping,
-        RobustAggregation,
-        SelfCentredClipping,
-        TrimmedMean,
-        Ubar,
-        Verdict,
-        make_defence,
-    )
+    from .defences.aggregation import DEFENCES, RobustAggregation, make_defence
+    from .defences.base import Defence, Verdict
+    from .defences.clipping import NormClipping, SelfCentredClipping
+    from .defences.coordinatewise import Median, TrimmedMean
+    from .defences.geometric import RFA, Krum, MultiKrum
+    from .defences.selection import Balance, Ubar
+    from .defences.similarity import Flame, FoolsGold
     from .detection import Detection, Detector, Scan
     from .engines import DPSGD, ENGINES, DFedAvg, DFedAvgM, Engine, FedAvg, Gossip, Swarm, make_engine
     from .errors import DbadflError
@@ -89,23 +78,35 @@ _HOMES = {
         "SplitConfig",
     ),
     "course": ("AttackCourse",),
-    "defences": (
-        "Balance",
+    "defences.aggregation": (
         "DEFENCES",
+        "RobustAggregation",
+        "make_defence",
+    ),
+    "defences.base": (
         "Defence",
+        "Verdict",
+    ),
+    "defences.clipping": (
+        "NormClipping",
+        "SelfCentredClipping",
+    ),
+    "defences.coordinatewise": (
+        "Median",
+        "TrimmedMean",
+    ),
+    "defences.geometric": (
+        "Krum",
+        "MultiKrum",
+        "RFA",
+    ),
+    "defences.selection": (
+        "Balance",
+        "Ubar",
+    ),
+    "defences.similarity": (
         "Flame",
         "FoolsGold",
-        "Krum",
-        "Median",
-        "MultiKrum",
-        "NormClipping",
-        "RFA",
-        "RobustAggregation",
-        "SelfCentredClipping",
-        "TrimmedMean",
-        "Ubar",
-        "Verdict",
-        "make_defence",
     ),
     "detection": (
         "Detection",
