@@ -89,11 +89,26 @@ def plait_loop(
     plugins: dict[str, dict[str, Any]] | None = None,
 ) -> tuple[Trainer, Callable[[int], None]]:
     """plait's own loop, with or without plugins, advanced by whole stretches of steps."""
+    return plait_loop_on("cpu", data, model, batch_size, total, folder, plugins)
+
+
+def plait_loop_on(
+    device: str,
+    data: Data,
+    model: nn.Module,
+    batch_size: int,
+    total: int,
+    folder: Path,
+    plugins: dict[str, dict[str, Any]] | None = None,
+    precision: str = "fp32",
+) -> tuple[Trainer, Callable[[int], None]]:
+    """`plait_loop` on a device and in a precision."""
     recipe = Recipe.parse(
         {
             "data": {"name": "benchmark:data"},
             "model": {"name": "benchmark:model"},
-            "device": "cpu",
+            "device": device,
+            "precision": precision,
             "train": {"steps": total, "batch_size": batch_size, "evaluate_every": 10**6},
             "optimizer": {"lr": LR, "momentum": MOMENTUM, "weight_decay": DECAY},
             "checkpoint": {"every_steps": 10**6},

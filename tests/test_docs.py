@@ -25,6 +25,7 @@ import pytest
 
 import plait
 import plait.claims
+import plait.sweeps
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs/reference").glob("*.md"))]
@@ -132,6 +133,9 @@ def test_commands_are_accepted(
         rest = ["--help"]
     if name == "verify":
         monkeypatch.setattr(plait.claims, "verify", only_look)
+    if name == "sweep":
+        rest = [word for word in rest if word != "recipe.toml"]
+        monkeypatch.setattr(plait.sweeps, "sweep", no_sweep)
     with pytest.raises(SystemExit) as ended:
         app([name, *rest], prog_name="plait")
     said = capsys.readouterr().err
@@ -145,13 +149,18 @@ def only_look(book: Any, *, only: Any, **options: Any) -> None:
     raise plait.BadInput("looked at, not run")
 
 
+def no_sweep(recipe: Any, over: Any, **options: Any) -> None:
+    """In place of many runs: what is varied was understood."""
+    raise plait.BadInput("looked at, not run")
+
+
 def planned(arguments: list[str]) -> list[str]:
     """The arguments of ``plait run`` that ``plait plan`` takes as well."""
     left, words = [], iter(arguments)
     for word in words:
-        if word in ("--out", "--epochs", "--steps", "--seed", "--seeds", "--device"):
+        if word in ("--out", "--epochs", "--steps", "--seed", "--seeds", "--device", "--nproc", "--restarts"):
             next(words)
-        elif word == "recipe.toml":
+        elif word in ("recipe.toml", "--go-on"):
             continue
         else:
             left.append(word)

@@ -12,7 +12,7 @@ import pytest
 from broken_plugins import CASES, Case
 from good_plugin import Good
 
-from plait import running
+from plait import ending
 from plait.testing.conformance import Broken, DoesNotApply, check, rules
 from plait.testing.subject import Subject
 
@@ -49,7 +49,7 @@ def assert_only(case: Case, folder: Path, names: Collection[str] | None = None) 
 @pytest.fixture
 def no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reports without plots, which take most of a tiny run's time."""
-    monkeypatch.setattr(running, "_write_report", lambda directory: directory.report.write_text(""))
+    monkeypatch.setattr(ending, "write_report", lambda directory: directory.report.write_text(""))
 
 
 def test_a_good_plugin_keeps_every_rule(tmp_path: Path) -> None:

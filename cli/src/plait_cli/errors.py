@@ -20,6 +20,8 @@ def report(error: BaseException, *, as_json: bool) -> int:
     """
     from plait.errors import Interrupted, PlaitError, Refused
 
+    if isinstance(error, PlaitError) and error.shown:  # another process of the run has told the user
+        return error.exit_code
     extra: dict[str, Any] = {}
     kind = type(error).__name__
     word = "error"

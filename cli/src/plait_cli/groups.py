@@ -21,6 +21,7 @@ COMMANDS = {
     "runs": "plait_cli.commands.runs:runs",
     "compare": "plait_cli.commands.compare:compare",
     "report": "plait_cli.commands.report:report",
+    "sweep": "plait_cli.commands.sweep:sweep",
     "verify": "plait_cli.commands.verify:verify",
     "new": "plait_cli.commands.new:new",
     "doctor": "plait_cli.commands.doctor:doctor",

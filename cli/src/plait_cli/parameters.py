@@ -56,6 +56,13 @@ Device = Annotated[
     str | None,
     typer.Option("--device", metavar="D", help="auto, cpu, mps, cuda or cuda:N.", autocompletion=completion.devices),
 ]
+Processes = Annotated[
+    int | None,
+    typer.Option("--nproc", metavar="N", help="Share the run between N processes of this machine (torch.distributed)."),
+]
+Restarts = Annotated[
+    int, typer.Option("--restarts", metavar="N", help="With --nproc: go on up to N times after a process was lost.")
+]
 RunPath = Annotated[
     Path, typer.Argument(metavar="RUN", help="A run directory.", autocompletion=completion.run_directories)
 ]

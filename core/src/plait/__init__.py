@@ -23,6 +23,7 @@ _WHERE = {
     "resume": "plait.running",
     "load_run": "plait.running",
     "Run": "plait.running",
+    "sweep": "plait.sweeps.sweeping",
     "Batch": "plait.data",
     "Data": "plait.data",
     "DataInfo": "plait.data",
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
     from plait.running import load_run as load_run
     from plait.running import resume as resume
     from plait.running import run as run
+    from plait.sweeps.sweeping import sweep as sweep
     from plait.vocabulary import Claim as Claim
 
 

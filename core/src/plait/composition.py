@@ -108,6 +108,7 @@ def make_plan(recipe: Recipe) -> Plan:
             plan.composed[hook].implementations.sort(key=lambda i: i.inner)
     plan.claims = {name: plugin.claims() for name, plugin in plugins.items() if plugin.claims()}
     plan.refusals += judge_claims(plan.claims, plan.composed["update_masks"].implementations)
+    plan.refusals += judge_sharing(recipe, plugins, found)
     refusals, plan.unchecked = judge_needs(recipe, plugins)
     plan.refusals += refusals
     return plan
@@ -187,6 +188,30 @@ def judge_claims(claims: Mapping[str, tuple[Claim, ...]], owners: Sequence[Imple
                     "Its author must return what it owns from claims().",
                 )
             )
+    return refusals
+
+
+def judge_sharing(recipe: Recipe, plugins: Mapping[str, Plugin], found: Sequence[Implementation]) -> list[Refusal]:
+    """Under FSDP no process has a whole parameter: what acts on parameters by name cannot work there.
+
+    A plugin whose step works on spread parameters says so by providing ``parameters:sharded``.
+    """
+    if recipe.distributed.strategy != "fsdp":
+        return []
+    fix = "Use --set distributed.strategy=ddp, with which every process holds the network"
+    refusals = []
+    for name, plugin in plugins.items():
+        hooks = {i.hook for i in found if i.plugin == name}
+        masks = "update_masks" in hooks or any(claim.kind == "parameters" for claim in plugin.claims())
+        acts = sorted(hooks & {"optimizer_step", "fit"})
+        if masks or (acts and "parameters:sharded" not in plugin.provides()):
+            what = "owns masks, which are of whole parameters" if masks else f"acts on the parameters in {acts[0]}"
+            message = f"{name!r} {what}; distributed.strategy = 'fsdp' spreads each parameter over the processes."
+            refusals.append(Refusal("sharing", (name,), message, f"{fix}, or drop -p {name}."))
+    for key, wrong in (("train.select", recipe.train.select == "best"), ("compile", recipe.compile)):
+        if wrong:
+            message = f"{key} is not supported with distributed.strategy = 'fsdp'."
+            refusals.append(Refusal("sharing", (), message, f"{fix}, or leave {key} out."))
     return refusals
 
 

@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 
 from plait.errors import BadCheckpoint, BadInput, RunLocked
 from plait.recipe import Recipe
+from plait.scale.processes import Place
 
 
 class RunDirectory:
@@ -21,6 +22,9 @@ class RunDirectory:
     ``recipe.toml`` (resolved), ``environment.json``, ``metrics.jsonl`` (one event a line), ``checkpoints/``,
     ``export/``, ``report.html``.
     """
+
+    shared = True
+    """Whether every process of a run sees the same files; else each machine has a copy."""
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
@@ -32,16 +36,65 @@ class RunDirectory:
         self.report = self.path / "report.html"
 
     @classmethod
+    def at(cls, path: Path | str) -> RunDirectory:
+        """The directory of a path, or of a URL of an object store (``s3://bucket/run``).
+
+        Raises:
+            BadInput: the store's package is not installed.
+        """
+        if ":/" in str(path):
+            from plait.stores import StoredDirectory, url_of
+
+            if url := url_of(path):
+                return StoredDirectory(url)
+        return RunDirectory(path)
+
+    @property
+    def shown(self) -> str:
+        """How the user names it."""
+        return str(self.path)
+
+    def fetch(self) -> None:
+        """Bring what is published to this machine; a local directory needs no such thing."""
+
+    def publish(self) -> None:
+        """Publish what is here; a local directory needs no such thing."""
+
+    @classmethod
     def existing(cls, path: Path | str) -> RunDirectory:
         """The directory of an existing run.
 
         Raises:
             BadInput: there is no run at ``path``.
         """
-        directory = cls(path)
+        directory = cls.at(path)
+        directory.fetch()
         if not directory.recipe_file.is_file():
             raise BadInput(f"{path} is not a run directory: it has no recipe.toml. `plait runs` lists what there is.")
         return directory
+
+    def must_be_free(self) -> None:
+        """Refuse a directory that holds a run.
+
+        Raises:
+            BadInput: it does.
+        """
+        if self.recipe_file.exists():
+            raise BadInput(f"{self.path} already holds a run: choose another --out, or `plait resume {self.path}`.")
+
+    def launched(self, place: Place) -> None:
+        """Remember the launch whose processes make this run, so that it goes on when the launcher starts them again."""
+        if place.launch:
+            (self.path / ".launch").write_text(place.launch, encoding="utf-8")
+
+    def launched_by(self, place: Place) -> bool:
+        """Whether the launcher of this process has started the run here before."""
+        if place.restart:  # torchrun has no name for a launch unless it is given one
+            return True
+        try:
+            return place.launch != "" and (self.path / ".launch").read_text(encoding="utf-8") == place.launch
+        except OSError:
+            return False
 
     def create(self) -> None:
         """Make the directory for a new run.
@@ -49,8 +102,7 @@ class RunDirectory:
         Raises:
             BadInput: it already holds a run, or cannot be made.
         """
-        if self.recipe_file.exists():
-            raise BadInput(f"{self.path} already holds a run: choose another --out, or `plait resume {self.path}`.")
+        self.must_be_free()
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
         except OSError as error:

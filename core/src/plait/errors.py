@@ -12,9 +12,17 @@ if TYPE_CHECKING:
 
 
 class PlaitError(Exception):
-    """Base of every error that plait raises on purpose."""
+    """Base of every error that plait raises on purpose.
+
+    Attributes:
+        exit_code: what the command line ends with.
+        shown: another process of the run has told the user already.
+        echo: it follows from the failure of another process.
+    """
 
     exit_code = 1
+    shown = False
+    echo = False
 
 
 class RunFailed(PlaitError):

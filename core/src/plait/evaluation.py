@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from plait.data import DataInfo, Split, in_order
 from plait.errors import BadInput, blame
+from plait.scale import gathering
 
 if TYPE_CHECKING:
     from plait.trainer import Trainer
@@ -65,7 +66,8 @@ class View:
 
     Attributes:
         summary: one line.
-        transform: ``transform(batch) -> batch`` on raw batches (before the data's ``prepare``), or None.
+        transform: ``transform(batch) -> batch`` on raw batches (before the data's ``prepare``), or None. It treats each
+            example by itself (by its ``index``): batches are cut otherwise on several ranks.
         split: another split than the test split, or None.
         tags: what it is, e.g. ``{"corruption": "shot_noise", "severity": 3}``; plugins choose views by tags.
     """
@@ -127,13 +129,35 @@ class Predictions(Mapping[str, Predicted]):
 def predict(
     trainer: Trainer, model: torch.nn.Module, split: Split, transform: Callable[[Any], Any] | None = None
 ) -> tuple[Any, dict[str, Any]]:
-    """Outputs of a model in eval mode over a whole split: tensors joined to [E, ...], other outputs as a list."""
+    """Outputs of a model in eval mode over a whole split: tensors joined to [E, ...], other outputs as a list.
+
+    Several ranks share the rows, and every rank has the results of all. Outputs that are no tensors with one row for
+    each example cannot be shared: then every rank computes everything.
+    """
+    if trainer.world == 1:
+        return _predict(trainer, model, in_order(split, BATCH), transform)
+    gathering.equal_buffers(trainer, model)
+    rows = len(split)
+    if rows < trainer.world:
+        return _predict(trainer, model, in_order(split, BATCH), transform)
+    parts = gathering.parts(rows, trainer.rank, trainer.world, BATCH)
+    outputs, fields = _predict(trainer, model, (split.__getitems__(part) for part in parts), transform)
+    mine = sum(len(part) for part in parts)
+    if not gathering.all_true(trainer, all(gathering.shareable(v, mine) for v in (outputs, *fields.values()))):
+        return _predict(trainer, model, in_order(split, BATCH), transform)
+    names = sorted(fields)
+    return gathering.joined(trainer, outputs), {n: gathering.joined(trainer, fields[n]) for n in names}
+
+
+def _predict(
+    trainer: Trainer, model: torch.nn.Module, batches: Iterable[Any], transform: Callable[[Any], Any] | None
+) -> tuple[Any, dict[str, Any]]:
     was_training = model.training
     model.eval()
     outputs: list[Any] = []
     fields: dict[str, list[Any]] = {}
     try:
-        for batch in in_order(split, BATCH):
+        for batch in batches:
             batch = transform(batch) if transform else batch
             with trainer.autocast():
                 out = trainer.call(model, batch.to(trainer.device))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -45,7 +45,8 @@ def require_finite_weights(trainer: Trainer) -> None:
         RunFailed: naming the step and the first such parameter.
     """
     for name, parameter in trainer.model.named_parameters():
-        if not bool(torch.isfinite(parameter.detach()).all()):
+        own: Any = parameter.detach()
+        if not bool(torch.isfinite(own.to_local() if trainer.sharded else own).all()):
             raise RunFailed(
                 f"step {trainer.step}: the weights {name!r} are not finite. Nothing was saved of this step; the last "
                 "checkpoint is kept. Try a smaller learning rate (--set optimizer.lr=...)."

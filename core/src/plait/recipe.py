@@ -80,6 +80,16 @@ class Checkpointing(Table):
     keep: int = Field(2, ge=1, le=1000, description="how many recent checkpoints stay")
 
 
+class Distributed(Table):
+    """How several processes share a run; how many there are is the launcher's choice, not the recipe's."""
+
+    strategy: Literal["ddp", "fsdp"] = Field(
+        "ddp", description="every process holds the whole network (ddp), or a part of its parameters (fsdp)"
+    )
+    timeout: float = Field(300.0, gt=0, le=86400, description="seconds that a process waits for the others")
+    unused_parameters: bool = Field(False, description="ddp: allow parameters that take no part in a forward pass")
+
+
 ExportFormat = Literal["safetensors", "torch_export", "torchscript", "onnx"]
 
 
@@ -104,6 +114,7 @@ class Recipe(Table):
     scheduler: Scheduler = Field(default_factory=Scheduler)
     checkpoint: Checkpointing = Field(default_factory=Checkpointing)
     export: Export = Field(default_factory=Export)
+    distributed: Distributed = Field(default_factory=Distributed)
     plugins: dict[str, dict[str, Any]] = Field(default_factory=dict, description="plugin -> options, in order")
 
     @classmethod

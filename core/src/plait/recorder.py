@@ -94,6 +94,7 @@ class Recorder:
         for old in self.directory.saved_checkpoints()[: -trainer.recipe.checkpoint.keep]:
             with contextlib.suppress(OSError):
                 old.unlink()
+        self.directory.publish()
 
     def rewind(self, size: int) -> None:
         """Cut the events back to what they were at the checkpoint, so a resumed file reads like an unbroken one."""

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import json
 import shutil
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from plait import composition, progress
+from plait import composition, ending, progress, starting
 from plait.devices import make_accelerator, seed_everything, seed_noise
 from plait.directory import RunDirectory, default_path
-from plait.errors import BadCheckpoint, BadInput, Interrupted, PlaitError, Refused, RunFailed
+from plait.errors import BadCheckpoint, BadInput, PlaitError, Refused, RunFailed
 from plait.recipe import Recipe, assemble
+from plait.scale.processes import here
+from plait.scale.ranks import Alone, join
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -73,21 +73,26 @@ class Run:
         return self._model
 
     def __repr__(self) -> str:
-        return f"Run({str(self.path)!r}, finished={self.finished})"
+        return f"Run({self.directory.shown!r}, finished={self.finished})"
 
 
 def run(
     recipe: Recipe | Path | str | Mapping[str, Any] | None = None,
     *,
     out: Path | str | None = None,
+    go_on: bool | None = None,
     progress: Any = False,
     **changes: Any,
 ) -> Run:
     """Train, evaluate, export and report.
 
+    Under a launcher (torchrun, ``accelerate launch``) every process calls this alike, and they make one run together.
+
     Args:
         recipe: a recipe, a TOML file, a nested mapping, or nothing.
-        out: the run directory; default ``runs/<time>-<plugins>-s<seed>``.
+        out: the run directory; default ``runs/<time>-<plugins>-s<seed>``. Several processes need it given.
+        go_on: if ``out`` holds a run of this very recipe, go on with it; default: only when a launcher starts its
+            processes again after one was lost.
         progress: True for a progress bar on stderr.
         changes: as in `plait.recipe.assemble`: plugins, data, model, settings, epochs, steps, seed, device.
 
@@ -99,8 +104,11 @@ def run(
     """
     plan = composition.make_plan(assemble(recipe, **changes))
     plan.raise_if_refused()
-    directory = RunDirectory(out if out is not None else default_path(plan.recipe))
-    return _execute(plan, directory, progress, fresh=True)
+    place = here()
+    if out is None and not place.alone:
+        raise BadInput(f"{place.world} processes make one run together: say where, with --out DIR (out=... in Python).")
+    directory = RunDirectory.at(out if out is not None else default_path(plan.recipe))
+    return _execute(plan, directory, progress, fresh=True, go_on=go_on)
 
 
 def resume(path: Path | str, *, checkpoint: str | None = None, device: str | None = None, progress: Any = False) -> Run:
@@ -131,54 +139,107 @@ def load_run(path: Path | str) -> Run:
 
 # ---- inside ------------------------------------------------------------------------------------------------------
 def _execute(
-    plan: composition.Plan, directory: RunDirectory, bar: Any, *, fresh: bool, checkpoint: str | None = None
+    plan: composition.Plan,
+    directory: RunDirectory,
+    bar: Any,
+    *,
+    fresh: bool,
+    checkpoint: str | None = None,
+    go_on: bool | None = None,
 ) -> Run:
-    from plait.recorder import Recorder
-
-    if fresh and directory.recipe_file.exists():
-        directory.create()  # refuses, before anything slow
+    if fresh and go_on is None and not directory.launched_by(here()):
+        directory.must_be_free()  # before anything slow
     accelerator = make_accelerator(plan.recipe, directory)
-    main = accelerator.is_main_process
-    mine = fresh and main and not directory.path.exists()
-    if fresh and main:
-        directory.create()
-    shown = progress.make(bar if main else False)
-    if not main:
-        model = _train(plan, Recorder(directory, shown, None, writes=False), accelerator, fresh, checkpoint)
-        accelerator.wait_for_everyone()
-        return Run(directory, model)
-    with directory.locked():
-        recorder = Recorder(directory, shown, accelerator)
-        if fresh:
-            _write_start(plan, directory, recorder, accelerator)
-        failure: Exception | None = None
-        try:
-            model = _train(plan, recorder, accelerator, fresh, checkpoint)
-        except Exception as error:
-            shown.stop()
-            if mine and isinstance(error, (BadInput, Refused)) and not directory.saved_checkpoints():
-                shutil.rmtree(directory.path)  # nothing was trained: leave nothing behind
-                raise
-            failure = _noted(recorder, error)
-        finally:
-            shown.stop()
-            recorder.close()
-        _write_report(directory)
-        if isinstance(failure, PlaitError):
-            raise failure from None
-        if failure is not None:
-            raise failure
-    accelerator.wait_for_everyone()
+    ranks = join(accelerator, plan.recipe.distributed.timeout)
+    shown = progress.make(bar if accelerator.is_main_process else False)
+    try:
+        ranks.compare(starting.started_with(plan) if ranks.world > 1 else {})
+        mine = fresh and not directory.path.exists()
+        start = ranks.decide("start", lambda: starting.begin(plan, directory, fresh, go_on))
+        if not directory.shared and ranks.world > 1:
+            if here().local == 0 and not accelerator.is_main_process and start != "fresh":
+                directory.fetch()
+            accelerator.wait_for_everyone()
+        if start == "finished":
+            return Run(directory)
+        with directory.locked() if accelerator.is_main_process else contextlib.nullcontext():
+            model = _record(plan, directory, accelerator, ranks, shown, start == "fresh", checkpoint, mine)
+        ranks.decide("written", lambda: None)
+    except PlaitError as error:
+        ranks.tell(error)
+        raise
+    finally:
+        ranks.leave()
     return Run(directory, model)
 
 
-def _train(
-    plan: composition.Plan, recorder: Recorder, accelerator: Accelerator, fresh: bool, checkpoint: str | None
+def _record(
+    plan: composition.Plan,
+    directory: RunDirectory,
+    accelerator: Accelerator,
+    ranks: Alone,
+    shown: progress.Silent,
+    fresh: bool,
+    checkpoint: str | None,
+    mine: bool,
 ) -> nn.Module:
-    from plait import evaluation
-    from plait.loading import build_model, load_data
+    """Train, and write down how it went; rank 0 is the only one that writes."""
+    from plait.recorder import Recorder
+
+    main = accelerator.is_main_process
+    recorder = Recorder(directory, shown, accelerator if main else None, writes=main)
+    if fresh and main:
+        starting.write_start(plan, directory, recorder, accelerator)
+    failure: Exception | None = None
+    try:
+        model = _train(plan, recorder, accelerator, ranks, fresh, checkpoint)
+    except Exception as error:
+        shown.stop()
+        ranks.tell(error)
+        if mine and main and isinstance(error, (BadInput, Refused)) and not directory.saved_checkpoints():
+            shutil.rmtree(directory.path)  # nothing was trained: leave nothing behind
+            raise
+        failure = ending.noted(recorder, error)
+    finally:
+        shown.stop()
+        recorder.close()
+    if main:
+        ending.write_report(directory)
+        with contextlib.suppress(RunFailed) if failure is not None else contextlib.nullcontext():
+            directory.publish()
+    if isinstance(failure, PlaitError):
+        raise failure from None
+    if failure is not None:
+        raise failure
+    return model
+
+
+def _train(
+    plan: composition.Plan,
+    recorder: Recorder,
+    accelerator: Accelerator,
+    ranks: Alone,
+    fresh: bool,
+    checkpoint: str | None,
+) -> nn.Module:
     from plait.trainer import Trainer
 
+    trainer = Trainer(plan, accelerator, recorder)
+    with ranks.alive(lambda: trainer.step):
+        try:
+            return _fitted(trainer, ranks, fresh, checkpoint)
+        except Exception as error:
+            reason = ranks.explain(error, trainer.step)
+            if reason is error:
+                raise
+            raise reason from error
+
+
+def _fitted(trainer: Trainer, ranks: Alone, fresh: bool, checkpoint: str | None) -> nn.Module:
+    from plait import evaluation
+    from plait.loading import build_model, load_data
+
+    plan, recorder = trainer.plan, trainer.recorder
     recipe = plan.recipe
     seed_everything(recipe.seed)
     data = load_data(recipe.data, recipe.seed)
@@ -186,12 +247,11 @@ def _train(
         recorder.note(note)
     model = build_model(recipe.model, data.info)
     check_needs(plan, data, model)
-    trainer = Trainer(plan, accelerator, recorder)
     trainer.build(data, model)
     views = evaluation.collect_views(trainer)  # a name given twice is refused now, not after the training
     seed_noise(recipe.seed, trainer.rank)
     if not fresh:
-        _load_checkpoint(trainer, recorder, checkpoint)
+        _load_checkpoint(trainer, recorder, ranks, checkpoint)
     recorder.progress.start(trainer.total_steps, trainer.step, "+".join(recipe.plugins) or "plain")
     with recorder.signals():
         trainer.fit()
@@ -210,7 +270,13 @@ def _finish(trainer: Trainer, recorder: Recorder, views: Mapping[str, View]) -> 
     trainer.masks.hold()
     results = evaluation.evaluate(trainer, trainer.model, views)
     validation = {name: asdict(metric) for name, metric in evaluation.evaluate_validation(trainer).items()}
-    model: nn.Module = copy.deepcopy(trainer.model).eval()
+    if trainer.sharded:
+        from plait.scale import sharded
+
+        assert trainer.plain is not None
+        model = sharded.whole_model(trainer, trainer.plain).to(trainer.device).eval()
+    else:
+        model = copy.deepcopy(trainer.model).eval()
     if trainer.composed["export"]:
         model = trainer.composed["export"].chain("model", trainer=trainer, model=model).eval()
         after = evaluation.evaluate(trainer, model, views)
@@ -260,10 +326,12 @@ def check_needs(plan: composition.Plan, data: Data, model: nn.Module) -> None:
         raise Refused(refusals)
 
 
-def _load_checkpoint(trainer: Trainer, recorder: Recorder, name: str | None) -> None:
+def _load_checkpoint(trainer: Trainer, recorder: Recorder, ranks: Alone, name: str | None) -> None:
     from plait import checkpoints
 
-    path = recorder.directory.checkpoint(name)
+    directory = recorder.directory
+    newest = ranks.decide("checkpoint", lambda: found.name if (found := directory.checkpoint(name)) else None)
+    path = directory.checkpoints / newest if newest is not None else None
     if path is None:
         if recorder.writes:
             recorder.directory.tidy(None)
@@ -273,6 +341,8 @@ def _load_checkpoint(trainer: Trainer, recorder: Recorder, name: str | None) -> 
     try:
         state = checkpoints.load(path)
     except BadCheckpoint as error:
+        if not path.exists():
+            raise BadCheckpoint(f"{error} Every machine of a run must see its directory.") from None
         older = [p.stem for p in recorder.directory.saved_checkpoints() if p != path]
         hint = f" Intact older ones may be: {', '.join(older)} (--checkpoint {older[-1]})." if older else ""
         raise BadCheckpoint(f"{error}{hint}") from None
@@ -286,42 +356,7 @@ def _load_checkpoint(trainer: Trainer, recorder: Recorder, name: str | None) -> 
     if recorder.writes:
         recorder.directory.tidy(path)
     recorder.rewind(size)
-    recorder.event("resumed", step=trainer.step)
-    if trainer.world > 1:
-        seed_noise(trainer.recipe.seed, trainer.rank, trainer.step)  # the checkpoint has the state of rank 0
-
-
-def _write_start(plan: composition.Plan, directory: RunDirectory, recorder: Recorder, accelerator: Accelerator) -> None:
-    from plait import environment, files
-
-    described = environment.describe(str(accelerator.device), plan.distributions, accelerator.num_processes)
-    files.write_text(directory.environment_file, json.dumps(described, indent=2))
-    files.write_text(directory.recipe_file, plan.recipe.to_toml())
-    recorder.event("plan", **plan.as_dict())
-
-
-def _write_report(directory: RunDirectory) -> None:
-    from plait.report import write_report
-
-    try:
-        write_report(directory)
-    except (OSError, RunFailed) as error:  # the run itself is complete; `plait report RUN` can repeat this
-        print(f"the report could not be written: {error}", file=sys.stderr)
-
-
-def _last_step(directory: RunDirectory) -> int:
-    newest = directory.checkpoint()
-    return int(newest.stem.removeprefix("step-")) if newest else 0
-
-
-def _noted(recorder: Recorder, error: Exception) -> Exception:
-    """Write down what ended the run; returns what to tell the user."""
-    if isinstance(error, Interrupted):
-        recorder.event("interrupted", step=_last_step(recorder.directory))
-        return Interrupted(f"{error} Go on with: plait resume {recorder.directory.path}")
-    with contextlib.suppress(RunFailed):  # a full disk must not hide what happened before
-        recorder.event("failed", error=str(error) or type(error).__name__)
-    return error
+    recorder.event("resumed", step=trainer.step, processes=trainer.world)
 
 
 def _rebuild(directory: RunDirectory) -> nn.Module:

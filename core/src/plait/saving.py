@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def state_dict(trainer: Trainer) -> dict[str, Any]:
     """Everything that a resumed run needs, between two steps."""
     assert not trainer.in_step, "a checkpoint inside a step would hold perturbed weights"
-    return {
+    state = {
         "step": trainer.step,
         "phase": list(trainer.phase),
         "model": trainer.model.state_dict(),
@@ -33,15 +33,26 @@ def state_dict(trainer: Trainer) -> dict[str, Any]:
         "random": optimizers.global_random_state(trainer.device),
         "best": trainer.best,
     }
+    if trainer.sharded:
+        from plait.scale import sharded
+
+        state = sharded.whole(state)
+    return state
 
 
 def load_state_dict(trainer: Trainer, state: Mapping[str, Any]) -> None:
     """Go on from `state_dict`. Plugins first: one that shrank the network shrinks it again before weights load."""
     for name, plugin in trainer.plugins.items():
         plugin.load_state_dict(copy.copy(state["plugins"].get(name, {})))
-    optimizers.load_weights(trainer.model, state["model"])
+    weights, momenta = state["model"], state["optimizer"]
+    if trainer.sharded:
+        from plait.scale import sharded
+
+        weights = sharded.weights_like(trainer.model, weights)
+        momenta = sharded.state_like(trainer.optimizer, momenta)
+    optimizers.load_weights(trainer.model, weights)
     trainer.masks.load_state_dict(state["masks"])
-    optimizers.tree_to_state(trainer.optimizer, state["optimizer"])
+    optimizers.tree_to_state(trainer.optimizer, momenta)
     # what a plugin makes later in the run finds its state when it is made
     trainer.waiting = {key: dict(state.get(key, {})) for key in ("streams", "generators", "extra", "shadows")}
     for name in trainer.shadows.sets:

@@ -74,6 +74,8 @@ def gradients(
     Raises:
         BadInput: an objective or weights of a shape other than [B], naming the plugin.
     """
+    if not sync and trainer.sharded:
+        raise BadInput("distributed.strategy = 'fsdp' has no gradients of one rank alone (sync=False); use ddp.")
     if rows is not None:
         batch = batch.take(rows)
     noise = random_state(trainer.device) if probe else []

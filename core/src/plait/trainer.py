@@ -15,6 +15,7 @@ from plait import evaluation, guards, optimizers, replicas, saving, step
 from plait.data import Data, DataInfo, Stream, seed_of
 from plait.errors import BadInput, Interrupted, blame
 from plait.masks import MaskSet
+from plait.scale import gathering
 from plait.shadows import Shadows
 from plait.step import LossReport
 
@@ -37,6 +38,7 @@ class Trainer:
         step: the number of the current step, counted from 1; 0 before the first.
         total_steps: the budget.
         device, rank, world: where this process computes.
+        sharded: whether each parameter is spread over the ranks (FSDP); then ``plain`` is a whole copy of the model.
         share: this rank's rows of the current batch over the mean rows of a rank.
         replicas: N of a model whose parameters carry a leading replica axis [N, ...], else None; see `plait.replicas`.
     """
@@ -48,6 +50,7 @@ class Trainer:
         self.device: torch.device = accelerator.device
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
         self.accumulate = self.recipe.train.accumulate
+        self.sharded = self.world > 1 and self.recipe.distributed.strategy == "fsdp"
         self.step, self.share = 0, 1.0
         self.generators: dict[str, torch.Generator] = {}
         self.streams: dict[str, Stream] = {}
@@ -69,6 +72,7 @@ class Trainer:
             "model", trainer=self, model=model, data=self.data
         )
         self.model.to(self.device).train()
+        self.plain = gathering.spread(self) if self.sharded else None
         self.replicas: int | None = getattr(self.model, "replicas", None)
         self.train_stream = self.stream("train")
         train = self.recipe.train
@@ -93,7 +97,7 @@ class Trainer:
         self.parameters: list[nn.Parameter] = [p for p in self.model.parameters() if p.requires_grad]
         self.parameters += [p for module, _ in self.extra.values() for p in module.parameters()]
         network: nn.Module = self.model
-        if self.world > 1:
+        if self.world > 1 and not self.sharded:
             network = self.accelerator.prepare_model(self.model)
             # accelerate's precision wrapper would stay on the plain module and in exports; `autocast` does its work
             for patched in ("forward", "_original_forward"):
@@ -288,14 +292,16 @@ class Trainer:
         stream, every = self.train_stream, self.recipe.train.log_every
         checkpoint_every = self.recipe.checkpoint.every_steps
         while self.step < last_step:
-            self.share = stream.share(stream.drawn) if self.world > 1 else 1.0
+            if self.world > 1:
+                gathering.prepare_step(self, stream)
             epoch = stream.epoch
             batch = next(stream)
             with guards.failing(self, *self._acting):
                 report = self.train_step(batch if self.device.type == "cpu" else batch.to(self.device))
             self.recorder.advance(self.step, report)
             if self.step % every == 0:
-                self.log({"train/loss": report.loss.item(), "train/lr": self.lr, **_items(report.terms)})
+                terms = {name: gathering.mean(self, value) for name, value in report.terms.items()}
+                self.log({"train/loss": gathering.mean(self, report.loss), "train/lr": self.lr, **terms})
             ended = stream.epoch > epoch
             if (ended and stream.epoch % self.recipe.train.evaluate_every == 0) or self.step == self.total_steps:
                 self.validate()
@@ -328,7 +334,10 @@ class Trainer:
 
     def sum_over_ranks(self, value: Tensor) -> Tensor:
         """The sum of a tensor over all ranks (itself on one process)."""
-        return value if self.world == 1 else self.accelerator.reduce(value, "sum")
+        if self.world == 1:
+            return value
+        total: Tensor = self.accelerator.reduce(value.to(self.device), "sum")
+        return total.to(value.device)
 
     @property
     def lr(self) -> float:
@@ -376,6 +385,8 @@ class Trainer:
             plan: tensor name -> (dimension, kept positions int64) pairs. Module attributes that repeat a size
                 (``out_channels``) are the caller's to set.
         """
+        if self.world > 1:
+            gathering.release(self)
         optimizers.slice_tensors(self.model, self.optimizer, self.masks, plan)
         self.shadows.slice_tensors(plan)
         self.refresh()
@@ -387,7 +398,3 @@ class Trainer:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state_dict`."""
         saving.load_state_dict(self, state)
-
-
-def _items(values: Mapping[str, Tensor]) -> dict[str, float]:
-    return {name: value.item() for name, value in values.items()}

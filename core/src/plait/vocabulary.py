@@ -8,7 +8,8 @@ A declaration is a short string ``kind:name``. The kinds:
 ``model:X``       a property of the model: ``model:channel-groups``, ``model:edge-weights``, ``model:parameters``
 ``loss:X``        a property of the loss: ``loss:per-example`` (the objective returns shape [B], unreduced)
 ``gradients:X``   what ``trainer.gradients`` can do: ``gradients:repeatable``, ``gradients:dense``
-``parameters:X``  what a parameter is: ``parameters:single``, the weight of one network (stacked replicas break it)
+``parameters:X``  what a parameter is: ``parameters:single``, the weight of one network (stacked replicas break it);
+                  a plugin whose step works on parameters spread over ranks (FSDP) provides ``parameters:sharded``
 ``steps:X``       how training advances: ``steps:minibatch``
 ``export:X``      what a plugin's export changes, for ``before`` and ``after``: ``export:structure`` (names or shapes),
                   ``export:values``

@@ -16,6 +16,9 @@ from plait_cli.parameters import AsJson
 if TYPE_CHECKING:
     from plait.listing import Seen
 
+BESIDE = {"seed", "device", "loggers", "checkpoint", "distributed"}
+"""Keys of a recipe that may differ between runs of one group."""
+
 
 @dataclass
 class Group:
@@ -106,7 +109,9 @@ def grouped(found: list[Seen]) -> list[Group]:
     flats: dict[str, dict[str, Any]] = {}
     for seen in found:
         assert seen.recipe is not None
-        flat = flattened(seen.recipe.model_dump(mode="json", exclude={"seed", "device", "loggers", "checkpoint"}))
+        flat = flattened(
+            seen.recipe.model_dump(mode="json", exclude={"seed", "device", "loggers", "checkpoint", "distributed"})
+        )
         flat["plugins"] = "+".join(seen.recipe.plugins) or "none"
         key = json.dumps(flat, sort_keys=True, default=str)
         together.setdefault(key, []).append(seen)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +20,9 @@ from plait_cli.parameters import (
     Epochs,
     ModelName,
     PluginNames,
+    Processes,
     RecipeFile,
+    Restarts,
     RunPath,
     Seed,
     Settings,
@@ -45,13 +49,20 @@ def run(
     ] = None,
     device: Device = None,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="The run directory; default runs/<time>-...")
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="The run directory; also s3://...; default runs/<time>-..."),
     ] = None,
+    nproc: Processes = None,
+    restarts: Restarts = 0,
+    go_on: Annotated[
+        bool, typer.Option("--go-on", help="If DIR holds a run of this very recipe, go on with it (for schedulers).")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Train, evaluate, export and report.
 
-    Ctrl-C writes a checkpoint and says how to go on.
+    Ctrl-C writes a checkpoint and says how to go on. Several processes make one run together, to the same result:
+    --nproc starts them on this machine; under torchrun or accelerate launch each of them is this command.
 
     Examples:
 
@@ -60,26 +71,33 @@ def run(
       plait run recipe.toml --set chase.density=0.05 --seed 1
       plait run -p fairsam --data mypackage.data:load --model mypackage.nets:build
       plait run -p chase --seeds 3 --json
+      plait run recipe.toml --nproc 2 --restarts 3 --out runs/shared
+      torchrun --nproc-per-node 2 -m plait_cli run recipe.toml --out runs/shared
     """
     from plait import composition
     from plait.directory import default_path
     from plait.errors import BadInput
+    from plait.scale.processes import here
 
     if seeds is not None and seed is not None:
         raise BadInput("give --seed or --seeds, not both.")
     if seeds is not None and not 1 <= seeds <= 10_000:
         raise BadInput(f"--seeds {seeds}: give a number from 1 to 10000.")
+    team = Team(nproc, restarts, go_on)
     wanted = assemble(
         recipe, plugins, settings, data=data, model=model, epochs=epochs, steps=steps, seed=seed, device=device
     )
     plan = composition.make_plan(wanted)  # refuses before anything heavy is imported
     plan.raise_if_refused()
     if seeds is not None:
-        run_seeds(wanted, seeds, out or seeds_path(plan.recipe, seeds), as_json)
+        if not here().alone:
+            raise BadInput("--seeds makes one run after the other: use it with --nproc, not under a launcher.")
+        run_seeds(wanted, seeds, out or seeds_path(plan.recipe, seeds), as_json, team)
         return
     path = out if out is not None else default_path(plan.recipe)
-    must_be_free(path)
-    finish(start(wanted, path), as_json)
+    if not team.go_on and here().alone:
+        must_be_free(path)
+    finish(start(wanted, None if out is None and not here().alone else path, team), as_json)
 
 
 def resume(
@@ -91,14 +109,19 @@ def resume(
         ),
     ] = None,
     device: Device = None,
+    nproc: Processes = None,
+    restarts: Restarts = 0,
     as_json: AsJson = False,
 ) -> None:
     """Go on with an interrupted run, to the same result bit for bit on the same kind of device.
+
+    It may go on with another number of processes than it began with, in the same order of samples.
 
     Examples:
 
       plait resume runs/both
       plait resume runs/both --checkpoint step-000000120
+      plait resume runs/both --nproc 4
     """
     import plait
     from plait.directory import RunDirectory
@@ -108,12 +131,52 @@ def resume(
     if done:
         output.note(f"{run} had finished already; this is its result.")
     startup.long()
+    team = Team(nproc, restarts)
+    if team.processes is not None and not done:
+        team.work({"resume": str(run), "checkpoint": checkpoint, "device": device}, run)
+        finish(plait.load_run(run), as_json)
+        return
     with interruptible(run):
         resumed = plait.resume(run, checkpoint=checkpoint, device=device, progress=True)
     finish(resumed, as_json)
 
 
 # ---- inside ------------------------------------------------------------------------------------------------------
+class Team:
+    """The processes that make a run: those that ``--nproc`` starts, or this one.
+
+    Args:
+        processes: how many to start; None: this process runs, alone or as one of a launcher's.
+        restarts: how often to go on after one was lost.
+        go_on: go on with the run that is there already.
+
+    Raises:
+        BadInput: numbers that make no sense, or a launcher inside a launcher.
+    """
+
+    def __init__(self, processes: int | None = None, restarts: int = 0, go_on: bool = False) -> None:
+        from plait.errors import BadInput
+        from plait.scale.launching import check_count
+        from plait.scale.processes import here
+
+        self.processes, self.restarts, self.go_on = processes, restarts, go_on
+        if processes is None:
+            if restarts:
+                raise BadInput("--restarts goes with --nproc; torchrun has --max-restarts.")
+            return
+        check_count(processes, restarts)
+        if not here().alone:
+            raise BadInput("--nproc starts processes itself: leave it out under torchrun or accelerate launch.")
+
+    def work(self, order: dict[str, Any], path: Path) -> None:
+        """Let the processes do an order of `plait_cli.worker`."""
+        from plait.scale.launching import launch
+
+        again = f"plait resume {path} --nproc {self.processes}"
+        assert self.processes is not None
+        launch("plait_cli.worker", [json.dumps(order)], self.processes, restarts=self.restarts, go_on=again)
+
+
 @contextlib.contextmanager
 def interruptible(path: Path) -> Iterator[None]:
     """A Ctrl-C outside the training loop (while loading, or the second one) says how to go on, too."""
@@ -123,22 +186,34 @@ def interruptible(path: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        if RunDirectory(path).recipe_file.is_file():
+        if RunDirectory.at(path).recipe_file.is_file():
             raise Interrupted(f"stopped. Go on with: plait resume {path}") from None
         raise Interrupted("stopped before the run began; there is nothing to resume.") from None
 
 
-def start(recipe: Recipe, path: Path) -> Run:
+def start(recipe: Recipe, path: Path | None, team: Team) -> Run:
     """Run a recipe with a progress bar on stderr."""
     startup.long()
-    with interruptible(path):
-        import plait
+    import plait
+    from plait.scale.processes import here
 
-        return plait.run(recipe, out=path, progress=True)
+    if team.processes is None:
+        with interruptible(path or Path()):
+            return plait.run(recipe, out=path, go_on=team.go_on or None, progress=here().rank == 0)
+    assert path is not None
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "recipe.toml"
+        file.write_text(plait.plan(recipe).recipe.to_toml(), encoding="utf-8")
+        team.work({"recipe": str(file), "out": str(path), "go_on": team.go_on or None}, path)
+    return plait.load_run(path)
 
 
 def finish(done: Run, as_json: bool) -> None:
-    """Print the result of a run."""
+    """Print the result of a run, once if several processes made it."""
+    from plait.scale.processes import here
+
+    if here().rank:
+        return
     if as_json:
         output.emit(document(done))
         return
@@ -153,7 +228,7 @@ def finish(done: Run, as_json: bool) -> None:
         tables.append(output.table(title, made["columns"], made["rows"]))
     output.show(*tables)
     for word, path in (
-        ("run", done.path),
+        ("run", done.directory.shown),
         ("report", output.existing(done.report)),
         ("export", output.existing(done.export)),
     ):
@@ -164,24 +239,25 @@ def finish(done: Run, as_json: bool) -> None:
 def document(done: Run) -> dict[str, Any]:
     """The JSON form of a run."""
     return {
-        "run": str(done.path),
+        "run": done.directory.shown,
         "metrics": done.metrics,
         "export": _text(output.existing(done.export)),
         "report": _text(output.existing(done.report)),
     }
 
 
-def run_seeds(recipe: Recipe, count: int, root: Path, as_json: bool) -> None:
+def run_seeds(recipe: Recipe, count: int, root: Path, as_json: bool, team: Team) -> None:
     """Runs with seeds 0 to ``count - 1`` one after the other, then mean and standard error of every metric."""
     from plait.claims import statistics
 
     folders = [root / f"seed-{seed}" for seed in range(count)]
     for folder in (root, *folders):
-        must_be_free(folder)
+        if not team.go_on:
+            must_be_free(folder)
     runs = []
     for seed, folder in enumerate(folders):
         output.note(f"seed {seed} ({seed + 1} of {count})")
-        runs.append(start(recipe.merged({"seed": seed}), folder))
+        runs.append(start(recipe.merged({"seed": seed}), folder, team))
     names = list(dict.fromkeys(name for done in runs for name in done.metrics))
     figures = {name: statistics.summary([done.metrics.get(name) for done in runs]).as_dict() for name in names}
     if as_json:
@@ -206,10 +282,8 @@ def run_seeds(recipe: Recipe, count: int, root: Path, as_json: bool) -> None:
 def must_be_free(path: Path) -> None:
     """Refuse a directory that holds a run before torch is imported for nothing."""
     from plait.directory import RunDirectory
-    from plait.errors import BadInput
 
-    if RunDirectory(path).recipe_file.exists():
-        raise BadInput(f"{path} already holds a run: choose another --out, or `plait resume {path}`.")
+    RunDirectory.at(path).must_be_free()
 
 
 def seeds_path(recipe: Recipe, count: int, root: Path = Path("runs")) -> Path:

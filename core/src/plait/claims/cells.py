@@ -90,7 +90,7 @@ def make_key(
     from plait.hooks import CONTRACT_VERSION
 
     parts = {
-        "recipe": recipe.model_dump(mode="json"),
+        "recipe": recipe.model_dump(mode="json", exclude={"distributed"}),  # a cell is one process
         "plugins": list(recipe.plugins),  # their order counts, which a sorted dump would lose
         "versions": dict(versions),
         "contract": CONTRACT_VERSION,

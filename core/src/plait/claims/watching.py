@@ -52,10 +52,15 @@ class Watcher:
 
 
 class Bar(Watcher):
-    """A rich progress bar on stderr."""
+    """A rich progress bar on stderr.
 
-    def __init__(self) -> None:
+    Args:
+        word: what is done.
+    """
+
+    def __init__(self, word: str = "verifying") -> None:
         super().__init__()
+        self._word = word
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._changed = time.monotonic()
@@ -66,7 +71,7 @@ class Bar(Watcher):
         if not cells:
             return
         if self._bar is None:
-            self._bar, self._task = _bar()
+            self._bar, self._task = _bar(self._word)
             self._bar.start()
         self._show("")
 
@@ -94,13 +99,13 @@ class Bar(Watcher):
         self._bar.update(self._task, completed=self.done, total=self.total, left=about, note=note)
 
 
-def _bar() -> tuple[Progress, TaskID]:
+def _bar(word: str) -> tuple[Progress, TaskID]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     bar = Progress(
         SpinnerColumn(),
-        TextColumn("[bold]verifying"),
+        TextColumn(f"[bold]{word}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),

@@ -367,11 +367,11 @@ def stepping(began: Path, kill_after: int | None) -> Iterator[None]:
 @contextmanager
 def no_report() -> Iterator[None]:
     """Write no report: one of the runs has one, and that is enough."""
-    from plait import running
+    from plait import ending
 
-    report = running._write_report
-    running._write_report = lambda directory: None
+    report = ending.write_report
+    ending.write_report = lambda directory: None
     try:
         yield
     finally:
-        running._write_report = report
+        ending.write_report = report

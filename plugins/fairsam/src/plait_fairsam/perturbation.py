@@ -116,6 +116,11 @@ def asam_perturbation(
     return _scaled(scaled, rho / (norm + EPSILON)), norm
 
 
+def _own(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """This rank's part of tensors that are spread over ranks (``DTensor``), the others as they are."""
+    return [t.to_local() if hasattr(t, "to_local") else t for t in tensors]
+
+
 class SavedWeights:
     """Put parameters at ``w + e`` for a while and back at w, bit for bit.
 
@@ -130,15 +135,15 @@ class SavedWeights:
     def displaced(self, parameters: Sequence[Tensor], perturbation: Sequence[Tensor]) -> Iterator[None]:
         """Hold ``parameters`` (a list of leaves, changed in place) at ``w + e``; restore them even after an
         exception."""
-        parameters = list(parameters)
-        saved = self._like(parameters)
         with torch.no_grad():
+            parameters = _own(parameters)
+            saved = self._like(parameters)
             if parameters:
                 torch._foreach_copy_(saved, parameters)
         try:
             with torch.no_grad():
                 if parameters:
-                    torch._foreach_add_(parameters, list(perturbation))
+                    torch._foreach_add_(parameters, _own(perturbation))
             del perturbation  # not needed on the way back, and as large as the model
             yield
         finally:

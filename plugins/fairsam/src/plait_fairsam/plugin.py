@@ -47,6 +47,12 @@ class FairsamPlugin(Plugin):
             words.add("parameters:single")
         return frozenset(words)
 
+    def provides(self) -> frozenset[str]:
+        """With one perturbation of the whole batch the step is norms and sums alone, so parameters may be spread."""
+        options = self.options
+        plain = options.perturbation in ("weighted", "plain", "ascent_only") and not options.asam
+        return frozenset({"parameters:sharded"}) if options.sync_perturbation and plain else frozenset()
+
     def setup(self, trainer: Trainer) -> None:
         """Count groups and labels on the training split and build the step."""
         from .weave import Weave

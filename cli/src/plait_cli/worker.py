@@ -1,0 +1,32 @@
+"""One of the processes of ``plait run --nproc`` and ``plait resume --nproc``; the command that started them shows the
+result."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from plait_cli import errors
+
+
+def main(arguments: list[str]) -> int:
+    """Run or resume, as the one argument says in JSON; the exit code, as of the command line."""
+    from plait.scale.processes import here
+
+    order: dict[str, Any] = json.loads(arguments[0])
+    try:
+        import plait
+
+        shown = here().rank == 0
+        if "resume" in order:
+            plait.resume(order["resume"], checkpoint=order["checkpoint"], device=order["device"], progress=shown)
+        else:
+            plait.run(order["recipe"], out=order["out"], go_on=order["go_on"], progress=shown)
+    except (Exception, KeyboardInterrupt) as error:
+        return errors.report(error, as_json=False)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
