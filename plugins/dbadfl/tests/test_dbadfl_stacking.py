@@ -284,3 +284,10 @@ def test_bad_arguments(arguments: dict[str, object], message: str) -> None:
         Stacked(nn.ReLU(), 2)
     with pytest.raises(DbadflError, match="are for 3 participants; the model has 2"):
         Stacked(mlp(), 2)(torch.rand(3, B, 64))
+
+
+def test_a_deep_network_can_be_copied() -> None:
+    layers = [layer for _ in range(300) for layer in (nn.Linear(3, 3), nn.ReLU())]
+    stacked = Stacked(nn.Sequential(nn.Flatten(), *layers), 2, implementation="grouped")
+    x = torch.rand(2, 4, 3)
+    assert torch.equal(copy.deepcopy(stacked)(x), stacked(x))

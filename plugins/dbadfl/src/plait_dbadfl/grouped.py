@@ -6,6 +6,7 @@ in groups), so neither is copied between layers of one kind.
 
 from __future__ import annotations
 
+import copy
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -102,6 +103,10 @@ class GroupedPlan:
         # Each step also says which values nobody reads after it, so that they are freed as in an ordinary forward pass.
         last = {source.name: node.name for node in graph.nodes for source in node.all_input_nodes}
         self.dead = {step.name: [s for s, reader in last.items() if reader == step.name] for step in self.steps}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> GroupedPlan:
+        # traced anew: the nodes of a graph are a linked list, in which copying recurses node by node
+        return GroupedPlan(copy.deepcopy(self.model, memo))
 
     def __call__(self, parameters: State, buffers: State, x: Tensor) -> Tensor:
         """[N, B, K] of x [N, B, ...]; running statistics in ``buffers`` change in place where the model trains."""
