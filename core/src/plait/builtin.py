@@ -45,7 +45,7 @@ class TaskPlugin(Plugin):
 
     @hookimpl
     def evaluate(self, trainer: Trainer, predictions: Predictions) -> Mapping[str, Metric | Table | Plot]:
-        """``task/accuracy`` (%) and ``task/loss`` (nats) on the clean view."""
+        """``task/loss`` (nats), ``task/accuracy`` (%), and the data's own figures, on the clean view."""
         from plait.evaluation import task_metrics
 
-        return task_metrics(trainer.info, predictions)
+        return task_metrics(trainer.data, predictions)

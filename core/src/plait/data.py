@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from plait.errors import BadInput
+
+if TYPE_CHECKING:
+    from plait.evaluation import Metric
 
 
 class Batch(dict[str, Any]):
@@ -50,8 +53,10 @@ class Split(Protocol):
     """A part of a data set. ``__getitems__`` returns the batch of the given rows.
 
     A split may have ``fields``: its cheap columns (label, group, ...), name -> tensor [n]; the input need not be among
-    them. ``in_memory = True`` says that reading needs no loader processes. A split that is not drawn from by shuffling
-    its rows has a method ``stream(name, seed, batch_size, *, augment, rank, world, workers)`` that gives a `Stream`.
+    them. ``in_memory = True`` says that reading needs no loader processes. ``at_once`` is how many rows an evaluation
+    predicts in one pass, where a pass costs the same for few as for many (nodes of one graph). A split that is not
+    drawn from by shuffling its rows has a method
+    ``stream(name, seed, batch_size, *, augment, rank, world, workers)`` that gives a `Stream`.
     """
 
     def __len__(self) -> int: ...
@@ -131,6 +136,9 @@ class Data:
         forward: ``forward(model, batch)``; default ``model(batch["input"])``.
         readout: ``readout(raw, batch) -> outputs`` [B, ...], the outputs of the batch's examples out of all that
             ``forward`` gave (the rows of some nodes, say); default: all of it.
+        figures: ``figures(outputs, fields) -> {name: Metric}`` of a whole split, where the task's own figures are not
+            those that count (ROC-AUC, say). They are published as ``task/<name>``, and by the first of them the best
+            state on validation is chosen.
         names: human names, e.g. ``{"group": ["light", "dark"], "label": [...]}``.
         notes: lines shown to the user (a fallback that was taken, say).
     """
@@ -143,6 +151,7 @@ class Data:
     prepare: Callable[[Any], Any] | None = None
     forward: Callable[[Callable[..., Any], Any], Any] | None = None
     readout: Callable[[Any, Any], Any] | None = None
+    figures: Callable[[Any, Mapping[str, Any]], Mapping[str, Metric]] | None = None
     names: Mapping[str, Sequence[str]] = field(default_factory=dict)
     notes: Sequence[str] = ()
 

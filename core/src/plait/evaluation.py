@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from plait.data import DataInfo, Split, in_order
+from plait.data import Data, DataInfo, Split, in_order
 from plait.errors import BadInput, blame
 from plait.scale import gathering
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from plait.trainer import Trainer
 
 BATCH = 512
-"""Examples per forward pass in evaluation."""
+"""Examples per forward pass in evaluation, where the split does not say how many it takes at once."""
 
 
 @dataclass(frozen=True)
@@ -134,17 +134,18 @@ def predict(
     Several ranks share the rows, and every rank has the results of all. Outputs that are no tensors with one row for
     each example cannot be shared: then every rank computes everything.
     """
+    size = getattr(split, "at_once", BATCH)
     if trainer.world == 1:
-        return _predict(trainer, model, in_order(split, BATCH), transform)
+        return _predict(trainer, model, in_order(split, size), transform)
     gathering.equal_buffers(trainer, model)
     rows = len(split)
     if rows < trainer.world:
-        return _predict(trainer, model, in_order(split, BATCH), transform)
-    parts = gathering.parts(rows, trainer.rank, trainer.world, BATCH)
+        return _predict(trainer, model, in_order(split, size), transform)
+    parts = gathering.parts(rows, trainer.rank, trainer.world, size)
     outputs, fields = _predict(trainer, model, (split.__getitems__(part) for part in parts), transform)
     mine = sum(len(part) for part in parts)
     if not gathering.all_true(trainer, all(gathering.shareable(v, mine) for v in (outputs, *fields.values()))):
-        return _predict(trainer, model, in_order(split, BATCH), transform)
+        return _predict(trainer, model, in_order(split, size), transform)
     names = sorted(fields)
     return gathering.joined(trainer, outputs), {n: gathering.joined(trainer, fields[n]) for n in names}
 
@@ -238,28 +239,43 @@ def evaluate_validation(trainer: Trainer) -> dict[str, Metric]:
     return merged
 
 
-def task_metrics(info: DataInfo, predictions: Predictions) -> dict[str, Metric | Table | Plot]:
-    """Accuracy in % and cross-entropy in nats (classification), mean squared error (regression), on ``clean``."""
-    if info.task not in ("classification", "regression"):
+def task_metrics(data: Data, predictions: Predictions) -> dict[str, Metric | Table | Plot]:
+    """The figures of `split_figures` on ``clean``: the loss, then those that are to be high."""
+    if not _has_figures(data.info):
         return {}
-    figures = _figures(info, predictions["clean"].outputs, predictions["clean"].fields)
-    unit = "nats" if info.task == "classification" else ""
-    found: dict[str, Metric | Table | Plot] = {"loss": Metric(figures["loss"], unit, "lower")}
-    if "accuracy" in figures:
-        found["accuracy"] = Metric(figures["accuracy"], "%", "higher")
-    return found
+    found = split_figures(data, predictions["clean"].outputs, predictions["clean"].fields)
+    return dict(sorted(found.items(), key=lambda item: item[0] != "loss"))
 
 
-def validation_figures(trainer: Trainer) -> dict[str, float]:
-    """``loss``, and ``accuracy`` in % for classification, on the validation split.
+def split_figures(data: Data, outputs: Any, fields: Mapping[str, Any]) -> dict[str, Metric]:
+    """What a split's predictions are worth: the data's own ``figures``, then those of its task.
+
+    Accuracy in % and cross-entropy in nats (classification), binary cross-entropy in nats, the mean over the labels
+    (multilabel), mean squared error (regression). By the first figure the best state is chosen.
+
+    Args:
+        data: its ``info`` and ``figures``.
+        outputs, fields: of `predict`.
+    """
+    own = {} if data.figures is None else data.figures(outputs, fields)
+    return {**own, **{name: found for name, found in _figures(data.info, outputs, fields).items() if name not in own}}
+
+
+def score(figures: Mapping[str, Metric]) -> float:
+    """The first figure, as a number of which more is better."""
+    first = next(iter(figures.values()))
+    return -first.value if first.better == "lower" else first.value
+
+
+def validation_figures(trainer: Trainer) -> dict[str, Metric]:
+    """`split_figures` on the validation split.
 
     A plugin that replaced the objective of an unusual task reports its own figures; here its loss is taken.
     """
     trainer.masks.hold()
-    if trainer.info.task in ("classification", "regression"):
-        outputs, fields = predict(trainer, trainer.model, trainer.data.validation)
-        return _figures(trainer.info, outputs, fields)
-    return {"loss": _objective_on(trainer, trainer.data.validation)}
+    if _has_figures(trainer.info):
+        return split_figures(trainer.data, *predict(trainer, trainer.model, trainer.data.validation))
+    return {"loss": Metric(_objective_on(trainer, trainer.data.validation), "", "lower")}
 
 
 @torch.no_grad()
@@ -273,9 +289,17 @@ def _objective_on(trainer: Trainer, split: Split) -> float:
     return float(torch.cat(losses, dim=-1).mean())
 
 
-def _figures(info: DataInfo, outputs: Any, fields: Mapping[str, Any]) -> dict[str, float]:
+def _has_figures(info: DataInfo) -> bool:
+    return info.task in ("classification", "multilabel", "regression")
+
+
+def _figures(info: DataInfo, outputs: Any, fields: Mapping[str, Any]) -> dict[str, Metric]:
     if info.task == "regression":
-        return {"loss": float(functional.mse_loss(outputs, fields["target"]))}
+        return {"loss": Metric(float(functional.mse_loss(outputs, fields["target"])), "", "lower")}
     label = fields["label"]
+    if info.task == "multilabel":
+        wrong = functional.binary_cross_entropy_with_logits(outputs, label.to(outputs.dtype))
+        return {"loss": Metric(float(wrong), "nats", "lower")}
+    accuracy = 100 * float((outputs.argmax(1) == label).double().mean())
     loss = float(functional.cross_entropy(outputs, label))
-    return {"loss": loss, "accuracy": 100 * float((outputs.argmax(1) == label).double().mean())}
+    return {"accuracy": Metric(accuracy, "%", "higher"), "loss": Metric(loss, "nats", "lower")}

@@ -78,7 +78,10 @@ def set_lr(optimizer: torch.optim.Optimizer, table: recipe.Scheduler, done: int,
 
 
 def default_objective(info: DataInfo, outputs: Any, batch: Any) -> Tensor:
-    """Cross-entropy [B] (for N stacked replicas [N, B]) for classification, squared error [B] for regression.
+    """The loss of each example [B], by the task.
+
+    Cross-entropy for classification (for N stacked replicas [N, B]), the mean over the labels of binary cross-entropies
+    for multilabel (``label`` [B, C] of zeros and ones), squared error for regression.
 
     Raises:
         BadInput: another task, or outputs that do not fit the labels.
@@ -91,6 +94,13 @@ def default_objective(info: DataInfo, outputs: Any, batch: Any) -> Tensor:
                 f"classification needs logits [B, {info.num_classes}] from the model, got {_shape(outputs)}."
             )
         return functional.cross_entropy(outputs, batch["label"], reduction="none")
+    if info.task == "multilabel":
+        if not isinstance(outputs, Tensor) or outputs.shape != batch["label"].shape:
+            raise BadInput(
+                f"multilabel needs a logit for each label {tuple(batch['label'].shape)}, got {_shape(outputs)}."
+            )
+        label = batch["label"].to(outputs.dtype)
+        return functional.binary_cross_entropy_with_logits(outputs, label, reduction="none").mean(1)
     if info.task == "regression":
         target = batch["target"]
         if not isinstance(outputs, Tensor) or outputs.shape != target.shape:

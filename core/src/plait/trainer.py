@@ -312,13 +312,13 @@ class Trainer:
                 self.recorder.checkpoint(self)
 
     def validate(self) -> None:
-        """Loss and accuracy on the validation split; remembers the best state if the recipe selects by it."""
+        """The figures on the validation split; remembers the best state if the recipe selects by it."""
         if not len(self.data.validation):
             return
         figures = evaluation.validation_figures(self)
-        self.log({f"validation/{name}": value for name, value in figures.items()})
+        self.log({f"validation/{name}": found.value for name, found in figures.items()})
         if self.recipe.train.select == "best" and all(p.selectable(self) for p in self.plugins.values()):
-            score = figures.get("accuracy", -figures["loss"])
+            score = evaluation.score(figures)
             if self.best is None or score > self.best["score"]:
                 self.best = {"score": score, "step": self.step, "model": self.snapshot_model()}
 
