@@ -111,6 +111,31 @@ def test_runs_in_every_state(call: Call, tmp_path: Path) -> None:
     assert refused.code == 2 and "plait resume all/cut" in refused.err
 
 
+def test_runs_compare_and_report_on_an_object_store(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "here"))
+    store = f"file://{tmp_path}/store"
+    for lr in ("0.01", "0.2"):
+        made = call("run", "--steps", "2", *QUICK, "--set", f"optimizer.lr={lr}", "--out", f"{store}/lr-{lr}")
+        assert made.code == 0, made.err
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "there"))
+    listed = call("runs", store, "--json").document
+    assert [(one["run"], one["status"]) for one in listed] == [
+        (f"{store}/lr-0.01", "finished"),
+        (f"{store}/lr-0.2", "finished"),
+    ]
+    compared = call("compare", f"{store}/lr-0.01", f"{store}/lr-0.2", "--json")
+    assert compared.code == 0, compared.err
+    assert [group["name"] for group in compared.document["groups"]] == ["lr-0.01", "lr-0.2"]
+    report = call("report", f"{store}/lr-0.2", "--json")
+    assert report.document["run"] == f"{store}/lr-0.2" and Path(report.document["report"]).is_file()
+    nothing = call("runs", f"{store}/nothing")
+    assert nothing.code == 0 and f"no runs in {store}/nothing" in nothing.out
+    refused = call("runs", "nonsense://bucket/runs")
+    assert refused.code == 2 and "nonsense" in refused.err and "Traceback" not in refused.err
+
+
 def test_a_failing_run_is_code_1_and_undefined_is_null(
     call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import sys
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 import plait
-from plait import BadInput, RunFailed
+from plait import BadInput, RunFailed, listing
 from plait.directory import RunDirectory
 from plait.errors import BadCheckpoint
 from plait.stores import MANIFEST, StoredDirectory, url_of
@@ -220,6 +221,58 @@ def test_two_processes_publish_one_run(cache: Path, monkeypatch: pytest.MonkeyPa
     ended = together(lambda rank: plait.resume(url, checkpoint="step-000000006"))
     assert [e.code for e in ended] == [0, 0], ended
     assert first_difference(final_state(plait.load_run(url).path)["model"], before) is None
+
+
+@pytest.mark.parametrize("where", ["s3", "memory", "file"])
+def test_runs_are_found_and_compared_there(
+    where: str, cache: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    root = f"file://{cache}/store" if where == "file" else request.getfixturevalue(where)
+    for name in ("sweep/seed-1", "sweep/seed-0"):
+        plait.run(RECIPE, seed=int(name[-1]), out=f"{root}/{name}")
+    elsewhere(monkeypatch, cache / "there")
+    seen = [listing.look(directory) for directory in listing.find(Path(f"{root}/sweep"))]
+    assert [one.shown for one in seen] == [f"{root}/sweep/seed-0", f"{root}/sweep/seed-1"]
+    assert [one.status for one in seen] == ["finished", "finished"]
+    assert not list((cache / "there").rglob("*.safetensors"))  # nothing large is fetched to look
+    assert [one.shown for one in listing.finished([Path(f"{root}/sweep/seed-1")])] == [f"{root}/sweep/seed-1"]
+    assert plait.load_run(f"{root}/sweep/seed-1").metrics["task/loss"] == seen[1].details["task/loss"]["value"]
+    with pytest.raises(BadInput, match="is not a run directory and holds none"):
+        listing.finished([Path(f"{root}/nothing")])
+
+
+def test_a_run_that_is_published_half_way_is_seen_so(memory: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = f"{memory}/half"
+    with monkeypatch.context() as patch:
+        publish, count = StoredDirectory.publish, itertools.count()
+
+        def killed(self: StoredDirectory) -> None:
+            if next(count) == 2:
+                raise Killed
+            publish(self)
+
+        patch.setattr(StoredDirectory, "publish", killed)
+        with pytest.raises(Killed):
+            plait.run(RECIPE, out=url)
+    elsewhere(monkeypatch, cache / "there")
+    (seen,) = [listing.look(directory) for directory in listing.find(Path(url))]
+    assert (seen.status, seen.reason) == ("interrupted", "or running on another machine")
+    with pytest.raises(BadInput, match=f"Finish it with: plait resume {url}"):
+        listing.finished([Path(url)])
+
+
+def test_reading_leaves_a_copy_alone_that_is_being_written(memory: str) -> None:
+    url = f"{memory}/busy"
+    plait.run(RECIPE, out=url)
+    here = StoredDirectory(url)
+    (here.path / "newer.txt").write_text("not published yet")
+    with here.locked():
+        other = StoredDirectory(url)
+        other.fetch()
+        assert (other.path / "newer.txt").exists()
+        assert other.is_being_written()
+    other.fetch()
+    assert not (other.path / "newer.txt").exists()
 
 
 def test_a_path_of_this_machine_needs_no_store(tmp_path: Path) -> None:

@@ -57,6 +57,9 @@ class RunDirectory:
     def fetch(self) -> None:
         """Bring what is published to this machine; a local directory needs no such thing."""
 
+    def peek(self) -> None:
+        """Bring what says how the run stands, and nothing large."""
+
     def publish(self) -> None:
         """Publish what is here; a local directory needs no such thing."""
 
@@ -128,6 +131,18 @@ class RunDirectory:
             yield
         finally:
             lock.release()
+
+    def is_being_written(self) -> bool:
+        """Whether another process of this machine is writing the run."""
+        if not (self.path / ".lock").exists():
+            return False
+        try:
+            with self.locked():
+                return False
+        except RunLocked:
+            return True
+        except BadInput:  # not writable: nobody writes it either
+            return False
 
     def recipe(self) -> Recipe:
         """The resolved recipe."""

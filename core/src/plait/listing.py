@@ -1,4 +1,4 @@
-"""Looking at run directories: finding them, and in what state each is. No torch."""
+"""Looking at run directories, here or on an object store: finding them, and in what state each is. No torch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from plait.directory import RunDirectory
-from plait.errors import BadInput, PlaitError, RunLocked
+from plait.errors import BadInput, PlaitError
 from plait.recipe import Recipe
 
 DEPTH = 4
@@ -20,7 +20,8 @@ class Seen:
     """A run as found on disk.
 
     Attributes:
-        path: its directory.
+        path: its directory, or the local copy of one on an object store.
+        shown: how the user names it: the path, or the URL.
         status: ``finished``, ``running``, ``interrupted`` (also when killed), ``failed`` or ``damaged``.
         reason: why it failed or cannot be read.
         recipe: the resolved recipe, None when damaged.
@@ -28,6 +29,7 @@ class Seen:
     """
 
     path: Path
+    shown: str
     status: str
     reason: str = ""
     recipe: Recipe | None = None
@@ -38,7 +40,7 @@ class Seen:
         """The form printed by ``plait runs --json``."""
         recipe = self.recipe
         return {
-            "run": str(self.path),
+            "run": self.shown,
             "status": self.status,
             "reason": self.reason,
             "plugins": list(recipe.plugins) if recipe else [],
@@ -51,7 +53,21 @@ class Seen:
 
 
 def find(root: Path, depth: int = DEPTH) -> Iterator[RunDirectory]:
-    """The run directories at or below ``root``, in the order of their names; never inside a run."""
+    """The run directories at or below ``root``, in the order of their names; never inside a run.
+
+    Args:
+        root: a path, or the URL of an object store.
+        depth: how many folders below it.
+
+    Raises:
+        BadInput: the store does not answer, or its package is not installed.
+    """
+    if ":/" in str(root):
+        from plait.stores import published_below, url_of
+
+        if url := url_of(root):
+            yield from published_below(url, depth)
+            return
     directory = RunDirectory(root)
     try:
         if directory.recipe_file.is_file():
@@ -66,8 +82,9 @@ def find(root: Path, depth: int = DEPTH) -> Iterator[RunDirectory]:
 
 def look(directory: RunDirectory) -> Seen:
     """What state a run is in; a damaged one is described, never raised."""
-    seen = Seen(directory.path, "interrupted")
+    seen = Seen(directory.path, directory.shown, "interrupted")
     try:
+        directory.peek()
         seen.recipe = directory.recipe()
         events = directory.events()
         seen.step = max((int(e["step"]) for e in events if isinstance(e.get("step"), int)), default=0)
@@ -77,23 +94,12 @@ def look(directory: RunDirectory) -> Seen:
         elif events and events[-1].get("event") == "failed":
             seen.status, seen.reason = "failed", str(events[-1].get("error", ""))
     except (PlaitError, OSError, KeyError, TypeError, ValueError) as error:
-        return Seen(directory.path, "damaged", " ".join(str(error).split()))
-    if seen.status != "finished" and is_locked(directory):
+        return Seen(directory.path, directory.shown, "damaged", " ".join(str(error).split()))
+    if seen.status != "finished" and directory.is_being_written():
         seen.status = "running"
+    elif seen.status == "interrupted" and not directory.shared:
+        seen.reason = "or running on another machine"
     return seen
-
-
-def is_locked(directory: RunDirectory) -> bool:
-    """Whether another process is writing the run."""
-    if not (directory.path / ".lock").exists():
-        return False
-    try:
-        with directory.locked():
-            return False
-    except RunLocked:
-        return True
-    except BadInput:  # not writable: nobody writes it either
-        return False
 
 
 def finished(paths: Iterable[Path]) -> list[Seen]:
@@ -102,7 +108,7 @@ def finished(paths: Iterable[Path]) -> list[Seen]:
     Raises:
         BadInput: nothing there, or a run that has not finished.
     """
-    found: dict[Path, Seen] = {}
+    found: dict[str, Seen] = {}
     for path in paths:
         seen = [look(directory) for directory in find(path)]
         if not seen:
@@ -110,7 +116,7 @@ def finished(paths: Iterable[Path]) -> list[Seen]:
         for one in seen:
             if one.status != "finished":
                 why = f" ({one.reason})" if one.reason else ""
-                fix = "" if one.status in ("running", "damaged") else f" Finish it with: plait resume {one.path}"
-                raise BadInput(f"{one.path} has no result: it is {one.status}{why}.{fix}")
-            found.setdefault(one.path.resolve(), one)
+                fix = "" if one.status in ("running", "damaged") else f" Finish it with: plait resume {one.shown}"
+                raise BadInput(f"{one.shown} has no result: it is {one.status}{why}.{fix}")
+            found.setdefault(str(one.path.resolve()), one)
     return list(found.values())

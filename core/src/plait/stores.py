@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import uuid
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -76,15 +77,34 @@ class StoredDirectory(RunDirectory):
     def fetch(self) -> None:
         """Make the local copy what is published; what was never published is dropped.
 
+        A copy that another process is writing is ahead of what is published, and is left alone.
+
         Raises:
             BadInput: the store does not answer.
             BadCheckpoint: a published file is missing or was changed.
         """
+        self._bring(())
+
+    def peek(self) -> None:
+        """Bring the recipe and the events, not the checkpoints.
+
+        Raises:
+            BadInput, BadCheckpoint: as `fetch`.
+        """
+        self._bring((self.recipe_file.name, self.events_file.name))
+
+    def _bring(self, only: tuple[str, ...]) -> None:
         for last in (False, True):
             manifest = self._manifest()
             self._known = manifest
+            if self.is_being_written():
+                return
+            files = manifest.get("files", {})
             try:
-                self._mirror(manifest.get("files", {}))
+                if only:
+                    self._download({name: files[name] for name in only if name in files})
+                else:
+                    self._mirror(files)
                 return
             except _Missing as error:  # a writer may have published anew meanwhile
                 if last:
@@ -94,13 +114,16 @@ class StoredDirectory(RunDirectory):
         if not files:
             shutil.rmtree(self.path, ignore_errors=True)
             return
+        self._download(files)
+        for name in self._local():
+            if name not in files:
+                (self.path / name).unlink()
+
+    def _download(self, files: dict[str, Any]) -> None:
         for name, entry in files.items():
             local = self.path / name
             if not local.is_file() or _digest(local) != entry["sha256"]:
                 write_atomically(local, lambda temporary, e=entry: self._get(e, temporary))  # type: ignore[misc]
-        for name in self._local():
-            if name not in files:
-                (self.path / name).unlink()
 
     def _get(self, entry: dict[str, Any], temporary: Path) -> None:
         try:
@@ -206,18 +229,43 @@ class StoredDirectory(RunDirectory):
         return [name for name in names if not PurePosixPath(name).name.startswith(".")]
 
 
+def published_below(url: str, depth: int) -> Iterator[StoredDirectory]:
+    """The runs published at or below a URL, in the order of their names.
+
+    Args:
+        url: ``s3://bucket/runs``.
+        depth: how many folders below it.
+
+    Raises:
+        BadInput: as `StoredDirectory`, or the store does not answer.
+    """
+    files, root = _open(url, url.partition("://")[0])
+    try:
+        files.invalidate_cache()
+        found = [str(name) for name in files.find(root, maxdepth=depth + 1)]
+    except FileNotFoundError:
+        return
+    except Exception as error:  # each store has errors of its own
+        raise BadInput(f"{url} cannot be read: {type(error).__name__}: {_line(error)}") from error
+    for name in sorted(found):
+        folder, _, file = name.rpartition("/")
+        if file == MANIFEST:
+            below = folder.removeprefix(root).strip("/")
+            yield StoredDirectory(f"{url}/{below}" if below else url)
+
+
 def _open(url: str, scheme: str) -> tuple[Any, str]:
     extra = EXTRAS.get(scheme, "stores")
     try:
         from fsspec.core import url_to_fs
     except ImportError as error:
-        raise BadInput(f"--out {url} needs fsspec: pip install 'plait-core[{extra}]'.") from error
+        raise BadInput(f"{url} needs fsspec: pip install 'plait-core[{extra}]'.") from error
     try:
         files, root = url_to_fs(url)
     except ImportError as error:
-        raise BadInput(f"--out {url}: {_line(error)}. Install it: pip install 'plait-core[{extra}]'.") from error
+        raise BadInput(f"{url}: {_line(error)}. Install it: pip install 'plait-core[{extra}]'.") from error
     except Exception as error:  # an unknown protocol, options that the store refuses
-        raise BadInput(f"--out {url}: {_line(error)}") from error
+        raise BadInput(f"{url}: {_line(error)}") from error
     return files, str(root).rstrip("/")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -47,7 +47,7 @@ class Group:
     def as_dict(self) -> dict[str, Any]:
         """The JSON form."""
         seeds = [run.recipe.seed for run in self.runs if run.recipe is not None]
-        return {"name": self.name, "runs": [str(r.path) for r in self.runs], "seeds": seeds, "differs": self.differs}
+        return {"name": self.name, "runs": [r.shown for r in self.runs], "seeds": seeds, "differs": self.differs}
 
 
 def compare(
@@ -55,7 +55,7 @@ def compare(
         list[Path],
         typer.Argument(
             metavar="RUN...",
-            help="Run directories, or folders of them.",
+            help="Run directories, or folders of them; also s3://...",
             autocompletion=completion.run_directories,
         ),
     ],
@@ -121,13 +121,13 @@ def grouped(found: list[Seen]) -> list[Group]:
     groups: list[Group] = []
     for key, members in together.items():
         members.sort(key=lambda seen: seen.recipe.seed if seen.recipe else 0)
-        name = members[0].path.name
+        name = PurePath(members[0].shown).name
         if len(members) > 1:
-            parents = {member.path.parent for member in members}
+            parents = {PurePath(member.shown).parent for member in members}
             name = parents.pop().name if len(parents) == 1 else f"{name} and {len(members) - 1} more"
         taken = {group.name for group in groups}
         spare = (f"{name} #{number}" for number in itertools.count(2))
-        unique = next(n for n in itertools.chain([name, str(members[0].path)], spare) if n and n not in taken)
+        unique = next(n for n in itertools.chain([name, members[0].shown], spare) if n and n not in taken)
         groups.append(Group(unique, members, {k: flats[key].get(k) for k in differing}))
     return groups
 

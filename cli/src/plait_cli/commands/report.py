@@ -11,9 +11,12 @@ from plait_cli.parameters import AsJson, RunPath
 def report(run: RunPath, as_json: AsJson = False) -> None:
     """Write the HTML report of a run again and print where it lies.
 
+    That of a finished run on an object store is published there, too; what is printed is the copy on this machine.
+
     Examples:
 
       plait report runs/both
+      plait report s3://bucket/runs/both
     """
     from plait.directory import RunDirectory
 
@@ -22,7 +25,9 @@ def report(run: RunPath, as_json: AsJson = False) -> None:
     from plait.report import write_report
 
     write_report(directory)
+    if directory.result() is not None:
+        directory.publish()
     if as_json:
-        output.emit({"run": str(directory.path), "report": str(directory.report)})
+        output.emit({"run": directory.shown, "report": str(directory.report)})
     else:
         typer.echo(directory.report)

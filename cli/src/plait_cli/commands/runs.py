@@ -19,7 +19,8 @@ SHOWN = 3
 
 def runs(
     folder: Annotated[
-        Path, typer.Argument(metavar="DIR", help="Where to look.", autocompletion=completion.run_directories)
+        Path,
+        typer.Argument(metavar="DIR", help="Where to look; also s3://...", autocompletion=completion.run_directories),
     ] = Path("runs"),
     as_json: AsJson = False,
 ) -> None:
@@ -29,18 +30,20 @@ def runs(
 
       plait runs
       plait runs experiments/tuesday --json
+      plait runs s3://bucket/runs
     """
     from plait.errors import BadInput
     from plait.listing import find, look
+    from plait.stores import url_of
 
-    if not folder.is_dir() and folder != Path("runs"):
+    if not folder.is_dir() and ":/" not in str(folder) and folder != Path("runs"):
         raise BadInput(f"{folder}: no such folder.")
     found = [look(directory) for directory in find(folder)]
     if as_json:
         output.emit([seen.as_dict() for seen in found])
         return
     if not found:
-        typer.echo(f"no runs in {folder}. `plait run --epochs 1` makes one.")
+        typer.echo(f"no runs in {url_of(folder) or folder}. `plait run --epochs 1` makes one.")
         return
     rows = []
     for seen in found:
@@ -50,7 +53,7 @@ def runs(
             if recipe
             else ("-",) * 4
         )
-        rows.append([str(seen.path), *what, seen.status, main_figures(seen) or seen.reason])
+        rows.append([seen.shown, *what, seen.status, main_figures(seen) or seen.reason])
     output.show(output.table("", ["run", "plugins", "data", "model", "seed", "status", "result"], rows))
 
 
