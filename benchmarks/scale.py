@@ -3,10 +3,12 @@
 - ``traffic``: bytes through the loopback interface per step of two gloo processes, by set of plugins, beside the
   formula. Runs of two lengths are compared, so that starting and evaluating cancel out. The interface's counter is the
   machine's: other traffic on it counts too.
-- ``scaling``: milliseconds per step on one and on two processes of one thread each.
+- ``scaling``: milliseconds per step on one and on two processes of one thread each, and the limit: two runs at once
+  that have nothing to tell each other, which shows what the two cores share.
 - ``checkpoints``: writing and reading, over writing and reading the same bytes plainly.
 - ``sweep``: seconds per run beside the run itself.
-- ``resnet50``: images a second and memory, plait over a hand-written loop at the same precision; skipped without CUDA.
+- ``resnet50``: images a second and memory, plait over a hand-written loop at the same precision, on CUDA. Without
+  it this part is skipped, unless ``--on-cpu`` asks for its small form: two steps of two images in fp32.
 """
 
 from __future__ import annotations
@@ -106,21 +108,46 @@ def milliseconds(path: Path, first: int, last: int) -> float:
     return float(1e3 * (times[last] - times[first]) / (last - first))
 
 
+def side_by_side(wanted: dict[str, Any], folder: Path) -> float:
+    """Milliseconds per step of two separate runs at once, the slower one."""
+
+    def act(number: int) -> None:
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
+        torch.set_num_threads(1)
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - notes of the methods
+        plait.run(wanted, out=folder / str(number))
+
+    ended = together(act, 2, limit=600)
+    if any(e.code for e in ended):
+        raise RuntimeError(f"{folder}: {ended}")
+    return max(milliseconds(folder / str(number), 10, 40) for number in range(2))
+
+
 def scaling(folder: Path, repeats: int) -> dict[str, Any]:
-    """One process, two at the same global batch, two at twice the batch; in turns."""
+    """One process, two at the same global batch, two at twice the batch, and two that share nothing; in turns."""
     kinds = {"one, batch 128": (1, 128), "two, batch 128": (2, 128), "two, batch 256": (2, 256)}
-    times: dict[str, list[float]] = {name: [] for name in kinds}
+    apart = {"two apart, batch 64 each": 64, "two apart, batch 128 each": 128}
+    times: dict[str, list[float]] = {name: [] for name in (*kinds, *apart)}
     for turn in range(repeats):
         for name, (world, batch) in kinds.items():
             out = folder / f"scaling-{turn}-{world}-{batch}"
             on_ranks(recipe({}, 40, batch, width=32, size=16), out, world)
             times[name].append(milliseconds(out, 10, 40))
+        for name, batch in apart.items():
+            wanted = recipe({}, 40, batch, width=32, size=16)
+            times[name].append(side_by_side(wanted, folder / f"apart-{turn}-{batch}"))
     best = {name: min(found) for name, found in times.items()}
     one = best["one, batch 128"]
+    strong, weak = one / (2 * best["two, batch 128"]), one / best["two, batch 256"]
+    strong_limit, weak_limit = one / (2 * best["two apart, batch 64 each"]), one / best["two apart, batch 128 each"]
     return {
         "milliseconds_per_step": best,
-        "strong_efficiency": one / (2 * best["two, batch 128"]),
-        "weak_efficiency": one / best["two, batch 256"],
+        "strong_efficiency": strong,
+        "strong_limit": strong_limit,
+        "strong_over_limit": strong / strong_limit,
+        "weak_efficiency": weak,
+        "weak_limit": weak_limit,
+        "weak_over_limit": weak / weak_limit,
         "cores": os.cpu_count(),
         "load_before": os.getloadavg()[0],
     }
@@ -184,51 +211,63 @@ def sweeping(folder: Path) -> dict[str, Any]:
 
 
 # ---- a GPU -------------------------------------------------------------------------------------------------------
-def resnet50(folder: Path, repeats: int, batch: int = 128, steps: int = 30) -> dict[str, Any] | str:
+def resnet50(folder: Path, repeats: int, on_cpu: bool, batch: int = 128, steps: int = 30) -> dict[str, Any] | str:
     """Both loops on ResNet-50 at 224 x 224 with synthetic images, bf16, not compiled."""
-    if not torch.cuda.is_available():
+    cuda = torch.cuda.is_available()
+    if not cuda and not on_cpu:
         return "skipped: torch sees no CUDA device"
     from torchvision.models import resnet50 as make
 
     from loop import plait_loop_on
     from plait.data import Data, DataInfo, TensorSplit
 
+    kind, precision = ("cuda", "bf16") if cuda else ("cpu", "fp32")
+    if not cuda:
+        batch, steps = 2, 2
     x, y = torch.randn(2 * batch, 3, 224, 224), torch.randint(1000, (2 * batch,))
     splits = [TensorSplit({"input": x, "label": y}) for _ in range(3)]
     data = Data(DataInfo("classification", (3, 224, 224), 1000), *splits)
     torch.backends.cudnn.deterministic = True
-    model = make().cuda()
+    model = make().to(kind)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4, foreach=True)
+
+    def finish() -> None:
+        if cuda:
+            torch.cuda.synchronize()
 
     def by_hand() -> None:
         for number in range(steps):
             rows = torch.arange(batch) + batch * (number % 2)
-            images, labels = x[rows].cuda(non_blocking=True), y[rows].cuda(non_blocking=True)
+            images, labels = x[rows].to(kind, non_blocking=True), y[rows].to(kind, non_blocking=True)
             optimizer.zero_grad(set_to_none=True)
-            with torch.autocast("cuda", torch.bfloat16):
+            with torch.autocast(kind, torch.bfloat16, enabled=cuda):
                 loss = functional.cross_entropy(model(images), labels)
             loss.backward()
             optimizer.step()
-        torch.cuda.synchronize()
+        finish()
 
-    _, advance = plait_loop_on("cuda", data, make(), batch, 10**6, folder / "resnet", precision="bf16")
+    _, advance = plait_loop_on(kind, data, make(), batch, 10**6, folder / "resnet", precision=precision)
 
     def with_plait() -> None:
         advance(steps)
-        torch.cuda.synchronize()
+        finish()
 
-    found: dict[str, Any] = {"device": torch.cuda.get_device_name(), "batch": batch, "precision": "bf16"}
+    name = torch.cuda.get_device_name() if cuda else "CPU, one thread"
+    found: dict[str, Any] = {"device": name, "batch": batch, "precision": precision}
     times: dict[str, list[float]] = {"hand": [], "plait": []}
     for turn in range(repeats + 1):
         for name, action in (("hand", by_hand), ("plait", with_plait)):
-            torch.cuda.reset_peak_memory_stats()
+            if cuda:
+                torch.cuda.reset_peak_memory_stats()
             start = time.perf_counter()
             action()
             if turn:
                 times[name].append(time.perf_counter() - start)
-            found[f"{name}_peak_GiB"] = torch.cuda.max_memory_allocated() / 2**30
+            if cuda:
+                found[f"{name}_peak_GiB"] = torch.cuda.max_memory_allocated() / 2**30
     for name, seconds in times.items():
         found[f"{name}_images_per_s"] = batch * steps / statistics.median(seconds)
+    found["plait_over_hand"] = found["plait_images_per_s"] / found["hand_images_per_s"]
     return found
 
 
@@ -237,6 +276,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--only", choices=["traffic", "scaling", "checkpoints", "sweep", "resnet50"])
+    parser.add_argument("--on-cpu", action="store_true", help="resnet50 without CUDA: tiny, to see that it runs")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     found: dict[str, Any] = {}
@@ -247,7 +287,7 @@ def main() -> None:
             "scaling": lambda: scaling(folder, arguments.repeats),
             "checkpoints": lambda: writing(folder, arguments.repeats),
             "sweep": lambda: sweeping(folder),
-            "resnet50": lambda: resnet50(folder, arguments.repeats),
+            "resnet50": lambda: resnet50(folder, arguments.repeats, arguments.on_cpu),
         }
         for part, measure in parts.items():
             if arguments.only in (None, part):
