@@ -126,6 +126,20 @@ def test_a_grid_gives_what_the_runs_give_and_runs_nothing_twice(tmp_path: Path) 
     assert (wider.ran, wider.cached) == (2, 4)
 
 
+def test_a_sweep_on_a_real_local_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # its 15 starves on a machine that runs other tests
+    over = ["optimizer.lr=0.01,0.2"]
+    on_ray = sweep(BASE, over, workers=1, ray="local", cache=tmp_path / "ray")
+    here = sweep(BASE, over, workers=0, cache=tmp_path / "here")
+    assert (on_ray.ran, on_ray.cached) == (2, 0)
+    assert [(row.point, row.status, row.metrics) for row in on_ray.rows] == [
+        (row.point, row.status, row.metrics) for row in here.rows
+    ]
+    again = sweep(BASE, over, workers=0, cache=tmp_path / "ray")
+    assert (again.ran, again.cached) == (0, 2)  # what the cluster ran is kept here
+
+
 def test_files(tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     made = sweep(BASE, {"optimizer.lr": [0.01, 0.2], "data.noise": [0.1]}, workers=0, cache=tmp_path / "cache")

@@ -10,14 +10,18 @@ import typer
 from plait_cli import output, startup
 from plait_cli.parameters import (
     AsJson,
+    CacheFolder,
     DataName,
     Device,
     Epochs,
+    Fresh,
     ModelName,
     PluginNames,
+    RayAddress,
     RecipeFile,
     Settings,
     Steps,
+    Workers,
     assemble,
 )
 
@@ -56,19 +60,12 @@ def sweep(
         str, typer.Option("--storage", metavar="URL", help="Optuna's storage, for several machines; default SQLite.")
     ] = "",
     study: Annotated[str, typer.Option("--study", metavar="NAME", help="The study's name in the storage.")] = "plait",
-    workers: Annotated[
-        int | None, typer.Option("--workers", metavar="N", help="Processes of one thread each; default one a core.")
-    ] = None,
-    ray: Annotated[
-        str | None, typer.Option("--ray", metavar="ADDRESS", help="Run on a Ray cluster: auto, host:port, or local.")
-    ] = None,
-    cache: Annotated[
-        Path | None,
-        typer.Option("--cache", metavar="DIR", help="Where finished runs are kept; default as of plait verify."),
-    ] = None,
+    workers: Workers = None,
+    ray: RayAddress = None,
+    cache: CacheFolder = None,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where table and plot go.")] = Path("sweep"),
     parquet: Annotated[bool, typer.Option("--parquet", help="Also write runs.parquet.")] = False,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Run everything again, whatever is kept.")] = False,
+    fresh: Fresh = False,
     as_json: AsJson = False,
 ) -> None:
     """Run a recipe over a grid of values and seeds, or let Optuna look for the best.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from plait_cli import completion, output, startup
-from plait_cli.parameters import AsJson, Settings, parse_settings
+from plait_cli.parameters import AsJson, CacheFolder, Fresh, RayAddress, Settings, Workers, parse_settings
 
 if TYPE_CHECKING:
     from plait.claims.results import ClaimResult, Verification
@@ -52,21 +52,14 @@ def verify(
         int | None, typer.Option("--seeds", metavar="N", help="How many seeds, instead of the claim's own.")
     ] = None,
     scale: Annotated[Scale, typer.Option("--scale", help="The size of the experiment.")] = Scale.LAPTOP,
-    workers: Annotated[
-        int | None, typer.Option("--workers", metavar="N", help="Processes of one thread each; default one a core.")
-    ] = None,
-    ray: Annotated[
-        str | None, typer.Option("--ray", metavar="ADDRESS", help="Run on a Ray cluster: auto, host:port, or local.")
-    ] = None,
-    cache: Annotated[
-        Path | None,
-        typer.Option("--cache", metavar="DIR", help="Where finished runs are kept; default ~/.cache/plait/verify."),
-    ] = None,
+    workers: Workers = None,
+    ray: RayAddress = None,
+    cache: CacheFolder = None,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the HTML page and the JSON go.")] = Path(
         "verify"
     ),
     settings: Settings = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Run everything again, whatever is kept.")] = False,
+    fresh: Fresh = False,
     as_json: AsJson = False,
 ) -> None:
     """Re-run a paper's claims on this machine and give a verdict on each.
