@@ -6,6 +6,7 @@ import functools
 import gzip
 import struct
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -14,20 +15,23 @@ from torch import Tensor, nn
 import plait
 from plait.errors import BadInput
 from plait.testing.killing import first_difference
-from plait_dbadfl import sweep
+from plait_dbadfl import names, sweep
 from plait_dbadfl.clothes import IMAGES, LABELS, load, read_idx
 from plait_dbadfl.config import PredictorConfig, ShadowConfig
 from plait_dbadfl.defences import DEFENCES, Mean, make_defence
 from plait_dbadfl.detection import Detection, Detector
+from plait_dbadfl.engines import ENGINES
 from plait_dbadfl.items import Item, companions, parse_item
 from plait_dbadfl.mixing import make_mixing
 from plait_dbadfl.nodes import NodesBatch
 from plait_dbadfl.options import DbadflOptions
+from plait_dbadfl.placement import place_attackers
 from plait_dbadfl.presets import PRESETS
 from plait_dbadfl.sources import SharedClothesOptions
-from plait_dbadfl.stacking import Stacked
+from plait_dbadfl.stacking import Implementation, Stacked
 from plait_dbadfl.sweep import Choice, choose, compare
 from plait_dbadfl.topologies import from_edges, make_topology
+from plait_dbadfl.triggers import LAYOUTS
 from plait_dbadfl.vote import votes
 
 
@@ -80,6 +84,22 @@ def test_the_ancestors_preset_replaces_the_model_in_its_rounds(tmp_path: Path) -
     # nobody poisons before its round; four drawn attackers scaled by drawn / eta then replace the model
     assert made.metrics["dbadfl/asr"] > 0.3 + max(series[1][:3]) / 100
     assert made.metrics["dbadfl/asr"] > made.metrics["dbadfl/asr_none"] + 0.3
+
+
+# ---- names ---------------------------------------------------------------------------------------------------------
+def test_the_lists_of_names_are_those_of_what_they_name() -> None:
+    assert set(names.ENGINES) == set(ENGINES)
+    assert set(names.DEFENCES) == set(DEFENCES)
+    assert {"auto", *LAYOUTS} == set(get_args(names.Triggers))
+    assert {"auto", *get_args(names.Computed)} == set(get_args(Implementation))
+    line = make_topology("ring", 9)
+    for kind in names.PLACEMENTS:
+        assert len(place_attackers(line, 2, kind, seed=0, positions=(1, 2) if kind == "list" else ())) == 2
+    for name in set(names.TOPOLOGIES) - {"file"}:
+        assert make_topology(name, 16).n == 16
+    for rule in names.WEIGHTS:
+        graph = {"average": "complete", "exponential": "exponential"}.get(rule, "ring")
+        assert make_mixing(make_topology(graph, 8), rule).n == 8  # type: ignore[arg-type]
 
 
 # ---- batches and votes --------------------------------------------------------------------------------------------

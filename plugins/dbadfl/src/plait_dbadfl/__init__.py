@@ -34,10 +34,10 @@ if TYPE_CHECKING:
     from .engines import DPSGD, ENGINES, DFedAvg, DFedAvgM, Engine, FedAvg, Gossip, Swarm, make_engine
     from .errors import DbadflError
     from .federation import Federation
-    from .items import ARMS
     from .local import Attack, NodeSGD, Training
     from .metrics import Paired, Scores, Summary, evaluate, paired_difference, placement_sensitivity, summarize
     from .mixing import Mixing, make_mixing
+    from .names import ARMS
     from .placement import place_attackers
     from .poisoning import Poison, Schedule, poison, scale_update
     from .predictor import DetectionScores, DistancePredictor, score_detection
@@ -126,7 +126,6 @@ _HOMES = {
     ),
     "errors": ("DbadflError",),
     "federation": ("Federation",),
-    "items": ("ARMS",),
     "local": (
         "Attack",
         "NodeSGD",
@@ -145,6 +144,7 @@ _HOMES = {
         "Mixing",
         "make_mixing",
     ),
+    "names": ("ARMS",),
     "placement": ("place_attackers",),
     "poisoning": (
         "Poison",

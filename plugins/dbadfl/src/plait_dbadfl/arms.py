@@ -10,9 +10,10 @@ from torch import Tensor
 from plait_dbadfl.assignment import assign_parts, assign_shared
 from plait_dbadfl.budgets import Budget, poison_ratios
 from plait_dbadfl.clustering import cluster_attackers, random_clusters
-from plait_dbadfl.config import CLUSTERED, SCANNING, AttackConfig
+from plait_dbadfl.config import AttackConfig
 from plait_dbadfl.errors import DbadflError
 from plait_dbadfl.local import Attack
+from plait_dbadfl.names import CLUSTERED, SCANNING
 from plait_dbadfl.poisoning import Poison
 from plait_dbadfl.triggers import Trigger
 

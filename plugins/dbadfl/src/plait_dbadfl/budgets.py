@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from plait_dbadfl.errors import DbadflError
-
-BUDGETS = ("samples", "pixels")
+from plait_dbadfl.names import BUDGETS
 
 
 @dataclass(frozen=True)

@@ -6,22 +6,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from plait_dbadfl.budgets import BUDGETS
 from plait_dbadfl.clustering import check_threshold
 from plait_dbadfl.errors import DbadflError
-from plait_dbadfl.items import ARMS
-from plait_dbadfl.items import SCANNING as SCANNING
-from plait_dbadfl.mixing import Weights
-from plait_dbadfl.placement import PLACEMENTS
+from plait_dbadfl.names import (
+    ARMS,
+    BUDGETS,
+    CLUSTERED,
+    HEADS,
+    PLACEMENTS,
+    SHADOW_DATA,
+    SHADOW_TOPOLOGIES,
+    SIGNATURE_TARGETS,
+    SPLITS,
+    Weights,
+)
 from plait_dbadfl.poisoning import Schedule, check_gamma
 from plait_dbadfl.sampling import PROBES
-from plait_dbadfl.scan import SIGNATURE_TARGETS
-from plait_dbadfl.splits import MIN_SAMPLES, SPLITS
-
-CLUSTERED = ("clusters-random", "clusters-oracle", "clusters-predicted")
-HEADS = ("regression", "class")
-SHADOW_TOPOLOGIES = ("same-family", "mixture", "other-family")
-SHADOW_DATA = ("attackers", "all")
+from plait_dbadfl.splits import MIN_SAMPLES
 
 
 def check_choice(option: str, value: str, names: tuple[str, ...]) -> None:

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from plait_dbadfl.clustering import adjusted_rand, cluster_attackers
-from plait_dbadfl.config import SCANNING
 from plait_dbadfl.detection import Detection, Detector, Scan
 from plait_dbadfl.errors import DbadflError
 from plait_dbadfl.local import Attack, Training
 from plait_dbadfl.metrics import Summary, rejection_rates
+from plait_dbadfl.names import SCANNING
 from plait_dbadfl.results import Result, summary_from_state, summary_state
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ from torch import Tensor
 from plait_dbadfl.errors import DbadflError
 from plait_dbadfl.matching import random_matching, waves
 from plait_dbadfl.mixing import Mixing
+from plait_dbadfl.names import INTERACTIONS, ORDERS, SWARM_STEPS, Interactions, Order, SwarmSteps
 from plait_dbadfl.phases import Aggregate, Engine, Parameters, Phase, mean
 
 __all__ = [
@@ -35,13 +36,13 @@ class DPSGD(Engine):
         self,
         mixing: Mixing,
         *,
-        order: Literal["mix-then-step", "step-then-mix"] = "mix-then-step",
+        order: Order = "mix-then-step",
         local_steps: int = 1,
         **common: Any,
     ) -> None:
         super().__init__(mixing, local_steps=local_steps, **common)
-        if order not in ("mix-then-step", "step-then-mix"):
-            raise DbadflError(f"engine 'dpsgd': order {order!r} is not 'mix-then-step' or 'step-then-mix'")
+        if order not in ORDERS:
+            raise DbadflError(f"engine 'dpsgd': order {order!r} is not one of {', '.join(ORDERS)}")
         self.order = order
 
     def phases(self) -> list[Phase]:
@@ -141,15 +142,15 @@ class Swarm(Engine):
         self,
         mixing: Mixing,
         *,
-        interactions: Literal["sequential", "matching"] = "sequential",
-        steps: Literal["fixed", "geometric"] = "fixed",
+        interactions: Interactions = "sequential",
+        steps: SwarmSteps = "fixed",
         **common: Any,
     ) -> None:
         super().__init__(mixing, **common)
-        if interactions not in ("sequential", "matching") or steps not in ("fixed", "geometric"):
+        if interactions not in INTERACTIONS or steps not in SWARM_STEPS:
             raise DbadflError(
-                f"engine 'swarm': interactions={interactions!r}, steps={steps!r}; they are 'sequential' or 'matching', "
-                "and 'fixed' or 'geometric'"
+                f"engine 'swarm': interactions={interactions!r}, steps={steps!r}; they are one of "
+                f"{', '.join(INTERACTIONS)} and one of {', '.join(SWARM_STEPS)}"
             )
         self.interactions, self.steps = interactions, steps
         edges = mixing.edge_index

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from plait_dbadfl.arms import AttackPlan, clusters_of_arm
-from plait_dbadfl.config import SCANNING, FederationConfig
+from plait_dbadfl.config import FederationConfig
 from plait_dbadfl.course import AttackCourse
 from plait_dbadfl.defences import Defence, RobustAggregation
 from plait_dbadfl.detection import Detection, Detector, Scan, check_scan
@@ -25,6 +25,7 @@ from plait_dbadfl.errors import DbadflError
 from plait_dbadfl.local import Prepare, Training
 from plait_dbadfl.metrics import Scores, Summary, eligible_images, evaluate, summarize
 from plait_dbadfl.mixing import Mixing, make_mixing
+from plait_dbadfl.names import SCANNING
 from plait_dbadfl.phases import Aggregate, Engine
 from plait_dbadfl.placement import place_attackers
 from plait_dbadfl.reference import ImageData

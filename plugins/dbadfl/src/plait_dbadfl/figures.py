@@ -11,8 +11,8 @@ import torch
 from plait.data import in_order
 from plait.evaluation import Metric, Plot, Predictions, Table
 from plait_dbadfl.clustering import adjusted_rand, cluster_attackers
-from plait_dbadfl.config import SCANNING
 from plait_dbadfl.metrics import Scores, evaluate, summarize
+from plait_dbadfl.names import SCANNING
 from plait_dbadfl.nodes import collected
 from plait_dbadfl.pictures import pictures
 from plait_dbadfl.results import Result

@@ -5,35 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
-ARMS = (
-    "none",
-    "centralized-one",
-    "centralized-all",
-    "naive",
-    "naive-4",
-    "clusters-random",
-    "clusters-oracle",
-    "clusters-predicted",
-)
-"""Card, "Baselines"; ``clusters-predicted`` is dba-dfl."""
-PLACEMENTS = ("random", "adjacent", "two-groups", "spread", "degree", "betweenness", "pagerank", "list")
-BUDGETS = ("pixels", "samples")
-DEFENCES = (
-    "mean",
-    "median",
-    "trimmed-mean",
-    "krum",
-    "multi-krum",
-    "rfa",
-    "norm-clipping",
-    "foolsgold",
-    "flame",
-    "clipping",
-    "balance",
-    "ubar",
-)
-SCANNING = ("clusters-random", "clusters-predicted")
-"""Arms that need the predicted clusters: the random ones have the sizes of the predicted ones."""
+from plait_dbadfl.names import ARMS, BUDGETS, DEFENCES, PLACEMENTS, SCANNING
+
 USUAL_DEFENCES = ("median", "clipping")
 """What defends beside an attack when the user names no defence."""
 

@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,10 +15,10 @@ from scipy.sparse import linalg
 from torch import Tensor
 
 from plait_dbadfl.errors import DbadflError
+from plait_dbadfl.names import WEIGHTS
+from plait_dbadfl.names import Weights as Weights
 from plait_dbadfl.topologies import Topology
 
-Weights = Literal["metropolis", "uniform", "exponential", "average"]
-WEIGHTS: tuple[Weights, ...] = ("metropolis", "uniform", "exponential", "average")
 TOLERANCE = 1e-6
 DENSE_FROM = 0.1
 """Density from which the dense product is the faster one on a CPU; see `Mixing.dense_is_faster`."""

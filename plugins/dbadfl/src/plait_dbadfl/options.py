@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from plait import PresetOptions
+from plait_dbadfl import names
 from plait_dbadfl.items import Item, companions
 from plait_dbadfl.presets import PRESETS
 
@@ -22,23 +23,19 @@ class DbadflOptions(PresetOptions):
 
     # ---- the federation -----------------------------------------------------------------------------------------
     nodes: int = Field(32, ge=2, le=100_000, description="participants N")
-    topology: Literal["ring", "torus", "watts-strogatz", "erdos-renyi", "exponential", "star", "complete", "file"] = (
-        Field("ring", description="who talks to whom; file reads topology_file")
-    )
+    topology: names.Topologies = Field("ring", description="who talks to whom; file reads topology_file")
     topology_file: str | None = Field(None, description="CSV edge list 'u,v' with nodes from 0, for topology = file")
     topology_k: int = Field(4, ge=2, le=1000, description="watts-strogatz: neighbours before rewiring")
     topology_p: float | None = Field(
         None, ge=0, le=1, description="watts-strogatz: rewiring (default 0.2); erdos-renyi: edge (1.2 ln N / N)"
     )
-    weights: Literal["metropolis", "uniform", "exponential", "average"] | None = Field(
+    weights: names.Weights | None = Field(
         None, description="rule of the mixing matrix W; default metropolis, or the graph's own"
     )
-    engine: Literal["dfedavg", "dfedavgm", "dpsgd", "swarm", "gossip", "fedavg"] = Field(
-        "dfedavg", description="schedule of local steps and exchanges"
-    )
-    order: Literal["mix-then-step", "step-then-mix"] = Field("mix-then-step", description="dpsgd: as published, or not")
-    interactions: Literal["sequential", "matching"] = Field("sequential", description="swarm: how edges are drawn")
-    swarm_steps: Literal["fixed", "geometric"] = Field("fixed", description="swarm: local steps of an interaction")
+    engine: names.Engines = Field("dfedavg", description="schedule of local steps and exchanges")
+    order: names.Order = Field("mix-then-step", description="dpsgd: as published, or not")
+    interactions: names.Interactions = Field("sequential", description="swarm: how edges are drawn")
+    swarm_steps: names.SwarmSteps = Field("fixed", description="swarm: local steps of an interaction")
     age: bool = Field(False, description="gossip: weight the mean by the models' ages")
     drawn: int | None = Field(
         None, ge=1, le=100_000, description="fedavg: nodes drawn in every round, attackers in their own; default all"
@@ -48,24 +45,15 @@ class DbadflOptions(PresetOptions):
     rounds: int | None = Field(
         None, ge=1, le=10**6, description="rounds of each compared run; default train.steps / local_steps"
     )
-    split: Literal["dirichlet", "iid"] = Field("dirichlet", description="how training images are shared out")
+    split: names.Split = Field("dirichlet", description="how training images are shared out")
     split_alpha: float = Field(0.5, gt=0, le=1e6, description="Dirichlet concentration; small is uneven")
     min_samples: int = Field(8, ge=1, le=10**6, description="fewest images of a node")
-    implementation: Literal["auto", "measured", "vmap", "grouped", "loop"] = Field(
+    implementation: Literal["auto", "measured", names.Computed] = Field(
         "auto", description="how N networks are computed: by a rule, by a timed trial, or as named"
     )
 
     # ---- the attack that is evaluated against -------------------------------------------------------------------
-    arm: Literal[
-        "none",
-        "centralized-one",
-        "centralized-all",
-        "naive",
-        "naive-4",
-        "clusters-random",
-        "clusters-oracle",
-        "clusters-predicted",
-    ] = Field("clusters-predicted", description="what is evaluated against; clusters-predicted is dba-dfl")
+    arm: names.Arm = Field("clusters-predicted", description="what is evaluated against; clusters-predicted is dba-dfl")
     companions: tuple[str, ...] = Field(
         (),
         max_length=64,
@@ -73,25 +61,21 @@ class DbadflOptions(PresetOptions):
         "always there",
     )
     attackers: int = Field(8, ge=1, le=100_000, description="attackers M, fewer than N")
-    placement: Literal["random", "adjacent", "two-groups", "spread", "degree", "betweenness", "pagerank", "list"] = (
-        Field("random", description="where attackers sit")
-    )
+    placement: names.Placement = Field("random", description="where attackers sit")
     positions: tuple[Number, ...] = Field((), description="their nodes, for placement = list")
     target: int = Field(2, ge=0, le=10**6, description="target label c*")
-    trigger: Literal["auto", "digits", "mnist", "cifar10", "tiny-imagenet"] = Field(
-        "auto", description="the trigger's four bars; auto: by image size"
-    )
+    trigger: names.Triggers = Field("auto", description="the trigger's four bars; auto: by image size")
     trigger_parts: tuple[tuple[Pixel, ...], ...] = Field(
         (), description="the trigger's pixels (row, column) instead, part by part; parts must not overlap"
     )
-    budget: Literal["pixels", "samples"] = Field("pixels", description="what is equal between arms")
+    budget: names.Budgets = Field("pixels", description="what is equal between arms")
     pixels: float = Field(0.8, ge=0, le=1e6, description="expected stamped pixels per sample, for budget = pixels")
     ratio: float = Field(0.2, ge=0, le=1, description="chance of a sample to be poisoned, for budget = samples")
     first: int | None = Field(None, ge=0, le=10**6, description="poison the first so many samples of every batch")
     gamma: float = Field(1.0, gt=0, le=100, description="scale of attackers' updates")
     loss_alpha: float = Field(1.0, ge=0, le=1, description="weight of the loss against the distance to the start")
     attacker_lr: float | None = Field(None, gt=0, le=1e3, description="attackers' learning rate while they attack")
-    schedule: Literal["multi", "single"] = Field("multi", description="every round, or each attacker once")
+    schedule: names.Schedules = Field("multi", description="every round, or each attacker once")
     attack_start: int = Field(0, ge=0, le=10**6, description="first round of the attack")
     attack_rounds: tuple[Number, ...] = Field((), description="for schedule = single: the attackers' rounds")
 
@@ -106,40 +90,24 @@ class DbadflOptions(PresetOptions):
     scan_rounds: int = Field(20, ge=1, le=10_000, description="rounds of the scan T_s")
     signature_pixels: int | None = Field(None, ge=1, le=10**6, description="pixels of a signature; default 10 or 16")
     scan_ratio: float = Field(0.5, ge=0, le=1, description="share of samples with a signature r_s")
-    signature_target: Literal["own", "shared"] = Field("own", description="class that signatures teach")
+    signature_target: names.SignatureTarget = Field("own", description="class that signatures teach")
     probes: int = Field(24, ge=1, le=10**6, description="most own images with which an attacker measures")
     hold_out: bool = Field(False, description="keep those images out of training")
     shadows: int = Field(40, ge=1, le=10_000, description="simulated networks that the predictor learns from")
-    shadow_topology: Literal["same-family", "mixture", "other-family"] = Field(
-        "mixture", description="their graphs; same-family is optimistic"
-    )
-    shadow_data: Literal["attackers", "all"] = Field("attackers", description="their images; all is optimistic")
+    shadow_topology: names.ShadowTopology = Field("mixture", description="their graphs; same-family is optimistic")
+    shadow_data: names.ShadowData = Field("attackers", description="their images; all is optimistic")
     shadow_seed: int | None = Field(None, ge=0, lt=2**63, description="their seed; must differ from the run's")
     hidden: int = Field(32, ge=1, le=4096, description="width of the LSTM")
-    head: Literal["regression", "class"] = Field("regression", description="what the LSTM predicts")
+    head: names.Head = Field("regression", description="what the LSTM predicts")
     max_distance: int = Field(6, ge=2, le=1000, description="class head: last class, and more, in hops")
     predictor_lr: float = Field(5e-3, gt=0, le=10, description="Adam's learning rate for the LSTM")
     predictor_epochs: int = Field(120, ge=1, le=10**5, description="epochs of the LSTM")
     predictor_batch: int = Field(128, ge=1, le=10**6, description="pairs per batch of the LSTM")
 
     # ---- the defence --------------------------------------------------------------------------------------------
-    defence: (
-        Literal[
-            "mean",
-            "median",
-            "trimmed-mean",
-            "krum",
-            "multi-krum",
-            "rfa",
-            "norm-clipping",
-            "foolsgold",
-            "flame",
-            "clipping",
-            "balance",
-            "ubar",
-        ]
-        | None
-    ) = Field(None, description="aggregation rule at every node; default the weighted mean by W")
+    defence: names.Defences | None = Field(
+        None, description="aggregation rule at every node; default the weighted mean by W"
+    )
     defence_options: dict[str, dict[str, Any]] = Field(
         {}, description="arguments of rules by name, of the companions' too, e.g. {krum = {f = 1}}"
     )

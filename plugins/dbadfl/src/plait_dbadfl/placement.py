@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from plait_dbadfl.errors import DbadflError
+from plait_dbadfl.names import PLACEMENTS
 from plait_dbadfl.sampling import generator
 from plait_dbadfl.topologies import Topology
 
 STRUCTURAL = ("degree", "betweenness", "pagerank")
-PLACEMENTS = ("random", "adjacent", "two-groups", "spread", *STRUCTURAL, "list")
 
 
 def place_attackers(

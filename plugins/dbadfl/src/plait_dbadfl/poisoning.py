@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from plait_dbadfl.errors import DbadflError
+from plait_dbadfl.names import SCHEDULES
 from plait_dbadfl.triggers import stamp
 
 MAX_GAMMA = 100.0
-SCHEDULES = ("multi", "single")
 
 
 @dataclass(frozen=True)

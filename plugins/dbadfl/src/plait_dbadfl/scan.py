@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from plait_dbadfl.errors import DbadflError
+from plait_dbadfl.names import SIGNATURE_TARGETS
 from plait_dbadfl.poisoning import Poison
 from plait_dbadfl.sampling import generator
 from plait_dbadfl.triggers import stamp
 
-SIGNATURE_TARGETS = ("own", "shared")
 CHUNK = 1 << 23
 """Most values of stamped probe images in one forward pass."""
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from plait_dbadfl.errors import DbadflError
+from plait_dbadfl.names import SPLITS
 from plait_dbadfl.sampling import NodeData, derive, generator
 
-SPLITS = ("dirichlet", "iid")
 MIN_SAMPLES = 8
 ATTEMPTS = 100
 

@@ -13,9 +13,10 @@ from torch.func import functional_call, vmap
 
 from plait_dbadfl.errors import DbadflError
 from plait_dbadfl.grouped import GroupedPlan
+from plait_dbadfl.names import Computed
 from plait_dbadfl.norms import has_batch_norm, with_group_norm
 
-Implementation = Literal["auto", "vmap", "loop", "grouped"]
+Implementation = Literal["auto", Computed]
 Nodes = Tensor | slice | None
 TRIAL_REPLICAS = 8
 TRIAL_REPEATS = 3

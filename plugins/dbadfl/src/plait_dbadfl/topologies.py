@@ -18,6 +18,7 @@ from scipy.sparse import csgraph
 from torch import Tensor
 
 from plait_dbadfl.errors import DbadflError
+from plait_dbadfl.names import TOPOLOGIES as TOPOLOGIES
 
 REDRAWS = 1000
 SOURCES_AT_ONCE = 1000
@@ -246,10 +247,6 @@ def read_edges(path: str | Path, n: int | None = None, *, directed: bool = False
         raise DbadflError(f"topology file {file} has no edges; expected CSV lines 'u,v'")
     size = n if n is not None else 1 + max(max(edge) for edge in edges)
     return from_edges(torch.tensor(edges), size, name=f"file {file.name}", directed=directed)
-
-
-TOPOLOGIES = ("ring", "torus", "watts-strogatz", "erdos-renyi", "exponential", "star", "complete", "file")
-"""The names of `make_topology`."""
 
 
 def make_topology(
