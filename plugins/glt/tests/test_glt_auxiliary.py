@@ -84,7 +84,7 @@ def test_draw_is_without_replacement_from_the_right_side(n: int, classes: int, s
     wanted = ((sizes > 0) & (sizes < n)).nonzero().squeeze(1)
     if not len(wanted):
         return
-    inside, a, outside, b = draw_rows(predicted, wanted, samples, generator(seed + 1))
+    inside, a, outside, b = draw_rows(predicted.unsqueeze(1) == wanted, samples, generator(seed + 1))
     for k, c in enumerate(wanted.tolist()):
         for index, weight, member, size in (
             (inside[k], a[k], True, int(sizes[c])),
@@ -101,7 +101,7 @@ def test_draw_is_uniform() -> None:
     times = torch.zeros(6)
     rng = generator(5)
     for _ in range(3000):
-        inside, _, outside, _ = draw_rows(predicted, torch.tensor([0]), 1, rng)
+        inside, _, outside, _ = draw_rows(predicted.unsqueeze(1) == 0, 1, rng)
         times[inside[0]] += 1
         times[outside[0]] += 1
     torch.testing.assert_close(times[:4], torch.full((4,), 750.0), atol=110, rtol=0)

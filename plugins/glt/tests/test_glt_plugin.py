@@ -176,6 +176,8 @@ def test_fairsam_with_neutral_options_changes_nothing(tmp_path: Path) -> None:
     neutral = {"rho": 0.0, "weights": "none", "corruptions": ["gaussian_noise"], "severities": [1]}
     alone, both = run(tmp_path / "alone"), run(tmp_path / "both", plugins={"fairsam": neutral})
     for name, value in alone.metrics.items():
+        if name.partition("@")[0] == "glt/seconds":
+            continue
         assert both.metrics[name] == pytest.approx(value, nan_ok=True), name
     a, b = (Ticket.load(r.export / "ticket.safetensors") for r in (alone, both))
     assert torch.equal(a.edge_kept, b.edge_kept)

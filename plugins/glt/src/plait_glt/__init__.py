@@ -31,11 +31,17 @@ if TYPE_CHECKING:
     from plait_glt.graphs import isolated_nodes as isolated_nodes
     from plait_glt.graphs import make_graph as make_graph
     from plait_glt.graphs import undirected_ids as undirected_ids
+    from plait_glt.links import Links as Links
+    from plait_glt.links import divide_links as divide_links
+    from plait_glt.links import pair_logits as pair_logits
     from plait_glt.macs import Propagation as Propagation
     from plait_glt.macs import inference_macs as inference_macs
     from plait_glt.macs import propagations as propagations
     from plait_glt.macs import saving as saving
     from plait_glt.masked import MaskedGNN as MaskedGNN
+    from plait_glt.measures import hits_at as hits_at
+    from plait_glt.measures import mean_roc_auc as mean_roc_auc
+    from plait_glt.measures import roc_auc as roc_auc
     from plait_glt.models.conv import GATConv as GATConv
     from plait_glt.models.conv import GCNConv as GCNConv
     from plait_glt.models.conv import GINConv as GINConv
@@ -58,11 +64,14 @@ if TYPE_CHECKING:
     from plait_glt.sparsity import gradient_share as gradient_share
     from plait_glt.sparsity import is_winning as is_winning
     from plait_glt.sparsity import sparsity as sparsity
+    from plait_glt.tasks import LabelTask as LabelTask
+    from plait_glt.tasks import LinkTask as LinkTask
+    from plait_glt.tasks import NodeTask as NodeTask
+    from plait_glt.tasks import Task as Task
     from plait_glt.tickets import Ticket as Ticket
     from plait_glt.tickets import Transfer as Transfer
     from plait_glt.tickets import transfer as transfer
     from plait_glt.training import MaskStep as MaskStep
-    from plait_glt.training import NodeTask as NodeTask
     from plait_glt.training import Retrained as Retrained
     from plait_glt.training import Trained as Trained
     from plait_glt.training import retrain as retrain
@@ -82,14 +91,18 @@ _HOME = {
     "GLTConfig": "config",
     "GLTError": "errors",
     "GraphLotteryTickets": "rounds",
+    "LabelTask": "tasks",
+    "LinkTask": "tasks",
+    "Links": "links",
     "MaskStep": "training",
     "MaskedGNN": "masked",
-    "NodeTask": "training",
+    "NodeTask": "tasks",
     "Propagation": "macs",
     "PrunedGNN": "pruned",
     "ResGCN": "models.resgcn",
     "Retrained": "training",
     "RoundResult": "rounds",
+    "Task": "tasks",
     "Ticket": "tickets",
     "TicketSearch": "rounds",
     "Trained": "training",
@@ -101,6 +114,7 @@ _HOME = {
     "clean_edges": "graphs",
     "degree_scores": "baselines",
     "delta_removed": "adversary",
+    "divide_links": "links",
     "drop_edges": "baselines",
     "edge_homophily": "graphs",
     "extreme_sparsity": "sparsity",
@@ -108,19 +122,23 @@ _HOME = {
     "generate": "cora_like",
     "gradient_share": "sparsity",
     "graph_hash": "graphs",
+    "hits_at": "measures",
     "implicit_term": "adversary",
     "inference_macs": "macs",
     "is_winning": "sparsity",
     "isolated_nodes": "graphs",
     "magnitude_scores": "baselines",
     "make_graph": "graphs",
+    "mean_roc_auc": "measures",
     "neighbour_sum": "models.propagation",
+    "pair_logits": "links",
     "probe_edge_weight": "models.conv",
     "propagations": "macs",
     "prune_count": "pruning",
     "prune_smallest": "pruning",
     "random_scores": "baselines",
     "retrain": "training",
+    "roc_auc": "measures",
     "saving": "macs",
     "sparsity": "sparsity",
     "train_masks": "training",

@@ -35,6 +35,7 @@ class AuxiliaryLoss:
 
 def auxiliary_loss(
     probabilities: Tensor,
+    member: Tensor | None = None,
     *,
     samples: int = 256,
     generator: torch.Generator | None = None,
@@ -49,7 +50,8 @@ def auxiliary_loss(
     or of all nodes is skipped.
 
     Args:
-        probabilities: Z = softmax of the logits [n, C], of all nodes.
+        probabilities: Z = softmax of the logits [n, C], of all nodes; or any outputs whose distances count.
+        member: classes of another kind, bool [n, K]: which rows are in each; default the predicted classes.
         samples: rows drawn per side and class without replacement; default 256. All classes are then one padded
             Sinkhorn problem [C, S, S]. 0 compares all nodes, a class at a time.
         generator: for the draw; needed when ``samples`` is not 0.
@@ -70,11 +72,14 @@ def auxiliary_loss(
         raise GLTError(
             f"auxiliary loss: the outputs of {bad} of {len(z)} nodes are not finite; lower the learning rate."
         )
-    predicted = z.detach().argmax(1)
-    sizes = torch.bincount(predicted, minlength=z.shape[1])
+    if member is None:
+        member = z.detach().argmax(1, keepdim=True) == torch.arange(z.shape[1], device=z.device)
+    elif member.dtype != torch.bool or member.ndim != 2 or len(member) != len(z):
+        raise GLTError(f"auxiliary loss: member {tuple(member.shape)} must be bool [{len(z)}, classes].")
+    sizes = member.sum(0)
     counted = (sizes > 0) & (sizes < len(z))
     classes = counted.nonzero().squeeze(1)
-    distances = z.new_zeros(z.shape[1])
+    distances = z.new_zeros(len(counted))
     if not len(classes):
         return AuxiliaryLoss(z.sum() * 0, distances, counted, 0, 0.0)
     options = {"eps": eps, "max_iterations": max_iterations, "tolerance": tolerance}
@@ -82,62 +87,56 @@ def auxiliary_loss(
         if samples:
             if generator is None:
                 raise GLTError("auxiliary loss: sampling needs a torch.Generator (generator=...), or samples=0.")
-            found, iterations, error = _sampled(z, predicted, classes, samples, generator, options)
+            found, iterations, error = _sampled(z, member[:, classes], samples, generator, options)
         else:
-            found, iterations, error = _all_nodes(z, predicted, classes, block_entries, options)
+            found, iterations, error = _all_nodes(z, member[:, classes], block_entries, options)
     except TransportError as problem:
         raise GLTError(f"auxiliary loss: {problem}") from problem
     return AuxiliaryLoss(-found.sum(), distances.index_put((classes,), found.detach()), counted, iterations, error)
 
 
-def draw_rows(
-    predicted: Tensor, classes: Tensor, samples: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def draw_rows(member: Tensor, samples: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """At most ``samples`` members and non-members of each class, uniformly without replacement.
 
     One permutation serves all classes: restricted to the members, and to the others, it is uniform.
 
     Args:
-        predicted: class of each node [n], int64.
-        classes: the K classes wanted [K].
+        member: whether each node is in each class, bool [n, K].
         samples: S.
         generator: of any device.
 
     Returns:
         Node ids of the members [K, S1] and of the others [K, S2], each with its weights (1 / drawn, 0 for padding).
     """
-    order = torch.randperm(len(predicted), generator=generator, device=generator.device).to(predicted.device)
-    member = predicted[order] == classes.unsqueeze(1)
+    order = torch.randperm(len(member), generator=generator, device=generator.device).to(member.device)
+    member = member.t()[:, order]
     rank = member.cumsum(1, dtype=torch.int32)
     position = torch.arange(1, len(order) + 1, device=rank.device, dtype=torch.int32)
     sides = []
     for chosen, place in ((member, rank), (~member, position - rank)):
         row, column = (chosen & (place <= samples)).nonzero(as_tuple=True)
         slot = place[row, column].long() - 1
-        count = torch.bincount(row, minlength=len(classes))
+        count = torch.bincount(row, minlength=len(member))
         width = int(count.max())
-        index = order.new_zeros(len(classes), width).index_put((row, slot), order[column])
+        index = order.new_zeros(len(member), width).index_put((row, slot), order[column])
         filled = torch.arange(width, device=count.device) < count.unsqueeze(1)
         sides += [index, filled / count.unsqueeze(1)]
     return sides[0], sides[1], sides[2], sides[3]
 
 
 def _sampled(
-    z: Tensor, predicted: Tensor, classes: Tensor, samples: int, generator: torch.Generator, options: dict[str, float]
+    z: Tensor, member: Tensor, samples: int, generator: torch.Generator, options: dict[str, float]
 ) -> tuple[Tensor, int, float]:
-    inside, a, outside, b = draw_rows(predicted, classes, samples, generator)
+    inside, a, outside, b = draw_rows(member, samples, generator)
     cost = euclidean(z[inside], z[outside])
     solved = sinkhorn(cost, a.to(z), b.to(z), **options)  # type: ignore[arg-type]
     return solved.cost, solved.iterations, float(solved.marginal_error.max())
 
 
-def _all_nodes(
-    z: Tensor, predicted: Tensor, classes: Tensor, block_entries: int, options: dict[str, float]
-) -> tuple[Tensor, int, float]:
+def _all_nodes(z: Tensor, member: Tensor, block_entries: int, options: dict[str, float]) -> tuple[Tensor, int, float]:
     costs, iterations, errors = [], 0, [0.0]
-    for number in classes:
-        member = predicted == number
-        inside, outside = z[member], z[~member]
+    for inside_class in member.unbind(1):
+        inside, outside = z[inside_class], z[~inside_class]
         if len(inside) * len(outside) <= block_entries:
             dense = sinkhorn(euclidean(inside, outside), **options)  # type: ignore[arg-type]
             cost, sweeps, error = dense.cost, dense.iterations, dense.marginal_error

@@ -13,9 +13,10 @@ import torch
 
 from plait.data import Data
 from plait_glt.data import node_data, split_by_class
-from plait_glt.data_options import CoraLikeOptions
+from plait_glt.data_options import CoraLikeLinksOptions, CoraLikeOptions
 from plait_glt.errors import GLTError
 from plait_glt.graphs import Graph, make_graph, normalise_rows, store_features
+from plait_glt.link_data import divided
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -55,14 +56,27 @@ class CoraLike:
 
 def load(options: CoraLikeOptions, seed: int) -> Data:
     """The generated graph; 20 labels per class, 500 validation and 1,000 test nodes, all from one seed."""
+    graph_seed, graph = _generated(options, seed)
+    parts = split_by_class(graph.y, 20, 500, 1000, graph_seed)
+    return node_data("cora-like", graph, *parts, num_classes=len(CoraLike().class_sizes))
+
+
+def load_links(options: CoraLikeLinksOptions, seed: int) -> Data:
+    """The generated graph for link prediction.
+
+    Raises:
+        BadInput: shares that cannot be held out.
+    """
+    return divided("cora-like-links", _generated(options, seed)[1], options, seed)
+
+
+def _generated(options: CoraLikeOptions, seed: int) -> tuple[int, Graph]:
     graph_seed = seed if options.graph_seed is None else options.graph_seed
-    parameters = CoraLike(hard_share=options.hard_share, topic_share=options.topic_share)
-    graph = generate(graph_seed, parameters)
+    graph = generate(graph_seed, CoraLike(hard_share=options.hard_share, topic_share=options.topic_share))
     if options.normalise_features:
         graph.x = normalise_rows(graph.x)
     graph.x = store_features(graph.x, options.sparse_features)
-    parts = split_by_class(graph.y, 20, 500, 1000, graph_seed)
-    return node_data("cora-like", graph, *parts, num_classes=len(parameters.class_sizes))
+    return graph_seed, graph
 
 
 def generate(seed: int, parameters: CoraLike | None = None) -> Graph:

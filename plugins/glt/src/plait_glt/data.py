@@ -15,6 +15,8 @@ from plait_glt.graphs import Graph, degrees
 
 FIELDS = frozenset({"graph", "node", "label", "group", "index"})
 GROUPS = ["low degree", "high degree"]
+AT_ONCE = 1 << 30
+"""A pass over the graph computes all nodes, so an evaluation takes all of its rows in one."""
 
 
 class NodeSplit:
@@ -29,6 +31,7 @@ class NodeSplit:
     """
 
     in_memory = True
+    at_once = AT_ONCE
 
     def __init__(self, graph: Graph, nodes: Tensor) -> None:
         self.graph = graph

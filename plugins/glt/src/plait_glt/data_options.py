@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from plait.plugin import Options
 
@@ -19,6 +19,24 @@ class GraphOptions(Options):
     sparse_features: Literal["auto", "yes", "no"] = Field(
         "auto", description="keep the features as a CSR matrix; auto: under 5 % non-zero entries"
     )
+
+
+class LinkOptions(Options):
+    """What every source takes that holds out edges and asks for them again."""
+
+    validation_share: float = Field(0.05, gt=0, lt=1, description="share of the edges held out for validation")
+    test_share: float = Field(0.1, gt=0, lt=1, description="share of the edges held out for the test")
+    split_seed: int | None = Field(
+        None, ge=0, lt=2**63, description="seed of the division and of the fixed negatives; default the run's seed"
+    )
+
+    @model_validator(mode="after")
+    def _something_left(self) -> LinkOptions:
+        if self.validation_share + self.test_share >= 1:
+            raise ValueError(
+                f"validation_share + test_share = {self.validation_share + self.test_share:g} leave no training edge"
+            )
+        return self
 
 
 class PlanetoidOptions(GraphOptions):
@@ -38,6 +56,14 @@ class CoraLikeOptions(GraphOptions):
     )
     hard_share: float = Field(0.35, ge=0, le=1, description="share of the nodes whose edges seldom stay in their class")
     topic_share: float = Field(0.26, ge=0, le=1, description="share of a node's words that come from its class topic")
+
+
+class PlanetoidLinksOptions(PlanetoidOptions, LinkOptions):
+    """Options of ``planetoid-links``."""
+
+
+class CoraLikeLinksOptions(CoraLikeOptions, LinkOptions):
+    """Options of ``cora-like-links``."""
 
 
 class WordnetOptions(GraphOptions):
@@ -62,3 +88,10 @@ class KarateOptions(Options):
 
     classes: Literal[2, 4] = Field(4, description="the two sides of the break-up, or four modularity clusters")
     labels_per_class: int = Field(2, ge=1, le=3, description="training labels per class")
+
+
+class KarateLinksOptions(LinkOptions):
+    """Options of ``karate-links``."""
+
+    validation_share: float = Field(0.1, gt=0, lt=1, description="share of the edges held out for validation")
+    test_share: float = Field(0.2, gt=0, lt=1, description="share of the edges held out for the test")

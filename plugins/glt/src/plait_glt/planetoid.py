@@ -16,9 +16,10 @@ from plait.data import Data
 from plait.errors import BadInput
 from plait_glt import reading
 from plait_glt.data import node_data
-from plait_glt.data_options import PlanetoidOptions
+from plait_glt.data_options import PlanetoidLinksOptions, PlanetoidOptions
 from plait_glt.errors import GLTError
 from plait_glt.graphs import Graph, Sparse, make_graph, normalise_rows
+from plait_glt.link_data import divided
 
 PARTS = ("x", "tx", "allx", "y", "ty", "ally", "graph", "test.index")
 FOLDERS = {"cora": "Cora", "citeseer": "CiteSeer", "pubmed": "PubMed"}
@@ -43,11 +44,24 @@ def load(options: PlanetoidOptions, seed: int) -> Data:
     Raises:
         BadInput: as `read_planetoid`.
     """
-    found = read_planetoid(
-        options.path, options.graph, normalise=options.normalise_features, sparse=options.sparse_features
-    )
+    found = _given(options)
     parts = (found.train, found.validation, found.test)
     return node_data("planetoid", found.graph, *parts, num_classes=found.num_classes, extra={"name": options.graph})
+
+
+def load_links(options: PlanetoidLinksOptions, seed: int) -> Data:
+    """The published graph for link prediction; edges are held out by ``split_seed``, or by ``seed``.
+
+    Raises:
+        BadInput: as `read_planetoid`, and shares that cannot be held out.
+    """
+    return divided("planetoid-links", _given(options).graph, options, seed, name=options.graph)
+
+
+def _given(options: PlanetoidOptions) -> Planetoid:
+    return read_planetoid(
+        options.path, options.graph, normalise=options.normalise_features, sparse=options.sparse_features
+    )
 
 
 def read_planetoid(path: str, name: str, *, normalise: bool = True, sparse: Sparse = "no") -> Planetoid:

@@ -52,7 +52,7 @@ class GltPlugin(Plugin):
     _weave: Weave
 
     def needs(self) -> frozenset[str]:
-        """One graph whose nodes have labels, a network that listens to edge weights, and repeatable passes."""
+        """One graph whose nodes or pairs have labels, a network that listens to edge weights, repeatable passes."""
         return frozenset(
             {
                 "field:graph",
@@ -119,9 +119,9 @@ class GltPlugin(Plugin):
         return self._weave.step(trainer, batch, proceed)
 
     @hookimpl
-    def loss_terms(self, trainer: Trainer, raw: Tensor, batch: Batch) -> Mapping[str, Tensor]:
+    def loss_terms(self, trainer: Trainer, raw: Tensor, outputs: Tensor, batch: Batch) -> Mapping[str, Tensor]:
         """The inter-class Wasserstein distance of all nodes, and the L1 terms, while masks are learned."""
-        return self._weave.terms(trainer, raw, batch)
+        return self._weave.terms(trainer, raw, outputs, batch)
 
     @hookimpl
     def update_masks(self, trainer: Trainer) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from plait.evaluation import Metric, Plot, Table, predict
+from plait.evaluation import Metric, Plot, Table, predict, split_figures
 from plait_glt.graphs import isolated_nodes
 from plait_glt.macs import inference_macs
 from plait_glt.sparsity import area_under_curve, extreme_sparsity, is_winning, sparsity
@@ -20,13 +21,19 @@ if TYPE_CHECKING:
 
 SPARSE = 0.7
 """Graph sparsity from which on the card's claim is about (acceptance 1)."""
+TITLES = {"accuracy": "accuracy", "auc": "ROC-AUC", "hits_at_50": "Hits@50"}
+"""How the figures that tickets are judged by are written."""
 
 
 def record(
     trainer: Trainer, gnn: MaskedGNN, hard: Mapping[str, Tensor], phase: Phase, share: float | None
 ) -> dict[str, Any]:
-    """The figures of the ticket that was just retrained, at its best epoch on validation."""
-    outputs, fields = predict(trainer, trainer.model, trainer.data.test)
+    """What the ticket that was just retrained is worth, at its best epoch on validation.
+
+    ``figure`` names what it is judged by, the first figure of its data: ``accuracy``, ``auc`` or ``hits_at_50``.
+    """
+    judged = split_figures(trainer.data, *predict(trainer, trainer.model, trainer.data.test))
+    figure = next(iter(judged))
     edges = hard["edge_mask"] != 0
     kept = [hard[f"network.{name}"] for name in gnn.names]
     kept_entries = gnn.edge_index[:, edges[gnn.edge_id]]
@@ -38,8 +45,9 @@ def record(
         "weight_sparsity": sparsity(kept),
         "kept_edges": int(edges.sum()),
         "kept_weights": sum(int(mask.count_nonzero()) for mask in kept),
-        "test_accuracy": 100 * float((outputs.argmax(1) == fields["label"]).double().mean()),
-        "validation_accuracy": float(best["score"]) if best is not None else float("nan"),
+        "figure": figure,
+        f"test_{figure}": judged[figure].value,
+        f"validation_{figure}": float(best["score"]) if best is not None else float("nan"),
         "best_epoch": best["step"] - phase.start if best is not None else phase.end - phase.start,
         "gradient_share": share,
         "isolated_nodes": len(isolated_nodes(kept_entries.cpu(), gnn.num_nodes)),
@@ -52,14 +60,23 @@ def _macs(kept: Sequence[Tensor], entries: int, gnn: MaskedGNN, x: Tensor) -> in
     return inference_macs([mask.cpu() for mask in kept], entries, gnn.num_nodes, x.cpu() if sparse else None)
 
 
-def figures(rounds: Sequence[Mapping[str, Any]], tolerance: float) -> dict[str, Metric | Table | Plot]:
-    """Metrics of the last ticket, of the whole curve and of every round, the table and the plots."""
+def figures(
+    rounds: Sequence[Mapping[str, Any]], tolerance: float, seconds: Mapping[int, float] | None = None
+) -> dict[str, Metric | Table | Plot]:
+    """Metrics of the last ticket, of the whole curve and of every round, the table and the plots.
+
+    Args:
+        rounds: of `record`.
+        tolerance: points below the dense figure that still win.
+        seconds: round -> how long it took; nan, or absent, where it was interrupted.
+    """
     if not rounds:
         return {}
     last = rounds[-1]
+    name = last["figure"]
     found: dict[str, Metric | Table | Plot] = {
-        "accuracy": Metric(last["test_accuracy"], "%", "higher"),
-        "validation_accuracy": Metric(last["validation_accuracy"], "%", "higher"),
+        name: Metric(last[f"test_{name}"], "%", "higher"),
+        f"validation_{name}": Metric(last[f"validation_{name}"], "%", "higher"),
         "graph_sparsity": Metric(last["graph_sparsity"], "", "higher"),
         "weight_sparsity": Metric(last["weight_sparsity"], "", "higher"),
         "kept_edges": Metric(last["kept_edges"], "edges", "lower"),
@@ -72,77 +89,92 @@ def figures(rounds: Sequence[Mapping[str, Any]], tolerance: float) -> dict[str, 
         found["gradient_share"] = Metric(shares[0], "", "higher", "edges whose mask has a gradient, in the first round")
     tickets = [one for one in rounds if one["round"]]
     for one in tickets:
-        found[f"accuracy_round_{one['round']}"] = Metric(one["test_accuracy"], "%", "higher")
-    sparse = [one["test_accuracy"] for one in tickets if one["graph_sparsity"] >= SPARSE]
+        found[f"{name}_round_{one['round']}"] = Metric(one[f"test_{name}"], "%", "higher")
+    sparse = [one[f"test_{name}"] for one in tickets if one["graph_sparsity"] >= SPARSE]
     if sparse:
         note = f"mean over the rounds with a graph sparsity of at least {SPARSE}"
-        found["accuracy_sparse"] = Metric(sum(sparse) / len(sparse), "%", "higher", note)
+        found[f"{name}_sparse"] = Metric(sum(sparse) / len(sparse), "%", "higher", note)
+    taken = {one["round"]: (seconds or {}).get(one["round"], math.nan) for one in rounds}
     if tickets:
-        mean = sum(one["validation_accuracy"] for one in tickets) / len(tickets)
+        mean = sum(one[f"validation_{name}"] for one in tickets) / len(tickets)
         found["validation_mean"] = Metric(mean, "%", "higher", "over the rounds; to choose options by")
+        whole = [taken[one["round"]] for one in tickets if not math.isnan(taken[one["round"]])]
+        mean = sum(whole) / len(whole) if whole else math.nan
+        found["seconds"] = Metric(mean, "s", "lower", "of a round, the mean over those that nothing interrupted")
     if rounds[0]["round"] == 0 and tickets:
         found |= _against_dense(rounds[0], tickets, tolerance)
-    return found | _shown(rounds, tolerance)
+    return found | _shown(rounds, tolerance, taken)
 
 
 def _against_dense(
     dense: Mapping[str, Any], tickets: Sequence[Mapping[str, Any]], tolerance: float
 ) -> dict[str, Metric | Table | Plot]:
-    reference = dense["test_accuracy"]
-    curve = [one["graph_sparsity"] for one in tickets], [one["test_accuracy"] for one in tickets]
+    name = dense["figure"]
+    reference, last = dense[f"test_{name}"], tickets[-1][f"test_{name}"]
+    curve = [one["graph_sparsity"] for one in tickets], [one[f"test_{name}"] for one in tickets]
     found: dict[str, Metric | Table | Plot] = {
-        "dense_accuracy": Metric(reference, "%", "higher", "the whole graph, all weights"),
-        "gap": Metric(tickets[-1]["test_accuracy"] - reference, "points", "higher", "last ticket less dense"),
+        f"dense_{name}": Metric(reference, "%", "higher", "the whole graph, all weights"),
+        "gap": Metric(last - reference, "points", "higher", "last ticket less dense"),
         "mac_ratio": Metric(tickets[-1]["macs"] / dense["macs"], "", "lower"),
     }
-    won = is_winning(tickets[-1]["test_accuracy"], reference, tolerance)
+    won = is_winning(last, reference, tolerance)
     found["winning"] = Metric(float(won), "", "higher", f"1: the last ticket is within {tolerance:g} points of dense")
     extreme = extreme_sparsity(*curve, reference, tolerance)
     found["extreme_sparsity"] = Metric(extreme or 0.0, "", "higher", "largest graph sparsity of a winning ticket")
     if len({0.0, *curve[0]}) > 1:
         area = area_under_curve([0.0, *curve[0]], [reference, *curve[1]])
-        found["area"] = Metric(area, "points", "higher", "under accuracy against graph sparsity, from 0 on")
+        title = TITLES.get(name, name)
+        found["area"] = Metric(area, "points", "higher", f"under {title} against graph sparsity, from 0 on")
     return found
 
 
-def _shown(rounds: Sequence[Mapping[str, Any]], tolerance: float) -> dict[str, Metric | Table | Plot]:
+def _shown(
+    rounds: Sequence[Mapping[str, Any]], tolerance: float, seconds: Mapping[int, float]
+) -> dict[str, Metric | Table | Plot]:
+    name = rounds[0]["figure"]
+    title = TITLES.get(name, name)
     columns = {
         "round": "round",
         "kept_edges": "kept edges",
         "graph_sparsity": "graph sparsity",
         "weight_sparsity": "weight sparsity",
-        "test_accuracy": "test accuracy %",
-        "validation_accuracy": "validation accuracy %",
+        f"test_{name}": f"test {title} %",
+        f"validation_{name}": f"validation {title} %",
         "best_epoch": "best epoch",
         "gradient_share": "edges with gradient",
         "isolated_nodes": "isolated nodes",
         "macs": "MACs",
     }
-    rows = [[_rounded(one[name]) for name in columns] for one in rounds]
-    names = list(columns.values())
+    rows = [[*(_rounded(one[key]) for key in columns), _seconds(seconds[one["round"]])] for one in rounds]
+    names = [*columns.values(), "seconds"]
     if rounds[0]["round"] == 0:
         names.append("winning")
-        reference = rounds[0]["test_accuracy"]
+        reference = rounds[0][f"test_{name}"]
         for row, one in zip(rows, rounds, strict=True):
-            won = is_winning(one["test_accuracy"], reference, tolerance)
+            won = is_winning(one[f"test_{name}"], reference, tolerance)
             row.append(None if one["round"] == 0 else "yes" if won else "no")
-    accuracy = [one["test_accuracy"] for one in rounds]
+    judged = [one[f"test_{name}"] for one in rounds]
+    capital = title[0].upper() + title[1:]
     return {
         "rounds": Table("Tickets, round by round (round 0: the dense network)", names, rows),
         "graph_curve": Plot(
-            "Accuracy against graph sparsity",
+            f"{capital} against graph sparsity",
             "graph sparsity",
-            "test accuracy %",
-            {"ticket": ([one["graph_sparsity"] for one in rounds], accuracy)},
+            f"test {title} %",
+            {"ticket": ([one["graph_sparsity"] for one in rounds], judged)},
         ),
         "weight_curve": Plot(
-            "Accuracy against weight sparsity",
+            f"{capital} against weight sparsity",
             "weight sparsity",
-            "test accuracy %",
-            {"ticket": ([one["weight_sparsity"] for one in rounds], accuracy)},
+            f"test {title} %",
+            {"ticket": ([one["weight_sparsity"] for one in rounds], judged)},
         ),
     }
 
 
 def _rounded(value: Any) -> Any:
     return round(value, 4) if isinstance(value, float) else value
+
+
+def _seconds(value: float) -> float | None:
+    return None if math.isnan(value) else round(value, 2)

@@ -20,13 +20,14 @@ from plait_glt.macs import inference_macs, propagations
 from plait_glt.masked import MaskedGNN
 from plait_glt.pruning import check_target, prune_count, prune_smallest
 from plait_glt.sparsity import area_under_curve, extreme_sparsity, is_winning, sparsity
+from plait_glt.tasks import NodeTask, Task
 from plait_glt.tickets import Ticket
-from plait_glt.training import NodeTask, Trained, retrain, train_masks
+from plait_glt.training import Trained, retrain, train_masks
 
 
 @dataclass(frozen=True)
 class RoundResult:
-    """What one round ended with. Accuracies in %, of the retrained ticket at its best validation epoch.
+    """What one round ended with, of the retrained ticket at its best validation epoch.
 
     Args:
         round: 1..R; 0 is the dense network on the full graph.
@@ -34,7 +35,7 @@ class RoundResult:
         graph_sparsity, weight_sparsity: shares pruned so far.
         gradient_share: share of the kept edges that got a gradient in the mask phase; None without one.
         isolated: nodes without an edge.
-        accuracy, validation_accuracy: of the test and validation nodes.
+        accuracy, validation_accuracy: on test and validation in %; the task's figure where that is another.
         best_epoch: of the retraining, from 1.
         mask_epoch: whose masks were ranked, from 1; None without a mask phase.
         macs: of one inference pass; None for convolutions that `propagations` does not know.
@@ -83,11 +84,22 @@ class GraphLotteryTickets:
         *,
         seed: int = 0,
     ) -> None:
+        self._prepare(network, NodeTask(graph.x, graph.edge_index, graph.y, train, validation, test), config, seed)
+
+    @classmethod
+    def on(
+        cls, network: nn.Module, task: Task, config: GLTConfig | None = None, *, seed: int = 0
+    ) -> GraphLotteryTickets:
+        """The same for another task, such as `LinkTask` or `LabelTask`."""
+        made = cls.__new__(cls)
+        made._prepare(network, task, config, seed)
+        return made
+
+    def _prepare(self, network: nn.Module, task: Task, config: GLTConfig | None, seed: int) -> None:
         self.config = config or GLTConfig()
-        self.seed = seed
-        self.task = NodeTask(graph.x, graph.edge_index, graph.y, train, validation, test)
-        self.model = MaskedGNN(network, graph.edge_index, len(graph.y), tied=self.config.tied)
-        self.model.probe(graph.x, seed)
+        self.seed, self.task = seed, task
+        self.model = MaskedGNN(network, task.edge_index, task.x.shape[0], tied=self.config.tied)
+        self.model.probe(task.x, seed)
         self.initial = {name: value.detach().clone() for name, value in network.state_dict().items()}
         self.edge_kept = torch.ones_like(self.model.edge_mask, dtype=torch.bool)
         self.weight_kept = {name: torch.ones_like(w, dtype=torch.bool) for name, w in self.model.weights().items()}

@@ -16,8 +16,8 @@ GRAPH = frozenset(
         "task:classification",
     }
 )
-"""What every graph source provides; the groups are nodes of low and of high degree."""
-NEEDS = frozenset({"field:graph", "task:classification"})
+"""What every graph source provides; ``node`` [B], or the two nodes of a pair [B, 2]; groups of low and high degree."""
+NEEDS = frozenset({"field:graph"})
 EDGES = frozenset({"model:edge-weights"})
 """The networks take a weight for every edge and listen to it."""
 
@@ -52,6 +52,25 @@ def data_sources() -> dict[str, DataSource]:
         ),
         "karate": DataSource(
             "plait_glt.tiny_graphs:load", "Zachary's karate club, 34 nodes", GRAPH, data.KarateOptions
+        ),
+        **_links(),
+    }
+
+
+def _links() -> dict[str, DataSource]:
+    return {
+        "cora-like-links": DataSource(
+            "plait_glt.cora_like:load_links", "links of the generated graph", GRAPH, data.CoraLikeLinksOptions
+        ),
+        "planetoid-links": DataSource(
+            "plait_glt.planetoid:load_links",
+            "links of Cora, CiteSeer or PubMed",
+            GRAPH,
+            data.PlanetoidLinksOptions,
+            obtain="github.com/kimiyoung/planetoid, folder data; --set data.path=FOLDER",
+        ),
+        "karate-links": DataSource(
+            "plait_glt.tiny_graphs:load_links", "links of the karate club", GRAPH, data.KarateLinksOptions
         ),
     }
 

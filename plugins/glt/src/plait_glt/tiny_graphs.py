@@ -7,8 +7,9 @@ from torch import Tensor
 
 from plait.data import Data
 from plait_glt.data import node_data, split_by_class
-from plait_glt.data_options import KarateOptions
+from plait_glt.data_options import KarateLinksOptions, KarateOptions
 from plait_glt.graphs import Graph, clean_edges, make_graph
+from plait_glt.link_data import divided
 
 OFFICER = (9, 14, 15, 18, 20, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31, 32, 33)
 """Members who went with the officer when the club broke up (Zachary 1977); the others stayed with Mr. Hi."""
@@ -54,3 +55,12 @@ def load(options: KarateOptions, seed: int) -> Data:
     rest = 34 - options.classes * options.labels_per_class
     parts = split_by_class(graph.y, options.labels_per_class, rest // 2, rest - rest // 2, seed)
     return node_data("karate", graph, *parts, num_classes=options.classes)
+
+
+def load_links(options: KarateLinksOptions, seed: int) -> Data:
+    """The karate club for link prediction.
+
+    Raises:
+        BadInput: shares that cannot be held out.
+    """
+    return divided("karate-links", karate_graph(), options, seed)

@@ -7,68 +7,17 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from plait_glt.adversary import ascend, delta_removed, implicit_term, unclipped
 from plait_glt.auxiliary import auxiliary_loss
 from plait_glt.baselines import drop_edges
 from plait_glt.config import GLTConfig
-from plait_glt.errors import GLTError
 from plait_glt.masked import MaskedGNN
 from plait_glt.sparsity import gradient_share
+from plait_glt.tasks import Task
 
 INITIAL_NOISE = 1e-5
 """Soft masks begin at ``kept * (1 + u)``, u uniform in +-1e-5 [code-UGS]."""
-
-
-class NodeTask:
-    """Node classification on one graph.
-
-    Args:
-        x, edge_index, y: features [n, F], directed entries [2, E], labels [n].
-        train, validation, test: node ids, or bool masks [n].
-
-    Raises:
-        GLTError: lengths that differ, splits that overlap or are empty, a class without a training label.
-    """
-
-    def __init__(
-        self, x: Tensor, edge_index: Tensor, y: Tensor, train: Tensor, validation: Tensor, test: Tensor
-    ) -> None:
-        n = len(y)
-        if x.shape[0] != n:
-            raise GLTError(f"there are {x.shape[0]} rows of features but {n} labels.")
-        ids = {}
-        for name, nodes in (("train", train), ("validation", validation), ("test", test)):
-            if nodes.dtype == torch.bool and nodes.shape != (n,):
-                raise GLTError(f"split {name!r} is a mask of shape {tuple(nodes.shape)} for {n} nodes.")
-            ids[name] = nodes.nonzero().squeeze(1) if nodes.dtype == torch.bool else nodes
-            if not len(ids[name]) or int(ids[name].min()) < 0 or int(ids[name].max()) >= n:
-                raise GLTError(f"split {name!r} is empty or names a node outside 0..{n - 1}.")
-        times = torch.bincount(torch.cat(list(ids.values())), minlength=n)
-        if int(times.max()) > 1:
-            raise GLTError(f"splits overlap: node {int(times.argmax())} is listed {int(times.max())} times.")
-        missing = set(y.tolist()) - set(y[ids["train"]].tolist())
-        if missing:
-            raise GLTError(f"class {min(missing)} has no training label.")
-        self.x, self.edge_index, self.y = x, edge_index, y
-        self.train, self.validation, self.test = ids.values()
-        self.target = y[self.train]
-
-    def loss(self, logits: Tensor) -> Tensor:
-        """Cross-entropy of the training nodes (nats).
-
-        Raises:
-            GLTError: it is not finite.
-        """
-        value = cross_entropy(logits[self.train], self.target)
-        if not bool(value.detach().isfinite()):
-            raise GLTError(f"the training loss is {value.item()}; lower the learning rate.")
-        return value
-
-    def accuracy(self, logits: Tensor, nodes: Tensor) -> float:
-        """Share of correct nodes in %."""
-        return 100 * float((logits[nodes].argmax(1) == self.y[nodes]).double().mean())
 
 
 @dataclass(frozen=True)
@@ -80,7 +29,7 @@ class Trained:
         weight_scores: s_theta, or ``|Theta|`` for the magnitude baseline, by name.
         gradient_share: share of the kept edges whose mask got a gradient in some epoch, the L1 term apart.
         epoch: the epoch chosen, from 1.
-        validation_accuracy: there, in %.
+        validation_accuracy: the task's figure on validation there, in %.
     """
 
     edge_scores: Tensor
@@ -92,7 +41,7 @@ class Trained:
 
 @dataclass(frozen=True)
 class Retrained:
-    """Accuracies in % at the best validation epoch (counted from 1), whose weights the network then has."""
+    """The task's figures in % at the best validation epoch (counted from 1), whose weights the network then has."""
 
     accuracy: float
     validation_accuracy: float
@@ -101,7 +50,7 @@ class Retrained:
 
 def train_masks(
     model: MaskedGNN,
-    task: NodeTask,
+    task: Task,
     edge_kept: Tensor,
     weight_kept: Mapping[str, Tensor],
     config: GLTConfig,
@@ -109,8 +58,8 @@ def train_masks(
 ) -> Trained:
     """Train Theta, s_theta and s_g together from where Theta stands.
 
-    The masks of the best validation epoch are returned, the later of two equal ones, and none from the warm-up, so that
-    a flat validation curve does not choose the first epoch (card, trap 7).
+    The masks of the best validation epoch are returned, the first of equal ones, but none from the warm-up, so that a
+    flat validation curve does not choose the masks as they began (card, trap 7).
 
     Args:
         model: its network at Theta_0 with pruned weights 0.
@@ -118,7 +67,7 @@ def train_masks(
         edge_kept: b_g [U], bool.
         weight_kept: b_theta by name, bool.
         config: options.
-        generator: of the initial noise and the samples of the auxiliary loss; on the CPU.
+        generator: of the initial noise, the samples of the auxiliary loss and what the task draws; on the CPU.
 
     Raises:
         GLTError: a loss that is not finite.
@@ -128,8 +77,8 @@ def train_masks(
     best: Trained | None = None
     for epoch in range(config.mask_epochs):
         step(with_aux=config.lam > 0 and epoch >= warmup)
-        accuracy = task.accuracy(_evaluate(model, task), task.validation)
-        if epoch >= warmup and (best is None or accuracy >= best.validation_accuracy):
+        accuracy = task.score(_evaluate(model, task), "validation")
+        if epoch >= warmup and (best is None or accuracy > best.validation_accuracy):
             best = Trained(*step.scores(), 0.0, epoch + 1, accuracy)
     assert best is not None
     return replace(best, gradient_share=gradient_share(step.reached, edge_kept))
@@ -145,7 +94,7 @@ class MaskStep:
     def __init__(
         self,
         model: MaskedGNN,
-        task: NodeTask,
+        task: Task,
         edge_kept: Tensor,
         weight_kept: Mapping[str, Tensor],
         config: GLTConfig,
@@ -189,6 +138,7 @@ class MaskStep:
         """One step of all masks and weights; ``with_aux`` adds the auxiliary loss."""
         model, config = self.model, self.config
         model.train()
+        self.task.renew(self.generator)
         adversary = config.adversary if self.learn_edges and model.edge_mask.numel() else "none"
         if adversary == "ascent":
             loss = self._ascend(with_aux)
@@ -214,7 +164,7 @@ class MaskStep:
             return loss
         config = self.config
         found = auxiliary_loss(
-            logits.softmax(1),
+            *self.task.compared(logits),
             samples=config.wd_samples,
             generator=self.generator,
             eps=config.wd_eps,
@@ -265,19 +215,19 @@ class MaskStep:
 
 def retrain(
     model: MaskedGNN,
-    task: NodeTask,
+    task: Task,
     edge_kept: Tensor,
     weight_kept: Mapping[str, Tensor],
     config: GLTConfig,
     generator: torch.Generator,
 ) -> Retrained:
-    """Train Theta from where it stands with fixed masks and plain cross-entropy; the same for every variant.
+    """Train Theta from where it stands with fixed masks and the plain loss of the task; the same for every variant.
 
     The network ends with the weights of its best validation epoch, the first of equal ones.
 
     Args:
         model, task, edge_kept, weight_kept, config: as in `train_masks`.
-        generator: of DropEdge; on the CPU.
+        generator: of DropEdge and what the task draws; on the CPU.
 
     Raises:
         GLTError: a loss that is not finite.
@@ -291,6 +241,7 @@ def retrain(
     state: dict[str, Tensor] = {}
     for epoch in range(config.fix_epochs):
         model.train()
+        task.renew(generator)
         model.removed = drop_edges(edge_kept, config.dropedge, generator) if config.dropedge else None
         optimizer.zero_grad()
         task.loss(model(task.x, task.edge_index)).backward()  # type: ignore[no-untyped-call]
@@ -302,9 +253,9 @@ def retrain(
             # pruned weights are 0 and stay so: no gradient, no moment, and decay of 0 is 0
             optimizer.step()
         logits = _evaluate(model, task)
-        accuracy = task.accuracy(logits, task.validation)
+        accuracy = task.score(logits, "validation")
         if accuracy > best.validation_accuracy:
-            best = Retrained(task.accuracy(logits, task.test), accuracy, epoch + 1)
+            best = Retrained(task.score(logits, "test"), accuracy, epoch + 1)
             state = {name: value.detach().clone() for name, value in model.network.state_dict().items()}
     model.network.load_state_dict(state)
     return best
@@ -323,7 +274,7 @@ def _fix(model: MaskedGNN, edge_kept: Tensor, weight_kept: Mapping[str, Tensor])
 
 
 @torch.no_grad()
-def _evaluate(model: MaskedGNN, task: NodeTask) -> Tensor:
+def _evaluate(model: MaskedGNN, task: Task) -> Tensor:
     model.eval()
     logits: Tensor = model(task.x, task.edge_index)
     return logits

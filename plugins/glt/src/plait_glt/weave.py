@@ -16,12 +16,14 @@ from plait.errors import BadCheckpoint
 from plait_glt.adversary import ascend, delta_removed, implicit_term, unclipped
 from plait_glt.auxiliary import auxiliary_loss
 from plait_glt.baselines import degree_scores, drop_edges, magnitude_scores, random_scores
+from plait_glt.clock import Clock
 from plait_glt.masked import MaskedGNN
 from plait_glt.phases import Phase, phases
 from plait_glt.pruned import PrunedGNN
 from plait_glt.pruning import TIE_NOISE, prune_count, prune_smallest
 from plait_glt.records import figures, record
 from plait_glt.sparsity import gradient_share
+from plait_glt.tasks import compared_outputs
 from plait_glt.tickets import Ticket, Transfer, transfer
 
 if TYPE_CHECKING:
@@ -67,7 +69,7 @@ class Weave:
         per_epoch = trainer.train_stream.batches_per_epoch
         length = train.steps if train.steps is not None else per_epoch * (train.epochs or 0)
         self.phases = phases(options.planned, *options.lengths(length, per_epoch), dense=options.dense)
-        self.position, self.begun = 0, False
+        self.position, self.begun, self.clock = 0, False, Clock()
         self.rounds: list[dict[str, Any]] = []
         self.reached = torch.zeros_like(self.gnn.edge_mask, dtype=torch.bool)
         self.share: float | None = None
@@ -88,6 +90,8 @@ class Weave:
 
     def fit(self, trainer: Trainer) -> None:
         """Go through the phases; a resumed run goes on in the one it was in."""
+        if self.position:
+            self.clock.recall(self.phases[: self.position], trainer.recorder.directory.events())
         if self.begun:
             self._arrange(trainer, self.phases[self.position])
         while self.position < len(self.phases):
@@ -98,6 +102,7 @@ class Weave:
             self._end(trainer, phase)
 
     def _begin(self, trainer: Trainer, phase: Phase) -> None:
+        self.clock.begin(phase)
         learn = phase.kind == "masks"
         self.gnn.network.load_state_dict(self.initial if phase.kind == "dense" else self.planted)
         generator = trainer.generator("glt.noise")
@@ -134,8 +139,8 @@ class Weave:
             found = record(trainer, self.gnn, self.hard, phase, self.share)
             self.rounds.append(found)
             self.share = None
-            shown = ("graph_sparsity", "validation_accuracy")  # the rest is in the table and the curves at the end
-            trainer.log({f"glt/{name}": found[name] for name in shown})
+            shown = ("graph_sparsity", f"validation_{found['figure']}")  # the rest is in the table and the curves
+            trainer.log({f"glt/{name}": found[name] for name in shown} | self.clock.end(phase))
         self.position, self.begun = self.position + 1, False
 
     def selectable(self, trainer: Trainer) -> bool:
@@ -265,14 +270,14 @@ class Weave:
             self.silent = frozenset()
 
     # ---- the loss -----------------------------------------------------------------------------------------------
-    def terms(self, trainer: Trainer, raw: Tensor, batch: Any) -> dict[str, Tensor]:
+    def terms(self, trainer: Trainer, raw: Tensor, outputs: Tensor, batch: Any) -> dict[str, Tensor]:
         """``wasserstein``, ``l1`` and, for the ascent, ``implicit``."""
         phase, options = self.phase, self.options
         if phase is None or phase.kind != "masks":
             return {}
         found = {}
         if "wasserstein" not in self.silent and self._compares(trainer, phase):
-            found["wasserstein"] = self._wasserstein(trainer, raw)
+            found["wasserstein"] = self._wasserstein(trainer, raw, outputs)
         if "l1" not in self.silent and (options.l1_edges or options.l1_weights):
             weights = torch.stack([mask.abs().sum() for mask in self.gnn.weight_masks.values()]).sum()
             found["l1"] = options.l1_edges * self.gnn.edge_mask.abs().sum() + options.l1_weights * weights
@@ -284,12 +289,12 @@ class Weave:
         warm = min(self.options.warmup, phase.end - phase.start - 1)
         return self.options.lam > 0 and trainer.step > phase.start + warm
 
-    def _wasserstein(self, trainer: Trainer, raw: Tensor) -> Tensor:
+    def _wasserstein(self, trainer: Trainer, raw: Tensor, outputs: Tensor) -> Tensor:
         options = self.options
         # by the number of the step: both passes of a sharpness-aware step compare the same nodes
         generator = _generator(trainer, "wasserstein") if options.wd_samples else None
         auxiliary = auxiliary_loss(
-            raw.float().softmax(1),
+            *compared_outputs(trainer.info, raw, outputs),
             samples=options.wd_samples,
             generator=generator,
             eps=options.wd_eps,
@@ -303,10 +308,11 @@ class Weave:
         mask = before.clone().requires_grad_()
         graph = batch["graph"]
         raw = functional_call(self.gnn, {"edge_mask": mask}, (graph.x, graph.edge_index))
-        loss = trainer.objective(trainer.readout(raw, batch), batch).mean()
+        outputs = trainer.readout(raw, batch)
+        loss = trainer.objective(outputs, batch).mean()
         phase = self.phase
         if phase is not None and self._compares(trainer, phase):
-            loss = loss + self._wasserstein(trainer, raw)
+            loss = loss + self._wasserstein(trainer, raw, outputs)
         (gradient,) = torch.autograd.grad(loss, mask, create_graph=True)
         return implicit_term(gradient, after, free, alpha=self.options.alpha, step=self.options.eta1)
 
@@ -334,7 +340,7 @@ class Weave:
 
     def evaluate(self, trainer: Trainer) -> dict[str, Metric | Table | Plot]:
         """Accuracy against sparsity, round by round."""
-        return figures(self.rounds, self.options.tolerance)
+        return figures(self.rounds, self.options.tolerance, self.clock.seconds)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the run is, the first weights, and what the rounds gave."""

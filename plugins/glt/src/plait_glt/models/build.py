@@ -1,4 +1,4 @@
-"""Factories that plait calls with options and the facts of the data."""
+"""Factories that plait calls with options and the facts of the data: C outputs, or ``hidden`` for pairs of nodes."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from plait_glt.models.resgcn import ResGCN
 
 def gcn(options: GcnOptions, info: DataInfo) -> nn.Module:
     """Build `GCN`."""
-    return GCN(_features(info, "gcn"), info.num_classes, options.hidden, options.layers, options.dropout)
+    return GCN(_features(info, "gcn"), _outputs(options, info), options.hidden, options.layers, options.dropout)
 
 
 def gin(options: GinOptions, info: DataInfo) -> nn.Module:
     """Build `GIN`."""
     return GIN(
         _features(info, "gin"),
-        info.num_classes,
+        _outputs(options, info),
         options.hidden,
         options.layers,
         options.mlp_layers,
@@ -41,7 +41,7 @@ def gat(options: GatOptions, info: DataInfo) -> nn.Module:
     try:
         return GAT(
             _features(info, "gat"),
-            info.num_classes,
+            _outputs(options, info),
             options.hidden,
             options.layers,
             options.heads,
@@ -57,7 +57,7 @@ def resgcn(options: ResGcnOptions, info: DataInfo) -> nn.Module:
     """Build `ResGCN`."""
     return ResGCN(
         _features(info, "resgcn"),
-        info.num_classes,
+        _outputs(options, info),
         options.hidden,
         options.layers,
         options.dropout,
@@ -72,3 +72,8 @@ def _features(info: DataInfo, model: str) -> int:
             f"the data has inputs of shape {tuple(info.input_shape)} and no field 'graph'."
         )
     return info.input_shape[0]
+
+
+def _outputs(options: GcnOptions, info: DataInfo) -> int:
+    # a pair of nodes is scored by their embeddings, as wide as the layers before
+    return options.hidden if info.extra.get("pairs") else info.num_classes
