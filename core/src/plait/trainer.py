@@ -54,9 +54,8 @@ class Trainer:
         self.step, self.share = 0, 1.0
         self.generators: dict[str, torch.Generator] = {}
         self.streams: dict[str, Stream] = {}
-        self.phase = (0, 0)
+        self.phase, self.in_step = (0, 0), False
         self.best: dict[str, Any] | None = None
-        self.in_step = False
         self.extra: dict[str, tuple[nn.Module, torch.optim.Optimizer | None]] = {}
         self._notes: set[str] = set()
         self.waiting: dict[str, dict[str, Any]] = {"streams": {}, "generators": {}, "extra": {}, "shadows": {}}
@@ -98,8 +97,9 @@ class Trainer:
         self.parameters += [p for module, _ in self.extra.values() for p in module.parameters()]
         network: nn.Module = self.model
         if self.world > 1 and not self.sharded:
-            network = self.accelerator.prepare_model(self.model)
-            # accelerate's precision wrapper would stay on the plain module and in exports; `autocast` does its work
+            # not moved: a move from "cpu" to "cpu:0" copies, and masks would hold what no longer is the weights
+            network = self.accelerator.prepare_model(self.model, device_placement=False)
+            # its precision wrapper would stay on the plain module and in exports; `autocast` does its work
             for patched in ("forward", "_original_forward"):
                 self.model.__dict__.pop(patched, None)
         self.network = torch.compile(network) if self.recipe.compile else network
