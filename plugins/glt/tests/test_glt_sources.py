@@ -12,7 +12,8 @@ import torch
 
 from plait.errors import BadInput
 from plait_glt import ogb_layout, wordnet
-from plait_glt.data_options import WORDNET_PLACES, OgbOptions, WordnetOptions
+from plait_glt.data_options import OgbOptions, WordnetOptions
+from plait_glt.sources import WORDNET_PLACES
 
 
 # ---- WordNet --------------------------------------------------------------------------------------------------------

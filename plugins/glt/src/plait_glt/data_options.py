@@ -8,9 +8,6 @@ from pydantic import Field, model_validator
 
 from plait.plugin import Options
 
-WORDNET_PLACES = ("/usr/share/wordnet/data.noun",)
-"""Where ``wordnet`` looks when it is given no path (Debian package wordnet-base)."""
-
 
 class GraphOptions(Options):
     """What every graph source takes."""

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from plait import Claim, DataSource, ModelSource, Plugin, hookimpl
-from plait_glt.options import GltOptions
+from plait import Claim, DataSource, ModelSource, Plugin, hookimpl, later
 from plait_glt.sources import data_sources, models
 
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ class GltPlugin(Plugin):
     summary = "graph lottery tickets: prune edges and weights of a GNN in rounds, rewind, retrain"
     paper = "Rethinking Graph Lottery Tickets: Graph Sparsity Matters, ICLR 2023, arXiv:2305.02190"
     contract = 1
-    Options = GltOptions
+    Options = later("plait_glt.options:GltOptions")
     suggests_data = ("cora-like",)
     suggests_model = ("gcn",)
     suggests: ClassVar[Mapping[str, Any]] = {

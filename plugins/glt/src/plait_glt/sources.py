@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from plait import DataSource, ModelSource
-from plait_glt import data_options as data
-from plait_glt import model_options as model
+from typing import Any
 
+from plait import DataSource, ModelSource, later
+
+WORDNET_PLACES = ("/usr/share/wordnet/data.noun",)
+"""Where the Debian package wordnet-base puts its file."""
 GRAPH = frozenset(
     {
         "field:graph",
@@ -26,32 +28,32 @@ def data_sources() -> dict[str, DataSource]:
     """Graphs: generated, from published files, and a small one."""
     return {
         "cora-like": DataSource(
-            "plait_glt.cora_like:load", "generated graph that looks like Cora", GRAPH, data.CoraLikeOptions
+            "plait_glt.cora_like:load", "generated graph that looks like Cora", GRAPH, _data("CoraLikeOptions")
         ),
         "planetoid": DataSource(
             "plait_glt.planetoid:load",
             "Cora, CiteSeer or PubMed from the published files",
             GRAPH,
-            data.PlanetoidOptions,
+            _data("PlanetoidOptions"),
             obtain="github.com/kimiyoung/planetoid, folder data; --set data.path=FOLDER",
         ),
         "wordnet": DataSource(
             "plait_glt.wordnet:load",
             "WordNet's nouns and their pointers",
             GRAPH,
-            data.WordnetOptions,
-            places=data.WORDNET_PLACES,
+            _data("WordnetOptions"),
+            places=WORDNET_PLACES,
             obtain="apt-get install wordnet-base",
         ),
         "ogb": DataSource(
             "plait_glt.ogb_layout:load",
             "an OGB node property graph from its folder",
             GRAPH,
-            data.OgbOptions,
+            _data("OgbOptions"),
             obtain="pip install 'plait-glt[ogb]', and its files from ogb.stanford.edu; --set data.root=FOLDER",
         ),
         "karate": DataSource(
-            "plait_glt.tiny_graphs:load", "Zachary's karate club, 34 nodes", GRAPH, data.KarateOptions
+            "plait_glt.tiny_graphs:load", "Zachary's karate club, 34 nodes", GRAPH, _data("KarateOptions")
         ),
         **_links(),
     }
@@ -60,17 +62,17 @@ def data_sources() -> dict[str, DataSource]:
 def _links() -> dict[str, DataSource]:
     return {
         "cora-like-links": DataSource(
-            "plait_glt.cora_like:load_links", "links of the generated graph", GRAPH, data.CoraLikeLinksOptions
+            "plait_glt.cora_like:load_links", "links of the generated graph", GRAPH, _data("CoraLikeLinksOptions")
         ),
         "planetoid-links": DataSource(
             "plait_glt.planetoid:load_links",
             "links of Cora, CiteSeer or PubMed",
             GRAPH,
-            data.PlanetoidLinksOptions,
+            _data("PlanetoidLinksOptions"),
             obtain="github.com/kimiyoung/planetoid, folder data; --set data.path=FOLDER",
         ),
         "karate-links": DataSource(
-            "plait_glt.tiny_graphs:load_links", "links of the karate club", GRAPH, data.KarateLinksOptions
+            "plait_glt.tiny_graphs:load_links", "links of the karate club", GRAPH, _data("KarateLinksOptions")
         ),
     }
 
@@ -78,10 +80,22 @@ def _links() -> dict[str, DataSource]:
 def models() -> dict[str, ModelSource]:
     """Graph networks that take edge weights."""
     return {
-        "gcn": ModelSource("plait_glt.models.build:gcn", "graph convolutions (GCN)", EDGES, NEEDS, model.GcnOptions),
-        "gin": ModelSource("plait_glt.models.build:gin", "graph isomorphism network", EDGES, NEEDS, model.GinOptions),
-        "gat": ModelSource("plait_glt.models.build:gat", "graph attention network", EDGES, NEEDS, model.GatOptions),
+        "gcn": ModelSource(
+            "plait_glt.models.build:gcn", "graph convolutions (GCN)", EDGES, NEEDS, _model("GcnOptions")
+        ),
+        "gin": ModelSource(
+            "plait_glt.models.build:gin", "graph isomorphism network", EDGES, NEEDS, _model("GinOptions")
+        ),
+        "gat": ModelSource("plait_glt.models.build:gat", "graph attention network", EDGES, NEEDS, _model("GatOptions")),
         "resgcn": ModelSource(
-            "plait_glt.models.build:resgcn", "deep residual GCN (res+ blocks)", EDGES, NEEDS, model.ResGcnOptions
+            "plait_glt.models.build:resgcn", "deep residual GCN (res+ blocks)", EDGES, NEEDS, _model("ResGcnOptions")
         ),
     }
+
+
+def _data(name: str) -> Any:
+    return later(f"plait_glt.data_options:{name}")
+
+
+def _model(name: str) -> Any:
+    return later(f"plait_glt.model_options:{name}")

@@ -18,8 +18,9 @@ import torch
 from plait.data import Data
 from plait.errors import BadInput
 from plait_glt.data import node_data, split_by_class
-from plait_glt.data_options import WORDNET_PLACES, WordnetOptions
+from plait_glt.data_options import WordnetOptions
 from plait_glt.graphs import clean_edges, make_graph, normalise_rows
+from plait_glt.sources import WORDNET_PLACES
 
 CLASSES = 7
 COMMON = 0.2
