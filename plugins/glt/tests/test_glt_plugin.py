@@ -143,6 +143,41 @@ def test_a_mask_phase_is_the_librarys(tmp_path: Path, variant: str, monkeypatch:
         )
 
 
+def test_of_equal_best_epochs_run_and_library_choose_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On 13 validation nodes many epochs tie. Both choose the same masks: the first ones after the warm-up."""
+    from plait_glt import GCN, train_masks
+
+    monkeypatch.setattr(plait_glt.weave, "TIE_NOISE", 0.0)
+    monkeypatch.setattr(plait_glt.training, "INITIAL_NOISE", 0.0)
+    chosen: dict[str, Any] = {}
+
+    def look(self: Any, trainer: Any) -> None:
+        chosen.update(step=trainer.best["step"], mask=self.gnn.edge_mask.detach().clone(), initial=dict(self.initial))
+
+    monkeypatch.setattr(plait_glt.weave.Weave, "_prune", look)
+    options = {"baseline": "wd", "wd_samples": 0, "rounds": 1, "dense": False, "mask_epochs": 20, "warmup": 5}
+    found = run(tmp_path / "run", options, settings={"model.dropout": 0.0, "optimizer.weight_decay": 1e-3}, model="gcn")
+    events = found.directory.events()
+    curve = {e["step"]: v for e in events if (v := e.get("values", {}).get("validation/accuracy")) is not None}
+    candidates = [curve[step] for step in range(6, 21)]
+    assert candidates.count(max(candidates)) > 1  # a tie
+    assert chosen["step"] == 6 + candidates.index(max(candidates))
+
+    data = plait.loading.load_data(found.recipe.data, found.recipe.seed)
+    graph = data.train.graph
+    network = GCN(34, 4, hidden=16, dropout=0.0)
+    network.load_state_dict(chosen["initial"])
+    model = MaskedGNN(network, graph.edge_index, 34)
+    nodes = [split.fields["node"] for split in (data.train, data.validation, data.test)]
+    task = NodeTask(graph.x, graph.edge_index, graph.y, *nodes)
+    config = GLTConfig.variant("wd", lr=0.02, weight_decay=1e-3, wd_samples=0, mask_epochs=20, warmup=5)
+    kept = {name: torch.ones_like(w, dtype=torch.bool) for name, w in model.weights().items()}
+    edges = torch.ones_like(model.edge_mask, dtype=torch.bool)
+    trained = train_masks(model, task, edges, kept, config, torch.Generator())
+    assert trained.epoch == chosen["step"]
+    torch.testing.assert_close(trained.edge_scores, chosen["mask"], rtol=2e-4, atol=2e-5)
+
+
 def test_retraining_is_the_librarys(tmp_path: Path) -> None:
     """A ticket given by file, retrained by plait and by the library, without dropout: the same accuracy and epoch."""
     from plait_glt import GCN, retrain
