@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 from pydantic import Field
 
 import plait
-from plait import BadInput, PresetOptions
+from plait import BadInput, DataSource, PresetOptions, registry
 
 
 class StepOptions(PresetOptions):
@@ -78,3 +80,76 @@ def test_the_methods_presets_resolve_to_themselves(plugin: str) -> None:
             **preset,
             **extra,
         }
+
+
+# ---- options that are imported later ----------------------------------------------------------------------------
+def module(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, text: str) -> str:
+    (folder / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    return name
+
+
+LAZY = """
+from pydantic import Field
+from plait import Options
+
+class LazyOptions(Options):
+    size: float = Field(2.0, ge=0, le=5, description="length")
+
+NUMBER = 3
+"""
+
+
+def test_later_options_are_imported_when_they_are_used(
+    install: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = module(tmp_path, monkeypatch, "lazy_options", LAZY)
+
+    class Lazy(plait.Plugin):
+        name, contract, Options = "lazy", plait.CONTRACT_VERSION, plait.later("lazy_options:LazyOptions")
+
+        @plait.hookimpl
+        def data_sources(self) -> dict[str, Any]:
+            assert self.options is not None
+            return {"lazy-data": DataSource("nowhere:load", "none", options=plait.later("lazy_options:LazyOptions"))}
+
+    install(Lazy)
+    assert registry.active_registry()["lazy"].hooks == ["data_sources"]
+    source = registry.collect("data_sources")[0]["lazy-data"][1]
+    assert name not in sys.modules
+    assert source.options.model_fields["size"].default == 2.0
+    assert Lazy.Options is source.options is sys.modules[name].LazyOptions
+    assert plait.plan(plugins={"lazy": {"size": 3}}).recipe.plugins["lazy"] == {"size": 3.0}
+    with pytest.raises(BadInput, match=r"plugin lazy: .*size"):
+        plait.plan(plugins={"lazy": {"size": 9}})
+    assert registry.default_instance(Lazy).options.size == 2.0  # a registry hook that reads an option gets the default
+
+
+@pytest.mark.parametrize(
+    "path, said",
+    [
+        ("no_such_module_here:Options", "importing no_such_module_here failed"),
+        ("lazy_options:Missing", "has no 'Missing'"),
+        ("lazy_options:NUMBER", "is a int, not a function or class"),
+        ("pathlib:Path", "is not a pydantic model"),
+    ],
+)
+def test_later_options_that_are_not_there_are_said(
+    install: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, said: str
+) -> None:
+    module(tmp_path, monkeypatch, "lazy_options", LAZY)
+
+    class Lazy(plait.Plugin):
+        name, contract, Options = "lazy", plait.CONTRACT_VERSION, plait.later(path)
+
+    install(Lazy)
+    with pytest.raises(BadInput, match=said):
+        plait.plan(plugins={"lazy": {}})
+    assert plait.plan(plugins={}).ok  # others are not disturbed
+
+
+@pytest.mark.parametrize("path", ["", "module", "module:", ":Name"])
+def test_later_wants_an_import_path(path: str) -> None:
+    with pytest.raises(BadInput, match=r"write it as package.module:name"):
+        plait.later(path)

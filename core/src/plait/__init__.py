@@ -11,6 +11,7 @@ _WHERE = {
     "Plugin": "plait.plugin",
     "Options": "plait.plugin",
     "PresetOptions": "plait.plugin",
+    "later": "plait.deferred",
     "Claim": "plait.vocabulary",
     "hookimpl": "plait.hooks",
     "CONTRACT_VERSION": "plait.hooks",
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from plait.data import Data as Data
     from plait.data import DataInfo as DataInfo
     from plait.data import TensorSplit as TensorSplit
+    from plait.deferred import later as later
     from plait.errors import BadInput as BadInput
     from plait.errors import PlaitError as PlaitError
     from plait.errors import Refused as Refused

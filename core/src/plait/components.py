@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from plait.deferred import OptionsField
 from plait.errors import BadInput
 from plait.plugin import Options
 
@@ -19,7 +20,7 @@ class DataSource:
         factory: import path ``package.module:function`` of ``function(options, seed) -> plait.data.Data``.
         summary: one line for tables.
         provides: words of `plait.vocabulary` (``field:group``, ``task:classification``).
-        options: the pydantic model of its options (``--set data.NAME=VALUE``).
+        options: the pydantic model of its options (``--set data.NAME=VALUE``), best given by `plait.later`.
         places: files or folders on the user's disk, one of which it needs; empty for data that comes with the package
             or from a path among the options. ``plait doctor`` says whether one is there.
         obtain: how to get them, e.g. ``apt-get install ...``.
@@ -28,7 +29,7 @@ class DataSource:
     factory: str
     summary: str
     provides: frozenset[str] = frozenset()
-    options: type[Options] = Options
+    options: OptionsField = OptionsField(Options)  # noqa: RUF009 - a descriptor, one for all
     places: tuple[str, ...] = ()
     obtain: str = ""
 
@@ -42,14 +43,14 @@ class ModelSource:
         summary: one line for tables.
         provides: words such as ``model:channel-groups``.
         needs: words that the data must provide.
-        options: the pydantic model of its options (``--set model.NAME=VALUE``).
+        options: the pydantic model of its options (``--set model.NAME=VALUE``), best given by `plait.later`.
     """
 
     factory: str
     summary: str
     provides: frozenset[str] = frozenset()
     needs: frozenset[str] = frozenset()
-    options: type[Options] = Options
+    options: OptionsField = OptionsField(Options)  # noqa: RUF009 - a descriptor, one for all
 
 
 def load_object(path: str, what: str) -> Callable[..., Any]:

@@ -57,7 +57,8 @@ class Plugin:
         summary: one line.
         paper: the paper, or an empty string.
         contract: the hook-contract version it was written for (`plait.hooks.CONTRACT_VERSION`).
-        Options: the pydantic model of its options.
+        Options: the pydantic model of its options, best given by `plait.later`: commands that do not use the plugin
+            then do not build it.
         suggests_data: data sources to use when the recipe names none, best first.
         suggests_model: models likewise.
         suggests: values for dotted keys of the recipe that it leaves open, e.g. ``{"train.epochs": 30}``.

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from inspect import getattr_static
 from typing import Any
 
 import pluggy
@@ -14,6 +15,7 @@ from pydantic import BaseModel
 
 import plait
 from plait import contract
+from plait.deferred import Later, Unchosen
 from plait.errors import BadInput, nearest
 from plait.hooks import HookSpecs, hook_names, rule_of
 from plait.plugin import Plugin
@@ -108,7 +110,9 @@ def _manager() -> pluggy.PluginManager:
 
 def default_instance(plugin: type[Plugin]) -> Plugin:
     """An instance for registry hooks, whose answers do not depend on options."""
-    return plugin(plugin.Options.model_construct())
+    declared = getattr_static(plugin, "Options")
+    options: Any = Unchosen(declared) if isinstance(declared, Later) else plugin.Options.model_construct()
+    return plugin(options)
 
 
 def discover() -> list[Installed]:
@@ -192,6 +196,8 @@ def _judge(item: Installed, plugin: Any) -> tuple[str, str]:
         return "broken", f"its entry point is called {name!r} but the plugin calls itself {plugin.name!r}"
     if not NAME.match(name) or name in RESERVED:
         return "broken", f"the name {name!r} is reserved or not of lower-case letters, digits, - and _"
+    if isinstance(getattr_static(plugin, "Options"), Later):
+        return "ok", ""
     if not (isinstance(plugin.Options, type) and issubclass(plugin.Options, BaseModel)):
         return "broken", "its Options is not a pydantic model (subclass plait.Options)"
     return "ok", ""

@@ -18,6 +18,7 @@ from plait.testing.killing import first_difference
 from plait_dbadfl import names, sweep
 from plait_dbadfl.clothes import IMAGES, LABELS, load, read_idx
 from plait_dbadfl.config import PredictorConfig, ShadowConfig
+from plait_dbadfl.data_options import SharedClothesOptions
 from plait_dbadfl.defences import DEFENCES, Mean, make_defence
 from plait_dbadfl.detection import Detection, Detector
 from plait_dbadfl.engines import ENGINES
@@ -27,7 +28,6 @@ from plait_dbadfl.nodes import NodesBatch
 from plait_dbadfl.options import DbadflOptions
 from plait_dbadfl.placement import place_attackers
 from plait_dbadfl.presets import PRESETS
-from plait_dbadfl.sources import SharedClothesOptions
 from plait_dbadfl.stacking import Implementation, Stacked
 from plait_dbadfl.sweep import Choice, choose, compare
 from plait_dbadfl.topologies import from_edges, make_topology

@@ -263,7 +263,7 @@ def test_data_with_a_normalisation_is_stamped_before_it(tmp_path: Path, monkeypa
         "from dataclasses import replace\n"
         "from plait import Batch\n"
         "from plait_dbadfl.embedded import load\n"
-        "from plait_dbadfl.sources import SharedDigitsOptions\n\n\n"
+        "from plait_dbadfl.data_options import SharedDigitsOptions\n\n\n"
         "def data(seed):\n"
         "    found = load(SharedDigitsOptions(), seed)\n"
         "    return replace(found, prepare=lambda batch: Batch({**batch, 'input': (batch['input'] - 0.3) / 0.4}))\n"

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from plait import Claim, Plugin, hookimpl
-from plait_chase.options import ChaseOptions
+from plait import Claim, Plugin, hookimpl, later
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,7 +22,7 @@ class ChasePlugin(Plugin):
     summary = "dynamic sparse training that ends in a physically narrower network"
     paper = "Dynamic Sparsity Is Channel-Level Sparsity Learner, NeurIPS 2023, arXiv:2305.19454"
     contract = 1
-    Options = ChaseOptions
+    Options = later("plait_chase.options:ChaseOptions")
     suggests_data = ("mnist5k", "digits")
     suggests_model = ("vgg-bn",)
     suggests: ClassVar[Mapping[str, Any]] = {"optimizer.lr": 0.1}

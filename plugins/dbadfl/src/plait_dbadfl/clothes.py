@@ -12,8 +12,8 @@ from torch import Tensor
 
 from plait.data import Data, DataInfo, TensorSplit
 from plait.errors import BadInput
+from plait_dbadfl.data_options import SharedClothesOptions
 from plait_dbadfl.sampling import generator
-from plait_dbadfl.sources import SharedClothesOptions
 
 IMAGES, LABELS = 2051, 2049
 """Magic numbers of idx3 images and idx1 labels."""

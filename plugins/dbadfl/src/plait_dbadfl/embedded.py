@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from plait.data import Data, DataInfo, TensorSplit
 from plait.errors import BadInput
+from plait_dbadfl.data_options import SharedDigitsOptions, SmallMlpOptions
 from plait_dbadfl.reference import digits
-from plait_dbadfl.sources import SharedDigitsOptions, SmallMlpOptions
 
 
 def load(options: SharedDigitsOptions, seed: int) -> Data:

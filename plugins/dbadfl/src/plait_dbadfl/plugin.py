@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from plait import DataSource, ModelSource, Plugin, hookimpl
-from plait_dbadfl.options import DbadflOptions
+from plait import DataSource, ModelSource, Plugin, hookimpl, later
 from plait_dbadfl.sources import data_sources, models
 
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ class DbadflPlugin(Plugin):
     summary = "how fragile a decentralized federation is to distributed backdoors, and which defence mends it"
     paper = "DBA-DFL: Distributed Backdoor Attacks with Network Detection in Decentralized FL, arXiv:2501.15005"
     contract = 1
-    Options = DbadflOptions
+    Options = later("plait_dbadfl.options:DbadflOptions")
     suggests_data = ("shared-digits",)
     suggests_model = ("small-mlp",)
     suggests: ClassVar[Mapping[str, Any]] = {

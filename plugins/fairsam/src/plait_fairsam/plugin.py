@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from plait import Plugin, hookimpl
-
-from .options import FairsamOptions
+from plait import Plugin, hookimpl, later
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,7 +25,7 @@ class FairsamPlugin(Plugin):
     summary = "fairness-aware sharpness: instance-weighted SAM, judged on corrupted test views"
     paper = "FairSAM: Fair Classification on Corrupted Data Through Sharpness-Aware Minimization, arXiv:2503.22934"
     contract = 1
-    Options = FairsamOptions
+    Options = later("plait_fairsam.options:FairsamOptions")
     suggests_data = ("toned-digits",)
     suggests_model = ("cnn",)
     suggests: ClassVar[Mapping[str, Any]] = {"train.epochs": 30, "optimizer.lr": 0.05}

@@ -13,7 +13,8 @@ from torch.nn import functional
 
 from plait.data import Data, DataInfo, Split, TensorSplit
 from plait.errors import BadInput
-from plait_zoo.options import FASHION_PLACES, FashionMnistOptions
+from plait_zoo.options import FashionMnistOptions
+from plait_zoo.places import FASHION_PLACES
 from plait_zoo.splits import ByteSplit
 from plait_zoo.transforms import Normalize
 

@@ -9,12 +9,6 @@ from pydantic import Field, field_validator, model_validator
 
 from plait.plugin import Options
 
-FASHION_PLACES = (
-    "/usr/share/datasets/fashion-mnist",
-    "/usr/share/dataset-fashion-mnist",
-    "/usr/local/share/datasets/fashion-mnist",
-)
-"""Where ``fashion-mnist`` looks when it is given no path."""
 VGG_PRESETS = {
     "vgg11": "64,M,128,M,256,256,M,512,512,M,512,512,M",
     "vgg16": "64,64,M,128,128,M,256,256,256,M,512,512,512,M,512,512,512,M",
