@@ -10,7 +10,7 @@ from torch import Tensor
 from plait_dbadfl.assignment import assign_parts, assign_shared
 from plait_dbadfl.budgets import Budget, poison_ratios
 from plait_dbadfl.clustering import cluster_attackers, random_clusters
-from plait_dbadfl.config import AttackConfig
+from plait_dbadfl.config import AttackConfig, LocalConfig
 from plait_dbadfl.errors import DbadflError
 from plait_dbadfl.local import Attack
 from plait_dbadfl.names import CLUSTERED, SCANNING
@@ -106,12 +106,12 @@ class AttackPlan:
         ratio[acting], pixels[acting], short[acting] = made.ratio, made.pixels, made.short
         return Budget(ratio, pixels, short)
 
-    def attack(self, round_: int, lr: float | None = None) -> Attack | None:
+    def attack(self, round_: int, local: LocalConfig | None = None) -> Attack | None:
         """What happens in a round; None if nobody poisons.
 
         Args:
             round_: from 0.
-            lr: of the attackers, or None.
+            local: says the attackers' learning rate; None: they have the common one.
         """
         if self.config.arm == "none":
             return None
@@ -123,4 +123,13 @@ class AttackPlan:
         value = torch.full(mask.shape, self.trigger.value)
         target = torch.full((len(self.nodes),), self.config.target)
         poison = Poison(mask, value, ratio, target, self.config.first).to(self.device)
-        return Attack(self.nodes, poison, self.config.gamma, self.config.alpha, lr)
+        rate = LocalConfig() if local is None else local
+        return Attack(
+            self.nodes,
+            poison,
+            self.config.gamma,
+            self.config.alpha,
+            rate.attacker_lr,
+            rate.milestones,
+            rate.attacker_lr_decay,
+        )

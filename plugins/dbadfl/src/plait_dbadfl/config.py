@@ -13,6 +13,7 @@ from plait_dbadfl.names import (
     BUDGETS,
     CLUSTERED,
     HEADS,
+    MILESTONES,
     PLACEMENTS,
     SHADOW_DATA,
     SHADOW_TOPOLOGIES,
@@ -20,6 +21,7 @@ from plait_dbadfl.names import (
     SPLITS,
     Weights,
 )
+from plait_dbadfl.pace import whole_epochs
 from plait_dbadfl.poisoning import Schedule, check_gamma
 from plait_dbadfl.sampling import PROBES
 from plait_dbadfl.splits import MIN_SAMPLES
@@ -74,7 +76,18 @@ class LocalConfig:
         lr: learning rate, > 0; default 0.2.
         momentum: of SGD, in [0, 1); default 0. Engine ``dfedavgm`` brings 0.9 and resets it each round.
         weight_decay: of SGD, at least 0; default 0.
+        epochs: passes over a node's own images between exchanges instead of ``steps``: as many steps as their batches,
+            which are drawn with replacement all the same; None (default) is ``steps``.
+        fresh_momentum: momentum starts from zero in every round, as with an optimizer of its own for each [code];
+            default False.
+        attacker_steps, attacker_epochs: local steps, or passes, of attackers in rounds in which they attack; one of the
+            two. None (default) as the others.
         attacker_lr: learning rate of attackers while they attack; None (default) as the others.
+        attacker_lr_milestones: shares of their local steps in (0, 1), after each of which their rate is multiplied by
+            ``attacker_lr_decay``; default none. The ancestor has 0.2 and 0.8 [code].
+        attacker_lr_decay: in (0, 1]; default 0.1 [code].
+        attacker_lr_at: ``"share"`` (default); ``"whole-epochs"`` drops milestones that are not a whole number of
+            ``attacker_epochs``, as the ancestor's scheduler does (see `plait_dbadfl.pace.whole_epochs`).
     """
 
     steps: int = 5
@@ -82,10 +95,29 @@ class LocalConfig:
     lr: float = 0.2
     momentum: float = 0.0
     weight_decay: float = 0.0
+    epochs: int | None = None
+    fresh_momentum: bool = False
+    attacker_steps: int | None = None
+    attacker_epochs: int | None = None
     attacker_lr: float | None = None
+    attacker_lr_milestones: tuple[float, ...] = ()
+    attacker_lr_decay: float = 0.1
+    attacker_lr_at: str = "share"
 
     def __post_init__(self) -> None:
         check_least("steps", self.steps, 1)
+        for option in ("epochs", "attacker_steps", "attacker_epochs"):
+            if getattr(self, option) is not None:
+                check_least(option, getattr(self, option), 1)
+        if self.attacker_steps is not None and self.attacker_epochs is not None:
+            raise DbadflError("attacker_steps and attacker_epochs are both given; choose one")
+        if not all(0.0 < m < 1.0 for m in self.attacker_lr_milestones):
+            raise DbadflError(f"attacker_lr_milestones={self.attacker_lr_milestones} are shares between 0 and 1")
+        if not 0.0 < self.attacker_lr_decay <= 1.0:
+            raise DbadflError(f"attacker_lr_decay={self.attacker_lr_decay} is outside (0, 1]")
+        check_choice("attacker_lr_at", self.attacker_lr_at, MILESTONES)
+        if self.attacker_lr_at == "whole-epochs" and self.attacker_epochs is None:
+            raise DbadflError("attacker_lr_at='whole-epochs' counts epochs: give attacker_epochs")
         check_least("batch", self.batch, 1)
         for option in ("lr", "attacker_lr"):
             value = getattr(self, option)
@@ -94,6 +126,13 @@ class LocalConfig:
         if not 0.0 <= self.momentum < 1.0:
             raise DbadflError(f"momentum={self.momentum} is outside [0, 1)")
         check_least("weight_decay", self.weight_decay, 0)
+
+    @property
+    def milestones(self) -> tuple[float, ...]:
+        """The milestones that count."""
+        if self.attacker_lr_at == "share" or self.attacker_epochs is None:
+            return self.attacker_lr_milestones
+        return whole_epochs(self.attacker_lr_milestones, self.attacker_epochs)
 
 
 @dataclass(frozen=True, kw_only=True)

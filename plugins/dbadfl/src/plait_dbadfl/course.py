@@ -71,7 +71,7 @@ class AttackCourse:
             self.scan = self.federation.scan(training=self.training, turn=self.scans)
         if self.scan is not None:
             return self.scan.attack
-        return self.plan.attack(self.training.round, self.federation.config.local.attacker_lr)
+        return self.plan.attack(self.training.round, self.federation.config.local)
 
     def round_ended(self) -> None:
         """Measure if a scan is on, and note what is to be noted."""

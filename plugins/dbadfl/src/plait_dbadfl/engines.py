@@ -41,6 +41,11 @@ class DPSGD(Engine):
         **common: Any,
     ) -> None:
         super().__init__(mixing, local_steps=local_steps, **common)
+        if self.pace is not None:
+            raise DbadflError(
+                "engine 'dpsgd' exchanges models after every step, so nodes cannot take numbers of steps of their own; "
+                "use another engine, or neither local_epochs nor attacker_steps nor attacker_epochs"
+            )
         if order not in ORDERS:
             raise DbadflError(f"engine 'dpsgd': order {order!r} is not one of {', '.join(ORDERS)}")
         self.order = order
@@ -49,6 +54,14 @@ class DPSGD(Engine):
         when: Literal["around", "after"] = "around" if self.order == "mix-then-step" else "after"
         return [Phase(1, when, self.mixing)] * self.local_steps
 
+    @property
+    def local_step(self) -> int:
+        return self.step_in_round
+
+    @property
+    def local_counts(self) -> Tensor:
+        return torch.full((self.n,), self.local_steps)
+
 
 class DFedAvg(Engine):
     """K local steps on every node, then one mix by W (card: the default engine)."""
@@ -56,7 +69,7 @@ class DFedAvg(Engine):
     name = "dfedavg"
 
     def phases(self) -> list[Phase]:
-        return [Phase(self.local_steps, "after", self.mixing)]
+        return [self.phase("after", self.mixing)]
 
 
 class DFedAvgM(DFedAvg):
@@ -68,11 +81,8 @@ class DFedAvgM(DFedAvg):
     name = "dfedavgm"
     momentum = 0.9
 
-    def round_ended(self, parameters: Parameters, optimizer: torch.optim.Optimizer | None) -> None:
-        for p in parameters:
-            buffer = None if optimizer is None else optimizer.state.get(p, {}).get("momentum_buffer")
-            if buffer is not None:
-                buffer.zero_()
+    def __init__(self, mixing: Mixing, **common: Any) -> None:
+        super().__init__(mixing, **{**common, "fresh_momentum": True})
 
 
 class FedAvg(DFedAvg):
@@ -122,7 +132,7 @@ class FedAvg(DFedAvg):
         matrix = torch.zeros(self.n, self.n, dtype=torch.float64)
         matrix[:, chosen] = self.server_step / self.drawn
         matrix[:, holder] += 1 - self.server_step
-        return [Phase(self.local_steps, "after", Mixing.from_dense(matrix), active.expand(self.local_steps, -1))]
+        return [self.phase("after", Mixing.from_dense(matrix), training=active)]
 
 
 class Swarm(Engine):
@@ -152,6 +162,8 @@ class Swarm(Engine):
                 f"engine 'swarm': interactions={interactions!r}, steps={steps!r}; they are one of "
                 f"{', '.join(INTERACTIONS)} and one of {', '.join(SWARM_STEPS)}"
             )
+        if steps == "geometric" and self.pace is not None and self.pace.usual is not None:
+            raise DbadflError("engine 'swarm': steps='geometric' draws numbers of steps that local_epochs fixes")
         self.interactions, self.steps = interactions, steps
         edges = mixing.edge_index
         self.edges = edges[:, edges[0] < edges[1]]
@@ -179,10 +191,8 @@ class Swarm(Engine):
             h = 1 + (torch.log1p(-uniform) / math.log1p(-1 / self.local_steps)).floor().long()
         count = torch.zeros(self.n, dtype=torch.int64)
         count[first], count[second] = h, h
-        steps = int(h.max())
         receivers, senders = torch.cat([first, second]), torch.cat([second, first])
-        active = torch.arange(steps)[:, None] < count
-        return Phase(steps, "after", Mixing.pairs(self.n, receivers, senders), active)
+        return self.phase("after", Mixing.pairs(self.n, receivers, senders), training=count > 0, counts=count)
 
 
 class Gossip(Engine):
@@ -221,8 +231,7 @@ class Gossip(Engine):
         for a, b in waves(senders, receivers, self.n, "second"):
             trains = torch.zeros(self.n, dtype=torch.bool)
             trains[b] = True
-            active = trains.expand(self.local_steps, -1)
-            found.append(Phase(self.local_steps, "before", active=active, pairs=(a, b)))
+            found.append(self.phase("before", training=trains, pairs=(a, b)))
         return found
 
     def pairing(self, phase: Phase) -> Mixing:

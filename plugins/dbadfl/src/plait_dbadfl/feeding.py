@@ -97,7 +97,7 @@ class Feeding:
         assert self.course is not None
         training, attack = self.training, self.course.attack()
         nodes = training.active()
-        fields = self._gathered(training.picked(nodes), stream, training.seed, training.steps)
+        fields = self._gathered(training.picked(nodes), stream, training.seed, training.draw)
         fields["input"], fields["label"] = training.poisoned(fields["input"], fields["label"], nodes, attack)
         return self._mine(NodesBatch.of(fields, nodes), stream)
 

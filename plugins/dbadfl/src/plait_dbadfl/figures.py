@@ -1,4 +1,4 @@
-"""What a run of plait reports: metrics, tables and plots."""
+"""What a run of plait reports: its metrics, with the tables and pictures beside them."""
 
 from __future__ import annotations
 
@@ -10,19 +10,17 @@ import torch
 
 from plait.data import in_order
 from plait.evaluation import Metric, Plot, Predictions, Table
-from plait_dbadfl.clustering import adjusted_rand, cluster_attackers
 from plait_dbadfl.metrics import Scores, evaluate, summarize
-from plait_dbadfl.names import SCANNING
+from plait_dbadfl.names import BUDGETS
 from plait_dbadfl.nodes import collected
 from plait_dbadfl.pictures import pictures
 from plait_dbadfl.results import Result
+from plait_dbadfl.tables import floor, tables, thresholds
 
 if TYPE_CHECKING:
     from plait_dbadfl.weave import Weave
 
 Found = dict[str, Metric | Table | Plot]
-TAUS = (0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, math.inf)
-"""Thresholds of the sweep in the report, in hops."""
 EXACT_GRAPH = 4000
 """Most nodes for which diameter and mean hops are computed: they need the distance of every pair."""
 SHARE = ("", "higher")
@@ -44,7 +42,7 @@ def figures(weave: Weave, predictions: Predictions) -> Found:
     found |= _companions(weave)
     found |= _placements(weave)
     found |= _detection(weave)
-    found |= _tables(weave)
+    found |= tables(weave)
     found |= pictures(weave)
     return found
 
@@ -56,7 +54,6 @@ def _share(value: float, better: str = "higher", note: str = "") -> Metric:
 def _main(weave: Weave, main: Result) -> Found:
     final = main.final
     seconds, rounds = weave.clock
-    floor = _floor(weave)
     return {
         "ma": _share(final.ma, note="clean accuracy, mean over benign nodes"),
         "ma_worst": _share(final.ma_worst, note="worst benign node"),
@@ -64,7 +61,7 @@ def _main(weave: Weave, main: Result) -> Found:
         "asr": _share(final.asr, "lower", "whole trigger, mean over benign nodes"),
         "asr_p10": _share(final.asr_p10, "lower", "10th percentile of benign nodes"),
         "asr_min": _share(final.asr_min, "lower", "lowest benign node"),
-        "asr_floor": _share(floor, "neither", "the same figure of the run without attack"),
+        "asr_floor": _share(floor(weave), "neither", "the same figure of the run without attack"),
         "seconds_per_round": Metric(
             seconds / rounds if rounds else math.nan,
             "s",
@@ -82,14 +79,6 @@ def _rejection(main: Result) -> Found:
         "rejection_tpr": _share(tpr, "higher", "attackers' messages to benign nodes that were refused"),
         "rejection_fpr": _share(fpr, "lower", "benign messages that were refused"),
     }
-
-
-def _floor(weave: Weave) -> float:
-    items = [stage.item for stage in weave.stages if stage.item]
-    for item, result in zip(items, weave.results, strict=False):
-        if item.arm == "none" and item.defence is None:
-            return result.final.asr
-    return math.nan
 
 
 def _graph(weave: Weave) -> Found:
@@ -114,7 +103,7 @@ def _companions(weave: Weave) -> Found:
 def _placements(weave: Weave) -> Found:
     """Largest less smallest success of one arm over the placements that were run, for each budget."""
     options, found = weave.options, {}
-    for budget in ("pixels", "samples"):
+    for budget in BUDGETS:
         by_arm: dict[str, dict[str, float]] = {}
         for item, result in zip([s.item for s in weave.stages if s.item], weave.results, strict=True):
             if item.arm != "none" and item.defence is None and (item.budget or options.budget) == budget:
@@ -159,7 +148,7 @@ def _detection(weave: Weave) -> Found:
     ]
     columns = ["predictor", "MAE hops", "over constant", "Spearman", "within 1 hop %", "AUC near", "pairs"]
     found["detection"] = Table("Predicted hop distances between attackers", columns, rows)
-    found["tau"] = _sweep(weave)
+    found["tau"] = thresholds(weave)
     return found
 
 
@@ -169,120 +158,6 @@ def _ratio(value: float, over: float, note: str) -> Metric:
 
 def _maybe(value: float, note: str) -> Metric:
     return Metric(value, "", "higher", "undefined: all pairs alike" if math.isnan(value) else note)
-
-
-def _sweep(weave: Weave) -> Table:
-    assert weave.detection is not None
-    rows: list[list[Any]] = []
-    for tau in TAUS:
-        found = cluster_attackers(weave.detection.hops, tau=tau)
-        true = cluster_attackers(weave.federation.attacker_hops, tau=tau)
-        sizes = torch.bincount(found).tolist()
-        rows.append(["inf" if math.isinf(tau) else tau, len(sizes), max(sizes), adjusted_rand(found, true)])
-    return Table("Clusters by threshold", ["tau hops", "clusters", "largest", "ARI with true distances"], rows)
-
-
-def _tables(weave: Weave) -> Found:
-    items = [stage.item for stage in weave.stages if stage.item]
-    by_key = {(i.arm, i.defence, i.placement, i.budget): r for i, r in zip(items, weave.results, strict=True)}
-    rows: list[list[Any]] = []
-    for item, result in zip(items, weave.results, strict=True):
-        undefended = by_key.get((item.arm, None, item.placement, item.budget))
-        attack = weave.federations[item].config.attack
-        delta: list[float | None] = [None, None]
-        if item.defence is not None and undefended is not None:
-            delta = [100 * (result.final.asr - undefended.final.asr), 100 * (result.final.ma - undefended.final.ma)]
-        refused: list[float | None] = [None, None] if result.rejection is None else [100 * r for r in result.rejection]
-        final = result.final
-        rows.append(
-            [
-                item.arm,
-                item.defence or "mean by W",
-                attack.placement,
-                attack.budget if item.arm != "none" else None,
-                *(100 * v for v in (final.ma, final.ma_worst, final.ma_std)),
-                *(100 * v for v in (final.asr, final.asr_p10, final.asr_min)),
-                100 * _floor(weave),
-                *delta,
-                *refused,
-                result.ari,
-            ]
-        )
-    columns = ["arm", "aggregation", "placement", "equal", "MA %", "worst %", "std", "ASR %", "p10 %", "min %"]
-    columns += ["floor %", "ASR - undefended", "MA - undefended", "refused attackers %", "refused benign %", "ARI"]
-    found: Found = {"runs": Table("Every run of this evaluation, over benign nodes", columns, rows)}
-    found["budgets"] = _budgets(weave)
-    if weave.results[-1].final.asr_by_part:
-        found["parts"] = _parts(weave)
-    found["attackers"] = _attackers(weave)
-    return found
-
-
-def _budgets(weave: Weave) -> Table:
-    """Both protocols for every arm: who stamps how much, and who stays short."""
-    rows: list[list[Any]] = []
-    seen = set()
-    for item, result in zip([s.item for s in weave.stages if s.item], weave.results, strict=True):
-        if item.arm == "none" or (item.arm, item.placement) in seen:
-            continue
-        seen.add((item.arm, item.placement))
-        for protocol in ("pixels", "samples"):
-            federation = weave.federations[item].with_attack(budget=protocol)
-            detection = weave.detection if item.arm in SCANNING else None
-            budget = federation.plan(detection).budget(0)
-            acting = budget.ratio > 0
-            rows.append(
-                [
-                    item.text.partition("+")[0] or item.arm,
-                    protocol,
-                    int(acting.sum()),
-                    float(result.parts.sum(1)[acting].double().mean()) if bool(acting.any()) else 0.0,
-                    100 * float(budget.ratio.mean()),
-                    float(budget.pixels.sum()),
-                    int(budget.short.sum()),
-                ]
-            )
-    columns = ["arm", "equal", "attackers", "pixels of a part", "mean ratio %", "pixels of all", "short of budget"]
-    return Table("Budgets: expected stamped pixels per training sample", columns, rows)
-
-
-def _parts(weave: Weave) -> Table:
-    """What each local part alone does at the benign nodes; the whole trigger above it."""
-    main = weave.results[-1]
-    rows: list[list[Any]] = [["whole trigger", main.parts.shape[1], 100 * main.final.asr]]
-    distinct = torch.unique(main.parts, dim=0)
-    distinct = distinct[distinct.any(1)]
-    for number, (part, success) in enumerate(zip(distinct, main.final.asr_by_part, strict=True)):
-        rows.append(
-            [
-                f"part {number + 1}: pixels {', '.join(str(p) for p in part.nonzero().flatten().tolist())}",
-                int(part.sum()),
-                100 * success,
-            ]
-        )
-    return Table("Success of each local part alone, main run", ["stamped", "pixels", "ASR %"], rows)
-
-
-def _attackers(weave: Weave) -> Table:
-    federation, main = weave.federation, weave.results[-1]
-    clusters = [None] * len(federation.attackers) if main.clusters is None else main.clusters.tolist()
-    degrees = federation.topology.degrees[federation.attackers].tolist()
-    rows = [
-        [node, degree, cluster, int(pixels), 100 * part]
-        for node, degree, cluster, pixels, part in zip(
-            federation.attackers.tolist(),
-            degrees,
-            clusters,
-            main.parts.sum(1).tolist(),
-            weave.federations[weave.main].plan(weave.detection).budget(0).ratio.tolist(),
-            strict=True,
-        )
-    ]
-    return Table(
-        f"Attackers, placed {federation.config.attack.placement}",
-        ["node", "neighbours", "cluster", "pixels", "poisoned %"],
-        rows,
-    )
 
 
 # ---- other splits, other models ----------------------------------------------------------------------------------

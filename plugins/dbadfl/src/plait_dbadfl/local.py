@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from plait_dbadfl.config import LocalConfig
 from plait_dbadfl.defences import RobustAggregation
 from plait_dbadfl.errors import DbadflError
+from plait_dbadfl.pace import lowered
 from plait_dbadfl.phases import Engine
 from plait_dbadfl.poisoning import Poison, check_finite, check_gamma, distance_to_start, poison, scale_update
 from plait_dbadfl.sampling import NodeData, draw_batch, generator
@@ -73,6 +74,7 @@ class Attack:
         gamma: scale of their updates, in (0, 100].
         alpha: weight of cross-entropy against the distance to the start of the round, in [0, 1].
         lr: their learning rate, or None for the common one.
+        milestones, decay: shares of their local steps after which their rate is multiplied by ``decay``.
     """
 
     nodes: Tensor
@@ -80,6 +82,8 @@ class Attack:
     gamma: float = 1.0
     alpha: float = 1.0
     lr: float | None = None
+    milestones: tuple[float, ...] = ()
+    decay: float = 0.1
 
     def __post_init__(self) -> None:
         check_gamma(self.gamma)
@@ -164,9 +168,14 @@ class Training:
         nodes = self.active()
         self.begin_step(attack)
         self._gradients(nodes, attack)
-        self.optimizer.node_scale = self._rates(attack)
+        self.optimizer.node_scale = self._scale(attack)
         self.optimizer.step()
         self.end_step(attack)
+
+    @property
+    def draw(self) -> int:
+        """Number of the batch of the next step; `steps`, but for nodes with a pace of their own."""
+        return self.steps if self.engine.pace is None else self.engine.draw
 
     def active(self) -> Tensor | None:
         """int64, the nodes that train in the coming step, ascending; None is all of them."""
@@ -195,7 +204,7 @@ class Training:
 
     def picked(self, nodes: Tensor | None) -> Tensor:
         """Positions int64 [n, B] of the images of ``nodes`` (None: all N) at the present step."""
-        picked = draw_batch(self.data, self.config.batch, self.seed, self.steps)
+        picked = draw_batch(self.data, self.config.batch, self.seed, self.draw)
         return (picked if nodes is None else picked[nodes]).to(self.images.device)
 
     def batch(self, nodes: Tensor | None, attack: Attack | None) -> tuple[Tensor, Tensor]:
@@ -213,7 +222,7 @@ class Training:
         if len(rows):
             how = attack.poison if len(some) == len(attack.nodes) else attack.poison.rows(some)
             rows = rows.to(images.device)
-            stamped, relabelled = poison(images[rows], labels[rows], how, generator(self.seed, "poison", self.steps))
+            stamped, relabelled = poison(images[rows], labels[rows], how, generator(self.seed, "poison", self.draw))
             images.index_copy_(0, rows, stamped)
             labels.index_copy_(0, rows, relabelled)
         return images, labels
@@ -237,11 +246,22 @@ class Training:
         which, rows = acting[some].to(self.images.device), rows.to(self.images.device)
         return rows, distance_to_start([p[which] for p in self.parameters], [s[which] for s in start])
 
-    def _rates(self, attack: Attack | None) -> Tensor | None:
-        if attack is None or attack.lr is None:
+    def rates(self, attack: Attack | None) -> tuple[Tensor, Tensor] | None:
+        """The acting attackers int64 [m] and factors [m] of their learning rate in the next step; None: 1 for all."""
+        if attack is None or (attack.lr is None and not attack.milestones):
+            return None
+        acting, engine = attack.acting(), self.engine
+        factors = lowered(engine.local_step, engine.local_counts[acting.cpu()], attack.milestones, attack.decay)
+        if attack.lr is not None:
+            factors = attack.lr / self.config.lr * factors
+        return acting, factors.float().to(self.images.device)
+
+    def _scale(self, attack: Attack | None) -> Tensor | None:
+        found = self.rates(attack)
+        if found is None:
             return None
         scale = torch.ones(self.stack.replicas, device=self.images.device)
-        scale[attack.acting()] = attack.lr / self.config.lr
+        scale[found[0]] = found[1]
         return scale
 
     def _sending(self, attack: Attack | None) -> Callable[[Any], None] | None:
@@ -277,7 +297,7 @@ class Training:
         Args:
             receivers, senders: int64 [m].
         """
-        picked = draw_batch(self.data, self.config.batch, self.seed, self.steps).to(self.images.device)
+        picked = draw_batch(self.data, self.config.batch, self.seed, self.draw).to(self.images.device)
         losses = []
         for r, s in zip(torch.split(receivers, PAIRS), torch.split(senders, PAIRS), strict=True):
             labels = self.labels[picked[r]]

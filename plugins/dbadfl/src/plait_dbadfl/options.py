@@ -42,6 +42,10 @@ class DbadflOptions(PresetOptions):
     )
     server_step: float = Field(1.0, gt=0, le=1, description="fedavg with drawn: the server's step eta")
     local_steps: int = Field(5, ge=1, le=10_000, description="local steps K between exchanges")
+    local_epochs: int | None = Field(
+        None, ge=1, le=1000, description="instead: passes over a node's own images, so that nodes differ in their steps"
+    )
+    fresh_momentum: bool = Field(False, description="SGD's momentum starts from zero in every round")
     rounds: int | None = Field(
         None, ge=1, le=10**6, description="rounds of each compared run; default train.steps / local_steps"
     )
@@ -74,7 +78,20 @@ class DbadflOptions(PresetOptions):
     first: int | None = Field(None, ge=0, le=10**6, description="poison the first so many samples of every batch")
     gamma: float = Field(1.0, gt=0, le=100, description="scale of attackers' updates")
     loss_alpha: float = Field(1.0, ge=0, le=1, description="weight of the loss against the distance to the start")
+    attacker_steps: int | None = Field(
+        None, ge=1, le=100_000, description="attackers' local steps while they attack; default as the others"
+    )
+    attacker_epochs: int | None = Field(
+        None, ge=1, le=1000, description="instead: passes over their own images while they attack"
+    )
     attacker_lr: float | None = Field(None, gt=0, le=1e3, description="attackers' learning rate while they attack")
+    attacker_lr_milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
+        (), max_length=100, description="shares of their local steps after which that rate is lowered"
+    )
+    attacker_lr_decay: float = Field(0.1, gt=0, le=1, description="by which factor, each time")
+    attacker_lr_at: names.Milestones = Field(
+        "share", description="whole-epochs: only milestones at a whole attacker epoch count, the ancestor's float trap"
+    )
     schedule: names.Schedules = Field("multi", description="every round, or each attacker once")
     attack_start: int = Field(0, ge=0, le=10**6, description="first round of the attack")
     attack_rounds: tuple[Number, ...] = Field((), description="for schedule = single: the attackers' rounds")
@@ -123,6 +140,22 @@ class DbadflOptions(PresetOptions):
         """The runs beside the main one, in their order."""
         return companions(self.companions, self.arm, self.defence)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _steps_or_epochs(cls, values: Any) -> Any:
+        """Steps that the user gives win over a preset's epochs, and epochs over its steps."""
+        if not isinstance(values, Mapping):
+            return values
+        made = dict(values)
+        for given, other in (
+            ("local_steps", "local_epochs"),
+            ("attacker_steps", "attacker_epochs"),
+            ("attacker_epochs", "attacker_steps"),
+        ):
+            if values.get(given) is not None:
+                made.setdefault(other, None)
+        return made
+
     @field_validator("tau")
     @classmethod
     def _check_tau(cls, value: float | str) -> float | str:
@@ -134,6 +167,15 @@ class DbadflOptions(PresetOptions):
     def _check(self) -> DbadflOptions:
         if self.topology == "file" and self.topology_file is None:
             raise ValueError("topology = 'file' needs topology_file, a CSV edge list 'u,v'")
+        if self.attacker_steps is not None and self.attacker_epochs is not None:
+            raise ValueError("attacker_steps and attacker_epochs are both given; choose one")
+        if self.attacker_lr_at == "whole-epochs" and self.attacker_epochs is None:
+            raise ValueError("attacker_lr_at = 'whole-epochs' counts epochs: give attacker_epochs")
+        if self.engine == "dpsgd" and (self.local_epochs or self.attacker_steps or self.attacker_epochs):
+            raise ValueError(
+                "engine 'dpsgd' exchanges models after every step, so nodes cannot differ in their local steps: leave "
+                "out local_epochs, attacker_steps and attacker_epochs, or take another engine"
+            )
         if self.attackers >= self.nodes:
             raise ValueError(f"attackers = {self.attackers} must be fewer than nodes = {self.nodes}")
         found = self.others

@@ -23,8 +23,11 @@ from torch import Tensor
 
 from plait_dbadfl.errors import DbadflError
 from plait_dbadfl.mixing import Mixing
+from plait_dbadfl.pace import Pace
 
 Parameters = Sequence[Tensor]
+MOST_STEPS = 1 << 32
+"""More than the steps of a round; numbers the batches of attackers' further steps."""
 
 
 class Aggregate(Protocol):
@@ -52,6 +55,7 @@ class Phase:
         mixing: who receives from whom; None: `Engine.pairing` says so at the exchange.
         active: bool [steps, N], who trains in each step; None: everybody.
         pairs: (senders, receivers) of a phase without ``mixing``.
+        usual: steps that the phase would have if nobody attacked; None: ``steps``.
     """
 
     steps: int
@@ -59,6 +63,7 @@ class Phase:
     mixing: Mixing | None = None
     active: Tensor | None = None
     pairs: tuple[Tensor, Tensor] | None = None
+    usual: int | None = None
 
 
 def mean(parameters: Parameters, mixing: Mixing, start: Parameters | None, round: int) -> None:
@@ -75,6 +80,9 @@ class Engine:
         seed: of the engine's own generator (edges, receivers, numbers of steps).
         aggregate: replaces the mean. One that has ``needs_start = True`` sets ``keep_start``.
         keep_start: keep the models as they are before every phase's local steps in ``start`` (card: G).
+        pace: nodes' own numbers of local steps instead of K for all.
+        fresh_momentum: the optimizer's momentum starts from zero in every round, as with an optimizer of its own for
+            each [code].
 
     Attributes:
         round: finished rounds.
@@ -96,16 +104,23 @@ class Engine:
         seed: int = 0,
         aggregate: Aggregate | None = None,
         keep_start: bool = False,
+        pace: Pace | None = None,
+        fresh_momentum: bool = False,
     ) -> None:
         if local_steps < 1:
             raise DbadflError(f"engine {self.name!r}: local_steps={local_steps}; at least one local step is needed")
-        self.mixing, self.local_steps = mixing, local_steps
+        for counts in (pace.usual, pace.attacking) if pace is not None else ():
+            if counts is not None and len(counts) != mixing.n:
+                raise DbadflError(f"engine {self.name!r}: a pace of {len(counts)} nodes for a mixing of {mixing.n}")
+        self.mixing, self.local_steps, self.pace = mixing, local_steps, pace
+        self.fresh_momentum = fresh_momentum
         self.aggregate: Aggregate = aggregate or mean
         self.keep_start = keep_start or bool(getattr(aggregate, "needs_start", False))
         self.generator = torch.Generator().manual_seed(seed)
         self.round = 0
         self.start: list[Tensor] | None = None
         self._at = 0
+        self._usual = 0
         self._drawn: list[Phase] | None = None
         self._before_draw = self.generator.get_state()
         self._held: dict[tuple[int, str], Tensor] = {}
@@ -120,6 +135,37 @@ class Engine:
     def pairing(self, phase: Phase) -> Mixing:
         """The exchange of a phase without ``mixing``, asked at the exchange."""
         raise NotImplementedError
+
+    def phase(
+        self,
+        when: Literal["before", "after"],
+        mixing: Mixing | None = None,
+        *,
+        training: Tensor | None = None,
+        counts: Tensor | None = None,
+        pairs: tuple[Tensor, Tensor] | None = None,
+    ) -> Phase:
+        """A phase in which every node takes its number of local steps and then waits for the others.
+
+        Args:
+            when, mixing, pairs: of the phase.
+            training: bool [N], who trains; None is everybody.
+            counts: int64 [N], steps instead of K, where the pace says nothing else.
+        """
+        if self.pace is None and counts is None:
+            active = None if training is None else training.expand(self.local_steps, -1)
+            return Phase(self.local_steps, when, mixing, active, pairs)
+        if self.pace is not None and self.pace.usual is not None:
+            counts = self.pace.usual
+        elif counts is None:
+            counts = torch.full((self.n,), self.local_steps)
+        if training is not None:
+            counts = counts * training
+        own = counts if self.pace is None else self.pace.of(self.round, counts)
+        steps = int(own.max())
+        everybody = training is None and int(own.min()) == steps
+        active = None if everybody else torch.arange(steps)[:, None] < own
+        return Phase(steps, when, mixing, active, pairs, int(counts.max()))
 
     def trained(self, phase: Phase) -> None:
         """After a phase's last local step."""
@@ -151,11 +197,32 @@ class Engine:
         phase, step = self._place()
         return None if phase.active is None else phase.active[step]
 
+    @property
+    def local_step(self) -> int:
+        """Local steps since the last exchange, of those who train in the next step."""
+        return self._place()[1]
+
+    @property
+    def local_counts(self) -> Tensor:
+        """int64 [N], local steps of each node in the present phase."""
+        phase, _ = self._place()
+        return torch.full((self.n,), phase.steps) if phase.active is None else phase.active.sum(0)
+
+    @property
+    def draw(self) -> int:
+        """Number of the next step's batch: the steps before it if nobody attacked, so that the arms of a comparison
+        share batches; negative in steps that attackers take when everybody else has done his own."""
+        phase, step = self._place()
+        if step < (phase.steps if phase.usual is None else phase.usual):
+            return self._usual + step
+        return -1 - (self.round * MOST_STEPS + self._at)
+
     def steps_of(self, rounds: int) -> int:
         """Steps of the coming ``rounds`` rounds; nothing is drawn from the engine's own generator for it."""
-        before, total = self.generator.get_state(), 0
-        for _ in range(rounds):
+        before, now, total = self.generator.get_state(), self.round, 0
+        for self.round in range(now, now + rounds):
             total += sum(phase.steps for phase in self.phases())
+        self.round = now
         self.generator.set_state(before)
         return total
 
@@ -221,6 +288,7 @@ class Engine:
                 assert self._shift is not None
                 torch._foreach_add_(list(parameters), self._shift)
                 self._shift = None
+            self._usual += phase.steps if phase.usual is None else phase.usual
         self._at += 1
         if self._at == self.steps_in_round:
             self.round, self._at, self._drawn = self.round + 1, 0, None
@@ -229,6 +297,12 @@ class Engine:
 
     def round_ended(self, parameters: Parameters, optimizer: torch.optim.Optimizer | None) -> None:
         """After the last exchange of a round."""
+        if not self.fresh_momentum or optimizer is None:
+            return
+        for p in parameters:
+            buffer = optimizer.state.get(p, {}).get("momentum_buffer")
+            if buffer is not None:
+                buffer.zero_()
 
     def _mixing(self, phase: Phase) -> Mixing:
         return self.pairing(phase) if phase.mixing is None else phase.mixing
@@ -260,6 +334,8 @@ class Engine:
     def state_dict(self) -> dict[str, Any]:
         """Whatever is kept between steps: numbers and tensors. To be taken between `after_step` and `before_step`."""
         state: dict[str, Any] = {"round": self.round, "at": self._at, "generator": self._before_draw.clone()}
+        if self.pace is not None:
+            state["usual"] = self._usual
         if self.start is not None:
             state["start"] = [t.clone() for t in self.start]
         return state
@@ -269,6 +345,7 @@ class Engine:
         self.round, self._at, self._drawn = int(state["round"]), int(state["at"]), None
         self.generator.set_state(state["generator"])
         self._before_draw = state["generator"].clone()
+        self._usual = int(state.get("usual", 0))
         self.start = [t.clone() for t in state["start"]] if "start" in state else None
 
 

@@ -43,6 +43,9 @@ _ANCESTOR: Mapping[str, Any] = {
     "schedule": "single",
     "gamma": 100.0,
     "tau": "inf",
+    "fresh_momentum": True,
+    "attacker_lr_milestones": [0.2, 0.8],
+    "attacker_lr_decay": 0.1,
 }
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
@@ -51,24 +54,33 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         **_ANCESTOR,
         "trigger": "mnist",
         "first": 20,
+        "local_epochs": 1,
+        "attacker_epochs": 10,
         "attacker_lr": 0.05,
+        "rounds": 70,
         "attack_rounds": [12, 14, 16, 18],
     },
     "ancestor-cifar10": {
         **_ANCESTOR,
         "trigger": "cifar10",
         "first": 5,
+        "local_epochs": 2,
+        "attacker_epochs": 6,
         "attacker_lr": 0.05,
+        "rounds": 300,
         "attack_rounds": [203, 205, 207, 209],
     },
     "ancestor-tiny-imagenet": {
         **_ANCESTOR,
         "trigger": "tiny-imagenet",
         "first": 20,
+        "local_epochs": 2,
+        "attacker_epochs": 10,
         "attacker_lr": 0.001,
         "split_alpha": 0.01,
         "min_samples": 1,
+        "rounds": 100,
         "attack_rounds": [21, 23, 25, 27],
     },
 }
-"""Name -> options. What of the ancestor's is missing is said in the README."""
+"""Name -> options. Rounds count from 0. What differs from the ancestor is said in the README."""

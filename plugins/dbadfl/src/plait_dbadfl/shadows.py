@@ -30,8 +30,8 @@ from plait_dbadfl.topologies import Topology, make_topology
 FAMILIES = ("ring", "torus", "watts-strogatz", "erdos-renyi")
 """Families that attackers declare; those that the number of nodes does not admit are left out [inferred]."""
 
-EngineMaker = Callable[[Mixing, int], Engine]
-"""Mixing and seed -> a fresh engine."""
+EngineMaker = Callable[[Mixing, int, Tensor], Engine]
+"""Mixing, seed, and images of each node int64 [N] -> a fresh engine."""
 
 
 @dataclass(frozen=True)
@@ -210,13 +210,14 @@ def _oversampled(world: ShadowWorld) -> Tensor:
 def _scan_together(world: ShadowWorld, networks: list[_Network], seed: int) -> Tensor:
     """[T_s, S, M, M, 3], the features of all attackers of S networks simulated in one stack."""
     mixing = block_diagonal([make_mixing(n.topology, world.weights) for n in networks])
+    data = join([n.data for n in networks])
     stack = Stacked(world.base, mixing.n, implementation=world.implementation).to(world.data.train.device)
     training = Training(
         stack,
-        world.engine(mixing, derive(seed, "engine")),
+        world.engine(mixing, derive(seed, "engine"), data.lengths),
         world.data.train,
         world.data.train_labels,
-        join([n.data for n in networks]),
+        data,
         world.local,
         derive(seed, "training"),
         prepare=world.prepare,

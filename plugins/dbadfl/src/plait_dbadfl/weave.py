@@ -1,146 +1,34 @@
 """The evaluation woven into a plait run: stages of the core's own steps, with the federation around every step.
 
-A run is a list of stages, each from the same initial weights: the scan if distances are to be predicted, every run
-beside the main one, and the main one last. In every stage a step is the core's ordinary step on a batch [N, B] of all
-nodes; the engine exchanges models before and after it.
+In every stage (see `plait_dbadfl.stages`) a step is the core's ordinary step on a batch [n, B] of all nodes that train
+in it; the engine exchanges models before and after it.
 """
 
 from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from plait.data import Data
 from plait.errors import BadInput, blame
 from plait.step import LossReport
-from plait_dbadfl import translate
-from plait_dbadfl.course import AttackCourse, ScanCourse
-from plait_dbadfl.detection import Detection, Detector
-from plait_dbadfl.errors import DbadflError
-from plait_dbadfl.federation import Federation
-from plait_dbadfl.feeding import Feeding
+from plait_dbadfl.course import ScanCourse
 from plait_dbadfl.items import Item
 from plait_dbadfl.nodes import NodesBatch
-from plait_dbadfl.options import DbadflOptions
 from plait_dbadfl.poisoning import check_finite
-from plait_dbadfl.reference import ImageData
-from plait_dbadfl.results import Result, result_from_state, result_state
-from plait_dbadfl.sampling import derive
 from plait_dbadfl.stacking import Stacked
+from plait_dbadfl.stages import Stages
 
 if TYPE_CHECKING:
     from plait.trainer import Trainer
 
 
-@dataclass(frozen=True)
-class Stage:
-    """One stretch of training from the initial weights: a run, or the scan (item None)."""
-
-    item: Item | None
-    rounds: int
-
-
-class Weave(Feeding):
-    """What the plugin keeps during a run.
-
-    Args:
-        options: the plugin's options.
-        trainer: the run, before it is built.
-        data: its data, images [ch, H, W] in [0, 1].
-
-    Raises:
-        DbadflError: what the federation refuses.
-    """
-
-    def __init__(self, options: DbadflOptions, trainer: Trainer, data: Data) -> None:
-        super().__init__(options, trainer, data)
-        self.main = Item(options.arm, options.defence, text=options.arm)
-        if options.defence is not None:
-            self.main = replace(self.main, text=f"{options.arm}+{options.defence}")
-        self.number, self.begun = 0, False
-        self.results: list[Result] = []
-        self.detection: Detection | None = None
-        self.detector: Detector | None = None
-        self.clean: dict[str, Tensor] | None = None
-        self.clock = [0.0, 0.0]
-
-    # ---- building -----------------------------------------------------------------------------------------------
-    def stack(self, model: nn.Module) -> Stacked:
-        """N networks with the weights of ``model``, and the federation around them."""
-        options, recipe = self.options, self.trainer.recipe
-        graph, again = translate.topology(options, recipe.seed)
-        images = self.columns["input"]
-        if images.ndim != 4:
-            raise DbadflError(
-                f"a federation needs images [ch, H, W]; the data's input has shape {tuple(images.shape[1:])}"
-            )
-        found = ImageData(
-            images, self.columns["label"], self.test["input"], self.test["label"], self.plain.info.num_classes
-        )
-        implementation = options.implementation
-        if implementation == "auto":
-            pixels = recipe.train.batch_size * found.height * found.width
-            chosen = translate.usual_implementation(model, pixels)
-        else:
-            chosen = "auto" if implementation == "measured" else implementation
-        self.federation = Federation(
-            model,
-            found,
-            graph,
-            translate.configuration(options, recipe),
-            translate.trigger(options, found.height, found.width),
-            implementation=chosen,
-            device=self.trainer.device,
-            topology_options=again,
-            prepare=None if self.plain.prepare is None else self.prepare,
-        )
-        stack = self.federation.stack()
-        self.initial = {name: value[0].clone() for name, value in stack.state_dict().items()}
-        self.federations = {item: self._federation(item) for item in (self.main, *options.others)}
-        for item, federation in self.federations.items():
-            self._check_defence(item, federation)
-        return stack
-
-    def _federation(self, item: Item) -> Federation:
-        changes: dict[str, Any] = {"arm": item.arm}
-        if item.placement is not None and item.placement != self.options.placement:
-            changes |= {"placement": item.placement, "positions": ()}
-        if item.budget is not None:
-            changes |= {"budget": item.budget}
-        return self.federation.with_attack(**changes)
-
-    def _check_defence(self, item: Item, federation: Federation) -> None:
-        maker = translate.defence_maker(self.options, item.defence)
-        if maker is None:
-            return
-        rule = maker()
-        rule.check(federation.mixing.degrees)
-        caution = rule.caution(federation.mixing.degrees)
-        if caution is not None:
-            self.trainer.note(f"dbadfl: {caution}")
-
-    def budget(self, steps: int) -> int:
-        """Steps of all stages; ``steps`` is the length of one of them, or ``rounds`` says it."""
-        options = self.options
-        rounds = options.rounds or max(1, steps // options.local_steps)
-        self.rounds = rounds
-        items = (*options.others, self.main)
-        wants = options.detect or any(item.scans for item in items)
-        self.stages = [Stage(None, options.scan_rounds)] if wants else []
-        self.stages += [Stage(item, rounds) for item in items]
-        self.ends, total = [], 0
-        for stage in self.stages:
-            seed = derive(self.federation.config.seed, "run" if stage.item else "scan")
-            engine = self.federation.engine(self.federation.mixing, derive(seed, "engine"))
-            total += engine.steps_of(stage.rounds)
-            self.ends.append(total)
-        return total
+class Weave(Stages):
+    """What the plugin does in a run; its arguments are those of `Stages`."""
 
     # ---- the step -----------------------------------------------------------------------------------------------
     def step(self, trainer: Trainer, batch: Any, proceed: Callable[[], LossReport]) -> LossReport:
@@ -156,14 +44,14 @@ class Weave(Feeding):
         began, round_, attack = time.perf_counter(), training.round, course.attack()
         with blame("dbadfl"):
             training.begin_step(attack)
-        slow = None if attack is None or attack.lr is None else attack
-        kept = [] if slow is None else [p.detach()[slow.acting()].clone() for p in training.parameters]
+        rates = training.rates(attack)
+        kept = [] if rates is None else [p.detach()[rates[0]].clone() for p in training.parameters]
         report = proceed()
         with torch.no_grad():
-            if slow is not None and slow.lr is not None:
-                factor = slow.lr / self.federation.config.local.lr
+            if rates is not None:
+                acting, factors = rates
                 for p, before in zip(training.parameters, kept, strict=True):
-                    p[slow.acting()] = before + factor * (p[slow.acting()] - before)
+                    p[acting] = before + factors.view(-1, *[1] * (p.ndim - 1)) * (p[acting] - before)
             with blame("dbadfl"):
                 training.end_step(attack)
         self.clock[0] += time.perf_counter() - began
@@ -200,7 +88,7 @@ class Weave(Feeding):
         self._say()
         while self.number < len(self.stages):
             if not self.begun:
-                self._begin()
+                self.begin()
             self.trainer.train_until(self.ends[self.number])
             self._end()
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -220,57 +108,6 @@ class Weave(Feeding):
                 note("dbadfl: shadow networks are trained by plain SGD, whatever the recipe's optimizer is")
         if self.federation.mixing.is_doubly_stochastic is False:
             note("dbadfl: W is row-stochastic only, so mixing does not conserve the mean model")
-
-    @property
-    def stage(self) -> Stage:
-        """The present one."""
-        return self.stages[self.number]
-
-    def _begin(self) -> None:
-        trainer, n = self.trainer, self.options.nodes
-        rows = {name: value.expand(n, *value.shape) for name, value in self.initial.items()}
-        trainer.restore_model({"weights": rows, "masks": trainer.masks.state_dict()})
-        named = dict(trainer.model.named_parameters())
-        for shadow in trainer.shadows.sets.values():
-            for name, tensor in shadow.items():
-                tensor.copy_(named[name].detach())
-        before = self.ends[self.number - 1] if self.number else 0
-        trainer.begin_phase(self.ends[self.number] - before, fresh=True)
-        self._prepare_stage()
-        self.begun, self.clock = True, [0.0, 0.0]
-        name = self.stage.item.text if self.stage.item else "scan"
-        trainer.recorder.progress.say(f"dbadfl: {name}, stage {self.number + 1} of {len(self.stages)}")
-
-    def _prepare_stage(self) -> None:
-        """Engine, batches and course of the present stage, at their beginning."""
-        stack, optimizer = self.trainer.model, self.trainer.optimizer
-        assert isinstance(stack, Stacked)
-        item = self.stage.item
-        if item is None:
-            federation = self.federation
-            training = federation.training(rounds=self.stage.rounds, stream="scan", stack=stack, optimizer=optimizer)
-            self.course = ScanCourse(federation.scan(training=training))
-        else:
-            federation, attack = self.federations[item], self.federations[item].config.attack
-            training = federation.training(
-                defence=translate.defence_maker(self.options, item.defence),
-                rounds=self.stage.rounds,
-                keep_start=attack.gamma != 1.0 or attack.alpha < 1.0,
-                stack=stack,
-                optimizer=optimizer,
-            )
-            self.course = AttackCourse(
-                federation,
-                training,
-                self.stage.rounds,
-                detection=self.detection,
-                detector=self.detector,
-                evaluate_every=self.options.evaluate_every,
-            )
-        self.training = training
-        for group in optimizer.param_groups:
-            if training.engine.momentum and not group.get("momentum", 1):
-                group["momentum"] = training.engine.momentum
 
     def _end(self) -> None:
         """The figures of the stage, from its last (or selected) weights."""
@@ -316,57 +153,3 @@ class Weave(Feeding):
         if shown:
             self.trainer.note("dbadfl: the exported model is BACKDOORED, as export_poisoned asked for")
         return one
-
-    # ---- state --------------------------------------------------------------------------------------------------
-    def state_dict(self) -> dict[str, Any]:
-        """The stage and where it stands, and what the stages before gave."""
-        running = self.begun and self.training is not None and self.course is not None
-        state: dict[str, Any] = {
-            "number": self.number,
-            "begun": self.begun,
-            "implementation": self.federation.implementation,
-            "results": [result_state(result) for result in self.results],
-            "detection": None if self.detection is None else self.detection.state_dict(),
-            "detector": None if self.detector is None else self.detector.state_dict(),
-            "clean": self.clean,
-            "training": None,
-            "course": None,
-        }
-        if running:
-            assert self.training is not None
-            assert self.course is not None
-            rule = self.training.rule
-            state["training"] = {
-                "engine": self.training.engine.state_dict(),
-                "rule": {} if rule is None else rule.state_dict(),
-                "steps": self.training.steps,
-            }
-            state["course"] = self.course.state_dict()
-        return state
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state_dict`, on a freshly built run."""
-        if not state:
-            return
-        self.number, self.begun = int(state["number"]), bool(state["begun"])
-        self.federation.implementation = state["implementation"]
-        stack = self.trainer.model
-        assert isinstance(stack, Stacked)
-        stack.implementation = state["implementation"]
-        self.results = [result_from_state(result) for result in state["results"]]
-        if state["detection"] is not None:
-            self.detection = Detection.from_state(state["detection"])
-        if state["detector"] is not None:
-            config = self.federation.config
-            self.detector = Detector.from_state(state["detector"], config.predictor, config.seed)
-        self.clean = state["clean"]
-        if state["training"] is None:
-            return
-        self._prepare_stage()
-        assert self.training is not None
-        assert self.course is not None
-        self.training.engine.load_state_dict(state["training"]["engine"])
-        if self.training.rule is not None:
-            self.training.rule.load_state_dict(state["training"]["rule"])
-        self.training.steps = int(state["training"]["steps"])
-        self.course.load_state_dict(state["course"])
