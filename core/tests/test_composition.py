@@ -136,6 +136,34 @@ def test_missing_need_names_what_would_provide_it(install: Install) -> None:
     assert plait.plan(plugins=["fair"], data="my.module:load").unchecked
 
 
+def test_a_fix_offers_what_suits_the_rest_of_the_recipe(install: Install) -> None:
+    image, graph = {"field:input", "task:classification"}, {"field:graph", "task:classification"}
+
+    @plait.hookimpl
+    def data_sources(self: Any) -> dict[str, plait.DataSource]:
+        found = {"photos": image, "old-photos": image | {"field:age"}, "friends": graph | {"field:age"}}
+        return {name: plait.DataSource("x:y", "z", frozenset(words)) for name, words in found.items()}
+
+    @plait.hookimpl
+    def models(self: Any) -> dict[str, plait.ModelSource]:
+        words = frozenset({"model:wide"})
+        return {
+            "wide-graph-net": plait.ModelSource("x:y", "z", words, frozenset({"field:graph"})),
+            "wide-net": plait.ModelSource("x:y", "z", words, frozenset({"field:input"})),
+        }
+
+    install(
+        make("aged", data_sources=data_sources, models=models, needs=lambda self: frozenset({"field:age"})),
+        make("wide", needs=lambda self: frozenset({"model:wide"})),
+    )
+    (refused,) = plait.plan(plugins=["aged"], data="photos", model="tiny-cnn").refusals
+    assert refused.fix == "Use --data old-photos."
+    (refused,) = plait.plan(plugins=["wide"], data="photos", model="tiny-cnn").refusals
+    assert refused.fix == "Use --model wide-net."
+    first, _ = plait.plan(plugins=["aged"], data="photos", model="wide-graph-net").refusals
+    assert first.fix == "Use --data friends."
+
+
 def test_broken_word_is_refused_with_both_names(install: Install) -> None:
     install(
         make("weigh", needs=lambda self: frozenset({"loss:per-example"})),

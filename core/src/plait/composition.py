@@ -250,8 +250,14 @@ def _missing(who: str, word: str, recipe: Recipe) -> tuple[str, str]:
     message = f"{who!r} needs {word}; {lacking.get(kind, 'nothing in this run')} provides none."
     if word == "field:group":
         message = f"{who!r} needs a sensitive attribute ({word}); {lacking['field']} provides none."
-    offers = [f"--data {n}" for n, (_, s) in registry.collect("data_sources")[0].items() if word in s.provides]
-    offers += [f"--model {n}" for n, (_, s) in registry.collect("models")[0].items() if word in s.provides]
+    data, model = data_source(recipe.data.name), model_source(recipe.model.name)
+    needed, given = model.needs if model else frozenset(), data.provides if data else None
+    sources = [(n, s) for n, (_, s) in registry.collect("data_sources")[0].items() if word in s.provides]
+    nets = [(n, s) for n, (_, s) in registry.collect("models")[0].items() if word in s.provides]
+    # what suits the rest of the recipe; where nothing does, all of it
+    offers = [f"--data {n}" for n, s in sources if needed <= s.provides] or [f"--data {n}" for n, _ in sources]
+    fitting = [f"--model {n}" for n, s in nets if given is None or s.needs <= given]
+    offers += fitting or [f"--model {n}" for n, _ in nets]
     for item in registry.active_registry().values():
         if item.plugin and word in registry.default_instance(item.plugin).provides():
             offers.append(f"-p {item.name}")
