@@ -154,3 +154,24 @@ def test_reach_of_the_gradient_on_a_path_of_six() -> None:
     assert bool(auxiliary.counted.any())
     (gradient,) = torch.autograd.grad(ce + 0.1 * auxiliary.loss, gnn.edge_mask)
     assert bool((gradient != 0).all())
+
+
+# ---- classes of another kind ----------------------------------------------------------------------------------------
+def test_classes_may_be_given_and_may_overlap() -> None:
+    """Given the predicted classes nothing changes; a node may be in many classes, or in none."""
+    z = torch.rand(30, 4, generator=torch.Generator().manual_seed(0)).softmax(1)
+    predicted = torch.nn.functional.one_hot(z.argmax(1), 4).bool()
+    for samples in (0, 6):
+        ours = auxiliary_loss(z, predicted, samples=samples, generator=torch.Generator().manual_seed(1))
+        default = auxiliary_loss(z, samples=samples, generator=torch.Generator().manual_seed(1))
+        assert torch.equal(ours.loss, default.loss) and torch.equal(ours.distances, default.distances)
+    # two labels in one dimension each, exactly: means of |z_i - z_j| over the one coupling there is
+    points = torch.tensor([[0.9, 0.1], [0.8, 0.7], [0.1, 0.6]])
+    found = auxiliary_loss(points, points > 0.5, samples=0, eps=1e-3, max_iterations=500)
+    first = ((points[2] - points[0]).norm() + (points[2] - points[1]).norm()) / 2
+    second = ((points[0] - points[1]).norm() + (points[0] - points[2]).norm()) / 2
+    torch.testing.assert_close(found.distances, torch.stack([first, second]), rtol=1e-4, atol=1e-4)
+    none = auxiliary_loss(points, torch.zeros(3, 2, dtype=torch.bool), samples=0)
+    assert float(none.loss) == 0 and not none.counted.any()
+    with pytest.raises(GLTError, match="must be bool .3, classes."):
+        auxiliary_loss(points, torch.zeros(2, 2, dtype=torch.bool), samples=0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,10 @@ from torch import Tensor
 
 from plait.data import Batch, Data, DataInfo
 from plait.errors import BadInput
+from plait.evaluation import Metric
+from plait_glt.errors import GLTError
 from plait_glt.graphs import Graph, degrees
+from plait_glt.measures import mean_roc_auc
 
 FIELDS = frozenset({"graph", "node", "label", "group", "index"})
 GROUPS = ["low degree", "high degree"]
@@ -81,13 +84,13 @@ def node_data(
     notes: Sequence[str] = (),
     extra: Mapping[str, Any] | None = None,
 ) -> Data:
-    """The plait data of a node classification.
+    """The plait data of a node classification, or of many labels of each node where ``graph.y`` is [n, K].
 
     Args:
         source: name for messages.
         graph: from `graphs.make_graph`.
         train, validation, test: node ids, int64.
-        num_classes: C.
+        num_classes: C, or K.
         class_names: C names, or none.
         notes: lines shown to the user.
         extra: more facts for ``info.extra``, beside ``nodes``, ``edges`` (undirected) and ``directed_entries``.
@@ -97,8 +100,9 @@ def node_data(
     """
     check_splits(source, graph, {"train": train, "validation": validation, "test": test}, num_classes)
     n, entries = int(graph.num_nodes or 0), int(graph.edge_index.shape[1])
+    many = graph.y.ndim == 2
     info = DataInfo(
-        "classification",
+        "multilabel" if many else "classification",
         (int(graph.x.shape[1]),),
         num_classes,
         num_groups=len(GROUPS),
@@ -109,7 +113,22 @@ def node_data(
     if class_names:
         names["label"] = list(class_names)
     first, second, third = (NodeSplit(graph, nodes) for nodes in (train, validation, test))
-    return Data(info, first, second, third, forward=forward, readout=readout, names=names, notes=notes)
+    data = Data(info, first, second, third, forward=forward, readout=readout, names=names, notes=notes)
+    data.figures = label_figures if many else None
+    return data
+
+
+def label_figures(outputs: Tensor, fields: Mapping[str, Any]) -> dict[str, Metric]:
+    """The mean ROC-AUC over the labels in %; nan where no label of the split has both kinds of nodes."""
+    return {"auc": percent(lambda: mean_roc_auc(outputs, fields["label"]))}
+
+
+def percent(figure: Callable[[], float]) -> Metric:
+    """A figure in %, or nan where there is none (outputs that are not finite, which the next step refuses)."""
+    try:
+        return Metric(100 * figure(), "%", "higher")
+    except GLTError:
+        return Metric(float("nan"), "%", "higher")
 
 
 def check_splits(source: str, graph: Graph, splits: Mapping[str, Tensor], num_classes: int) -> None:
@@ -117,7 +136,7 @@ def check_splits(source: str, graph: Graph, splits: Mapping[str, Tensor], num_cl
 
     Raises:
         BadInput: a node out of range, twice in a split or in two splits, a label out of range, a class without a
-            training label.
+            training label. Many labels of a node must be zeros and ones.
     """
     n = int(graph.num_nodes or 0)
     owner = torch.full((n,), -1, dtype=torch.int64)
@@ -139,6 +158,10 @@ def check_splits(source: str, graph: Graph, splits: Mapping[str, Tensor], num_cl
             raise BadInput(f"data {source}: the {name} split lists a node twice.")
         owner[nodes] = number
     low, high = int(graph.y.min()), int(graph.y.max())
+    if graph.y.ndim == 2:
+        if low < 0 or high > 1:
+            raise BadInput(f"data {source}: labels {low}..{high}; many labels of a node must be zeros and ones.")
+        return
     if low < 0 or high >= num_classes:
         raise BadInput(f"data {source}: labels {low}..{high} lie outside 0..{num_classes - 1}.")
     counts = torch.bincount(graph.y[splits["train"]], minlength=num_classes)

@@ -75,8 +75,25 @@ class WordnetOptions(GraphOptions):
 class OgbOptions(GraphOptions):
     """Options of ``ogb``."""
 
-    graph: Literal["ogbn-arxiv", "ogbn-products"] = Field("ogbn-arxiv", description="which node property data set")
+    graph: Literal["ogbn-arxiv", "ogbn-products", "ogbn-mag"] = Field(
+        "ogbn-arxiv", description="which node property data set; of ogbn-mag the papers that cite papers"
+    )
     root: str = Field(min_length=1, max_length=4096, description="folder that holds ogbn_arxiv/raw and so on")
+    normalise_features: bool = Field(False, description="divide each node's features by their sum")
+
+
+class OgbLabelsOptions(GraphOptions):
+    """Options of ``ogb-labels``."""
+
+    root: str = Field(min_length=1, max_length=4096, description="folder that holds ogbn_proteins/raw and so on")
+    normalise_features: bool = Field(False, description="divide each node's features by their sum")
+
+
+class OgbLinksOptions(GraphOptions):
+    """Options of ``ogb-links``."""
+
+    root: str = Field(min_length=1, max_length=4096, description="folder that holds ogbl_collab/raw and so on")
+    from_year: int = Field(0, ge=0, le=9999, description="collaborations from this year on; 0: all training years")
     normalise_features: bool = Field(False, description="divide each node's features by their sum")
 
 

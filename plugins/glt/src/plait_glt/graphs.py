@@ -28,7 +28,7 @@ def make_graph(x: Tensor, edge_index: Tensor, label: Tensor, *, sparse: Sparse =
     Args:
         x: features, float [n, F], dense or a sparse CSR or COO tensor.
         edge_index: int64 [2, E], in any order and direction.
-        label: int64 [n].
+        label: int64 [n], or [n, K] for many labels of a node.
         sparse: keep ``x`` as a CSR tensor; ``auto`` does so under 5 % non-zero entries.
 
     Raises:
@@ -36,8 +36,10 @@ def make_graph(x: Tensor, edge_index: Tensor, label: Tensor, *, sparse: Sparse =
     """
     if x.dim() != 2 or not x.is_floating_point():
         raise GLTError(f"the features must be a float matrix [nodes, F], got {x.dtype} of shape {tuple(x.shape)}.")
-    if label.dim() != 1 or label.dtype != torch.int64:
-        raise GLTError(f"the labels must be int64 [nodes], got {label.dtype} of shape {tuple(label.shape)}.")
+    if label.dim() not in (1, 2) or label.dtype != torch.int64:
+        raise GLTError(
+            f"the labels must be int64 [nodes] or [nodes, K], got {label.dtype} of shape {tuple(label.shape)}."
+        )
     if len(label) != x.shape[0]:
         raise GLTError(f"there are {x.shape[0]} rows of features but {len(label)} labels; each node needs one of both.")
     values = x if x.layout == torch.strided else x.values() if x.layout == torch.sparse_csr else x.coalesce().values()

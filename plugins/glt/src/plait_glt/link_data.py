@@ -11,7 +11,7 @@ from torch import Tensor
 from plait.data import Batch, Data, DataInfo
 from plait.errors import BadInput
 from plait.evaluation import Metric
-from plait_glt.data import AT_ONCE, FIELDS, degree_group, forward
+from plait_glt.data import AT_ONCE, FIELDS, degree_group, forward, percent
 from plait_glt.data_options import LinkOptions
 from plait_glt.errors import GLTError
 from plait_glt.graphs import Graph
@@ -86,14 +86,13 @@ def readout(outputs: Any, batch: Any) -> Any:
 
 def link_figures(outputs: Tensor, fields: Mapping[str, Any]) -> dict[str, Metric]:
     """ROC-AUC of the pairs of a split, in %."""
-    return {"auc": Metric(100 * float(roc_auc(outputs[:, 1] - outputs[:, 0], fields["label"])), "%", "higher")}
+    return {"auc": percent(lambda: float(roc_auc(outputs[:, 1] - outputs[:, 0], fields["label"])))}
 
 
 def hits_figures(outputs: Tensor, fields: Mapping[str, Any]) -> dict[str, Metric]:
     """Hits@50 of a split, in %, then `link_figures`."""
     score, link = outputs[:, 1] - outputs[:, 0], fields["label"] == 1
-    hits = 100 * hits_at(score[link], score[~link])
-    return {"hits_at_50": Metric(hits, "%", "higher")} | link_figures(outputs, fields)
+    return {"hits_at_50": percent(lambda: hits_at(score[link], score[~link]))} | link_figures(outputs, fields)
 
 
 def link_data(

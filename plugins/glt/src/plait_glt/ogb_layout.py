@@ -1,35 +1,39 @@
-"""``ogb``: node property sets of the Open Graph Benchmark (Hu et al. 2020) from their folders; nothing is downloaded.
+"""``ogb`` and ``ogb-labels``: node property sets of the Open Graph Benchmark (Hu et al. 2020) from their folders.
 
-The raw files are read by the ``ogb`` package's own reader. Its dataset classes are not used: they ask to download,
-write beside the raw files, and unpickle what they wrote. ogbn-mag (several kinds of nodes), ogbn-proteins and
-ogbl-collab (no single label per node) do not fit a node classification on one graph and are left out.
+ogbn-mag has four kinds of nodes. Only its papers have features and labels, so what is taken is the graph of papers that
+cite papers, with its 349 venues as classes; authors, institutions and fields are left out. ogbn-proteins has no
+features of nodes: a node's are the mean of those of its edges.
 """
 
 from __future__ import annotations
 
-import contextlib
-import gzip
-import io
 import os
-import sys
-import zlib
-from types import ModuleType
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from plait.data import Data
 from plait.errors import BadInput
 from plait_glt.data import node_data
-from plait_glt.data_options import OgbOptions
+from plait_glt.data_options import OgbLabelsOptions, OgbOptions
 from plait_glt.errors import GLTError
-from plait_glt.graphs import make_graph, normalise_rows
+from plait_glt.graphs import Graph, make_graph, normalise_rows
+from plait_glt.ogb_files import PARTS, Layout, column, split_files, table
 
-SPLITS = {"ogbn-arxiv": "time", "ogbn-products": "sales_ranking"}
-RAW = ("edge", "node-feat", "node-label", "num-node-list", "num-edge-list")
-PARTS = ("train", "valid", "test")
+SPLITS = {"ogbn-arxiv": "time", "ogbn-products": "sales_ranking", "ogbn-mag": "time"}
+COUNTS = ("num-node-list", "num-edge-list")
+CITES = ("paper", "cites", "paper")
+MAG = (
+    "num-node-dict",
+    "triplet-type-list",
+    "nodetype-has-label",
+    f"relations/{'___'.join(CITES)}/edge",
+    f"relations/{'___'.join(CITES)}/num-edge-list",
+    "node-feat/paper/node-feat",
+    "node-label/paper/node-label",
+)
 
 
 def load(options: OgbOptions, seed: int) -> Data:
@@ -38,76 +42,89 @@ def load(options: OgbOptions, seed: int) -> Data:
     Raises:
         BadInput: ``ogb`` is not installed, a folder or file is missing (named) or damaged, or the parts do not fit.
     """
-    folder = _folder(options.root, options.graph)
-    raw, split = os.path.join(folder, "raw"), os.path.join(folder, "split", SPLITS[options.graph])
-    needed = [os.path.join(raw, f"{name}.csv.gz") for name in RAW]
-    needed += [os.path.join(split, f"{name}.csv.gz") for name in PARTS]
-    for file in needed:
-        if not os.path.isfile(file):
-            raise BadInput(f"data ogb: {file} is missing. {_layout(options.graph)}")
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            (found,) = _reader().read_csv_graph_raw(raw)
-    except BadInput:
-        raise
-    except Exception as error:  # the package's reader raises whatever pandas and numpy raise
-        raise BadInput(f"data ogb: {raw}: cannot be read ({type(error).__name__}: {error}).") from None
-    label = _column(os.path.join(raw, "node-label.csv.gz"))
-    x = torch.from_numpy(np.asarray(found["node_feat"], np.float32))
-    try:
-        graph = make_graph(
-            normalise_rows(x) if options.normalise_features else x,
-            torch.from_numpy(found["edge_index"]),
-            torch.from_numpy(label),
-            sparse=options.sparse_features,
-        )
-    except GLTError as error:
-        raise BadInput(f"data ogb: {raw}: {error}") from None
-    train, validation, test = (torch.from_numpy(_column(os.path.join(split, f"{n}.csv.gz"))) for n in PARTS)
-    classes = int(label.max()) + 1
-    return node_data("ogb", graph, train, validation, test, num_classes=classes, extra={"name": options.graph})
-
-
-def _reader() -> ModuleType:
-    # on import, ogb starts a thread that asks the package index for a newer version; without `outdated` it does not
-    hidden = "outdated" not in sys.modules
-    if hidden:
-        sys.modules["outdated"] = None  # type: ignore[assignment]
-    try:
-        from ogb.io import read_graph_raw
-    except ImportError as error:
-        raise BadInput(f"data ogb: the package ogb is not installed ({error}); pip install plait-glt[ogb].") from None
-    finally:
-        if hidden:
-            del sys.modules["outdated"]
-    module: ModuleType = read_graph_raw
-    return module
-
-
-def _folder(root: str, name: str) -> str:
-    home = os.path.expanduser(root)
-    names = (name.replace("-", "_"), os.path.join("dataset", name.replace("-", "_")), "")
-    for folder in (os.path.join(home, part) if part else home for part in names):
-        if os.path.isdir(os.path.join(folder, "raw")):
-            return folder
-    raise BadInput(f"data ogb: there is no folder {names[0]}/raw in {root!r}; nothing is downloaded. {_layout(name)}")
-
-
-def _layout(name: str) -> str:
-    folder = name.replace("-", "_")
-    return (
-        f"Expected: ROOT/{folder}/raw/{{{','.join(RAW)}}}.csv.gz and "
-        f"ROOT/{folder}/split/{SPLITS[name]}/{{{','.join(PARTS)}}}.csv.gz, as https://ogb.stanford.edu has them."
+    mag = options.graph == "ogbn-mag"
+    raw_files = MAG if mag else ("edge", "node-feat", "node-label", *COUNTS)
+    kind = SPLITS[options.graph]
+    layout = Layout("ogb", options.graph, raw_files, split_files(kind, inside="paper" if mag else ""))
+    raw, split = layout.find(options.root)
+    if mag:
+        graphs = layout.read(raw, lambda ogb: ogb.read_csv_heterograph_raw(raw))
+        found = _papers(raw, graphs)
+    else:
+        (found,) = layout.read(raw, lambda ogb: ogb.read_csv_graph_raw(raw))
+    label = torch.from_numpy(
+        column(os.path.join(raw, "node-label/paper/node-label.csv.gz" if mag else "node-label.csv.gz"))
     )
+    x = torch.from_numpy(np.asarray(found["node_feat"], np.float32))
+    graph = _made(raw, options, x, torch.from_numpy(found["edge_index"]), label, "ogb")
+    parts = _division(layout, split)
+    return node_data("ogb", graph, *parts, num_classes=int(label.max()) + 1, extra={"name": options.graph})
 
 
-def _column(file: str) -> npt.NDArray[np.int64]:
+def load_labels(options: OgbLabelsOptions, seed: int) -> Data:
+    """Proteins, their associations in both directions, and 112 labels; ``seed`` changes nothing.
+
+    Raises:
+        BadInput: as `load`.
+    """
+    layout = Layout("ogb-labels", "ogbn-proteins", ("edge", "edge-feat", "node-label", *COUNTS), split_files("species"))
+    raw, split = layout.find(options.root)
+    (found,) = layout.read(raw, lambda ogb: ogb.read_csv_graph_raw(raw))
+    label = torch.from_numpy(table(os.path.join(raw, "node-label.csv.gz")))
+    edges = torch.from_numpy(found["edge_index"])
+    weights = torch.from_numpy(np.asarray(found["edge_feat"], np.float32))
     try:
-        with gzip.open(file, "rt", encoding="ascii") as opened:
-            values: Any = np.loadtxt(opened, dtype=np.float64, ndmin=1)
-    except (OSError, EOFError, zlib.error, ValueError) as error:
-        raise BadInput(f"{file}: must have one whole number per line ({error}).") from None
-    if values.ndim != 1 or not len(values) or (values != np.floor(values)).any():
-        raise BadInput(f"{file}: must have one whole number per line.")
-    whole: npt.NDArray[np.int64] = values.astype(np.int64)
-    return whole
+        x = mean_of_edges(edges, weights, len(label))
+    except GLTError as error:
+        raise BadInput(f"data ogb-labels: {raw}: {error}") from None
+    graph = _made(raw, options, x, edges, label, "ogb-labels")
+    parts = _division(layout, split)
+    return node_data("ogb-labels", graph, *parts, num_classes=label.shape[1], extra={"name": "ogbn-proteins"})
+
+
+def mean_of_edges(edge_index: Tensor, edge_features: Tensor, n: int) -> Tensor:
+    """For every node the mean of the features of the edges that it has an end of; zeros without an edge.
+
+    Args:
+        edge_index: int64 [2, E], each edge once.
+        edge_features: float [E, d].
+        n: number of nodes.
+
+    Returns:
+        [n, d].
+
+    Raises:
+        GLTError: as many features as edges are not there, or an edge is out of range.
+    """
+    if len(edge_features) != edge_index.shape[1]:
+        raise GLTError(f"there are {edge_index.shape[1]} edges but features of {len(edge_features)}.")
+    ends = edge_index.reshape(-1)
+    if len(ends) and (int(ends.min()) < 0 or int(ends.max()) >= n):
+        raise GLTError(f"an edge names a node outside 0..{n - 1}.")
+    total = edge_features.new_zeros(n, edge_features.shape[1])
+    for end in edge_index:
+        total.index_add_(0, end, edge_features)
+    return total / torch.bincount(ends, minlength=n).clamp(min=1).unsqueeze(1)
+
+
+def _papers(raw: str, graphs: list[dict[str, Any]]) -> dict[str, Any]:
+    for graph in graphs[:1]:
+        if CITES in graph["edge_index_dict"] and "paper" in (graph["node_feat_dict"] or {}):
+            return {"edge_index": graph["edge_index_dict"][CITES], "node_feat": graph["node_feat_dict"]["paper"]}
+    raise BadInput(f"data ogb: {raw}: has no papers with features that cite papers.")
+
+
+def _made(
+    raw: str, options: OgbOptions | OgbLabelsOptions, x: Tensor, edges: Tensor, label: Tensor, source: str
+) -> Graph:
+    try:
+        x = normalise_rows(x) if options.normalise_features else x
+        return make_graph(x, edges, label, sparse=options.sparse_features)
+    except GLTError as error:
+        raise BadInput(f"data {source}: {raw}: {error}") from None
+
+
+def _division(layout: Layout, split: str) -> list[Tensor]:
+    files = [os.path.join(split, file) for file in layout.split]
+    assert len(files) == len(PARTS)
+    return [torch.from_numpy(column(file)) for file in files]

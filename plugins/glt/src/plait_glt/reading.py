@@ -1,4 +1,4 @@
-"""Reading the published Planetoid pickles without running them.
+"""Reading published pickles of arrays without running them.
 
 The unpickler knows a handful of names, and each gives a placeholder of ours that only remembers its arguments: no
 function of numpy's or scipy's, and nothing else at all, is called from the file. Arrays are then made from the bytes.
@@ -18,7 +18,7 @@ Array = npt.NDArray[Any]
 
 
 class Refused(Exception):
-    """The pickle asks for something that a Planetoid file does not need, or is no such file."""
+    """The pickle asks for something that arrays do not need, or is no such file."""
 
 
 class Entries(NamedTuple):
@@ -127,6 +127,15 @@ class _ListName(_Name):
         raise Refused("a call of list")
 
 
+class _NoBytes(_Name):
+    """``bytes()``, which older protocols write for an empty array."""
+
+    def __call__(self, *arguments: object) -> bytes:
+        if arguments:
+            raise Refused("a call of bytes")
+        return b""
+
+
 class _Reconstruct(_Name):
     def __call__(self, *arguments: object) -> _NDArray:
         return _NDArray()
@@ -177,6 +186,8 @@ def _known(module: str, name: str) -> Any:
         ("__builtin__", "list"): _ListName(),
         ("builtins", "list"): _ListName(),
         ("__builtin__", "object"): _ListName(),
+        ("__builtin__", "bytes"): _NoBytes(),
+        ("builtins", "bytes"): _NoBytes(),
         ("copy_reg", "_reconstructor"): _CopyReg(),
         ("_codecs", "encode"): _Latin1(),
     }.get((module, name))
@@ -197,6 +208,33 @@ def read(file: IO[bytes]) -> Entries | Array | dict[Any, Any]:
     if isinstance(found, dict):
         return dict(found)
     raise Refused(f"a {type(found).__name__} instead of a matrix, an array or a dictionary")
+
+
+def read_value(file: IO[bytes]) -> object:
+    """The next pickle of a file: numbers, texts, lists and dictionaries as they are, anything else a placeholder.
+
+    Raises:
+        Refused: it asks for any name but those of arrays.
+        Exception: as `read`.
+    """
+    value: object = _Unpickler(file, encoding="latin1").load()
+    return value
+
+
+def read_named(file: IO[bytes]) -> dict[str, Array]:
+    """A dictionary from names to arrays; nothing in the file is executed.
+
+    Raises:
+        Refused: the pickle asks for any other name, or holds anything else.
+        Exception: as `read`.
+    """
+    found = read_value(file)
+    if not isinstance(found, dict):
+        raise Refused(f"a {type(found).__name__} instead of a dictionary of arrays")
+    odd = [key for key, value in found.items() if not isinstance(key, str) or not isinstance(value, _NDArray)]
+    if odd:
+        raise Refused(f"a {type(found[odd[0]]).__name__} under {odd[0]!r} instead of an array")
+    return {name: value.numpy() for name, value in found.items()}
 
 
 def _text(value: object) -> str:

@@ -19,7 +19,10 @@ GRAPH = frozenset(
     }
 )
 """What every graph source provides; ``node`` [B], or the two nodes of a pair [B, 2]; groups of low and high degree."""
+LABELS = GRAPH - {"task:classification"} | {"task:multilabel"}
+"""The same with many labels of each node."""
 NEEDS = frozenset({"field:graph"})
+OGB = "pip install 'plait-glt[ogb]', and its files from ogb.stanford.edu; --set data.root=FOLDER"
 EDGES = frozenset({"model:edge-weights"})
 """The networks take a weight for every edge and listen to it."""
 
@@ -47,10 +50,20 @@ def data_sources() -> dict[str, DataSource]:
         ),
         "ogb": DataSource(
             "plait_glt.ogb_layout:load",
-            "an OGB node property graph from its folder",
+            "ogbn-arxiv, ogbn-products or ogbn-mag from its folder",
             GRAPH,
             _data("OgbOptions"),
-            obtain="pip install 'plait-glt[ogb]', and its files from ogb.stanford.edu; --set data.root=FOLDER",
+            obtain=OGB,
+        ),
+        "ogb-labels": DataSource(
+            "plait_glt.ogb_layout:load_labels",
+            "ogbn-proteins from its folder, 112 labels a node",
+            LABELS,
+            _data("OgbLabelsOptions"),
+            obtain=OGB,
+        ),
+        "ogb-links": DataSource(
+            "plait_glt.ogb_links:load", "ogbl-collab from its folder", GRAPH, _data("OgbLinksOptions"), obtain=OGB
         ),
         "karate": DataSource(
             "plait_glt.tiny_graphs:load", "Zachary's karate club, 34 nodes", GRAPH, _data("KarateOptions")
