@@ -173,5 +173,5 @@ def test_classes_may_be_given_and_may_overlap() -> None:
     torch.testing.assert_close(found.distances, torch.stack([first, second]), rtol=1e-4, atol=1e-4)
     none = auxiliary_loss(points, torch.zeros(3, 2, dtype=torch.bool), samples=0)
     assert float(none.loss) == 0 and not none.counted.any()
-    with pytest.raises(GLTError, match="must be bool .3, classes."):
+    with pytest.raises(GLTError, match=r"must be bool .3, classes."):
         auxiliary_loss(points, torch.zeros(2, 2, dtype=torch.bool), samples=0)
