@@ -72,6 +72,16 @@ def test_presets_are_valid_and_what_is_given_beside_them_wins(name: str) -> None
     assert DbadflOptions(baseline=name, gamma=3.0).gamma == 3.0
 
 
+def test_given_steps_win_over_a_presets_epochs_and_are_read_back() -> None:
+    preset = DbadflOptions(baseline="ancestor-cifar10")
+    assert (preset.local_epochs, preset.attacker_epochs, preset.attacker_lr_milestones) == (2, 6, (0.2, 0.8))
+    given = DbadflOptions(baseline="ancestor-cifar10", local_steps=4, attacker_steps=9)
+    assert (given.local_epochs, given.local_steps, given.attacker_epochs, given.attacker_steps) == (None, 4, None, 9)
+    for options in (preset, given):
+        # a resolved recipe has every option but those that are None
+        assert DbadflOptions.model_validate(options.model_dump(mode="json", exclude_none=True)) == options
+
+
 def test_the_ancestors_preset_replaces_the_model_in_its_rounds(tmp_path: Path) -> None:
     options = {
         "baseline": "ancestor-mnist", "nodes": 10, "drawn": 4, "trigger": "digits", "attack_rounds": [3, 3, 3, 3],

@@ -107,6 +107,25 @@ def test_the_cores_steps_give_what_the_plain_loop_gives(
     assert not torch.equal(want, want[:1].expand_as(want)) or options.get("engine") == "fedavg"
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"attacker_steps": 5, "attacker_lr": 0.1, "gamma": 1.5},
+        {"engine": "swarm", "swarm_steps": "geometric", "attacker_steps": 5},
+        {"engine": "fedavg", "topology": "complete", "drawn": 5, "schedule": "single", "attack_rounds": [0, 1, 1, 2]}
+        | {"local_epochs": 1, "attacker_epochs": 2, "fresh_momentum": True},
+    ],
+)
+def test_attackers_own_steps_and_rates_are_the_librarys(tmp_path: Path, options: dict[str, Any]) -> None:
+    settings = {"optimizer.momentum": 0.5, "optimizer.weight_decay": 0.01}
+    own = {"arm": "naive", "attacker_lr_milestones": [0.2, 0.8], "evaluate_every": 0}
+    made = run(tmp_path, own | options, settings=settings)
+    assert torch.allclose(stacked(made), after(library(made), 3), atol=5e-6)
+    steps = [e["step"] for e in made.directory.events() if e["event"] == "result"][-1]
+    engines = [library(made, arm=arm) for arm in ("none", "naive", "naive", "naive")]
+    assert steps == sum(f.training().engine.steps_of(3) for f in engines)
+
+
 def test_scan_and_clusters_are_the_librarys(tmp_path: Path) -> None:
     made = run(tmp_path, SCANNED | {"arm": "clusters-predicted", "tau": 2})
     federation = library(made)
@@ -190,6 +209,7 @@ def test_the_flag_exports_the_attacked_model_and_its_files_say_so(tmp_path: Path
         ("swarm", {"arm": "naive", "engine": "swarm"}),
         ("gossip", {"arm": "naive", "engine": "gossip", "age": True}),
         ("redetection", SCANNED | {"arm": "clusters-predicted", "redetect_every": 2, "rounds": 8}),
+        ("further steps", {"arm": "naive", "attacker_steps": 6, "attacker_lr_milestones": [0.2, 0.8], "gamma": 1.5}),
         ("flame", {"arm": "naive", "defence": "flame", "engine": "dfedavgm"}),
     ],
 )
@@ -206,9 +226,10 @@ def test_a_killed_run_goes_on_in_the_same_bits(tmp_path: Path, place: str, optio
 
 
 # ---- other plugins ------------------------------------------------------------------------------------------------
-def test_every_participants_step_is_sam_with_fairsam(tmp_path: Path) -> None:
+@pytest.mark.parametrize("attack", [{"arm": "none"}, {"arm": "naive", "attacker_steps": 2, "budget": "samples"}])
+def test_every_participants_step_is_sam_with_fairsam(tmp_path: Path, attack: dict[str, Any]) -> None:
+    """Also the steps that attackers take when the others have done theirs."""
     pytest.importorskip("plait_fairsam")
-    options = {"arm": "none", "rounds": 1, "local_steps": 1}
     fair = {
         "weights": "none",
         "perturbation": "plain",
@@ -216,33 +237,39 @@ def test_every_participants_step_is_sam_with_fairsam(tmp_path: Path) -> None:
         "corruptions": ["gaussian_noise"],
         "severities": [3],
     }
-    made = run(tmp_path, options, beside={"fairsam": fair})
+    made = run(tmp_path, attack | {"rounds": 1, "local_steps": 1}, beside={"fairsam": fair})
     federation = library(made)
-    training = federation.training()
-    images, labels = training.batch(None, None)
-    want = []
-    for node in range(12):
-        network = training.stack.replica(node)
-        parameters = list(network.parameters())
-
-        def gradient(network: Any = network, parameters: Any = parameters, node: int = node) -> list[torch.Tensor]:
-            loss = torch.nn.functional.cross_entropy(network(images[node]), labels[node])
-            return list(torch.autograd.grad(loss, parameters))
-
-        first = gradient()
-        norm = torch.cat([g.flatten() for g in first]).norm()
-        with torch.no_grad():
-            for p, g in zip(parameters, first, strict=True):
-                p += 0.1 * g / norm
-            second = gradient() if torch.is_grad_enabled() else None
-        with torch.enable_grad():
-            second = gradient()
-        with torch.no_grad():
-            for p, g, s in zip(parameters, first, second, strict=True):
-                p -= 0.1 * g / norm + 0.2 * s
-        want.append(torch.cat([p.detach().flatten() for p in parameters]))
-    mixed = federation.mixing.dense().float() @ torch.stack(want)
+    training, planned = federation.training(), federation.plan().attack(0)
+    networks = [training.stack.replica(node) for node in range(12)]
+    for step in range(attack.get("attacker_steps", 1)):
+        nodes = training.active()
+        who = list(range(12)) if nodes is None else nodes.tolist()
+        assert who == (sorted(federation.attackers.tolist()) if step else list(range(12)))
+        for node, images, labels in zip(who, *training.batch(nodes, planned), strict=True):
+            sam(networks[node], images, labels)
+        training.step(planned)
+    want = torch.stack([torch.cat([p.detach().flatten() for p in n.parameters()]) for n in networks])
+    mixed = federation.mixing.dense().float() @ want
     assert torch.allclose(stacked(made), mixed, atol=1e-5)
+
+
+def sam(network: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor) -> None:
+    """One step of rate 0.2 along the gradient at the end of an ascent of length 0.1."""
+    parameters = list(network.parameters())
+
+    def gradient() -> list[torch.Tensor]:
+        loss = torch.nn.functional.cross_entropy(network(images), labels)
+        return list(torch.autograd.grad(loss, parameters))
+
+    first = gradient()
+    norm = torch.cat([g.flatten() for g in first]).norm()
+    with torch.no_grad():
+        for p, g in zip(parameters, first, strict=True):
+            p += 0.1 * g / norm
+    second = gradient()
+    with torch.no_grad():
+        for p, g, s in zip(parameters, first, second, strict=True):
+            p -= 0.1 * g / norm + 0.2 * s
 
 
 def test_a_plugin_for_one_network_is_refused() -> None:
@@ -326,6 +353,12 @@ def test_nodes_shared_over_two_processes_give_what_one_gives(tmp_path: Path, eng
         ({"topology": "file", "topology_file": "EDGES:0,1\\n1,77\\n"}, "unknown node 77"),
         ({"topology": "file", "topology_file": "nowhere.csv"}, "nowhere.csv"),
         ({"topology": "file"}, "topology_file"),
+        ({"engine": "dpsgd", "attacker_steps": 4}, "after every step"),
+        ({"attacker_steps": 4, "attacker_epochs": 4}, "choose one"),
+        ({"attacker_lr_at": "whole-epochs"}, "give attacker_epochs"),
+        ({"engine": "swarm", "swarm_steps": "geometric", "local_epochs": 1}, "local_epochs fixes"),
+        ({"arm": "naive", "schedule": "single", "attack_rounds": [7]}, "begins in round 7"),
+        ({"arm": "naive", "attack_start": 3}, "begins in round 3"),
         ({"placement": "list", "positions": [0, 1, 2, 12]}, "position 12"),
         ({"placement": "list", "positions": [0, 1, 1, 3]}, "listed twice"),
         ({"attackers": 0}, "attackers = 0"),

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from plait.data import Data
+from plait.errors import blame
 from plait_dbadfl import translate
 from plait_dbadfl.course import AttackCourse, ScanCourse
 from plait_dbadfl.detection import Detection, Detector
@@ -142,7 +143,8 @@ class Stages(Feeding):
         pace = self.federation.pace(self.federation.owned.lengths, attacking=False)
         usual = options.local_steps if pace is None or pace.usual is None else int(pace.usual.max())
         rounds = options.rounds or max(1, steps // usual)
-        self._check_schedule(rounds)
+        with blame("dbadfl"):
+            self._check_schedule(rounds)
         self.rounds = rounds
         items = (*options.others, self.main)
         wants = options.detect or any(item.scans for item in items)
