@@ -178,6 +178,10 @@ def test_a_scoreboard_is_joined_claim_by_claim(found: Verification) -> None:
     assert joined[0].notes[-1].endswith(f": {', '.join(ran)}") and joined[0].environment == now.environment
     assert join([found], [found]) == [found] and join([], [other]) == [other]
     assert join([found], [dataclasses.replace(now, scale="paper")])[0].claims == now.claims
+    last = dataclasses.replace(found, claims=found.claims[-1:])
+    assert join([found], [last])[0].claims == found.claims  # each in its earlier place
+    rest, first = (dataclasses.replace(found, claims=c) for c in (found.claims[1:], found.claims[:1]))
+    assert join([rest], [first])[0].claims == (*rest.claims, *first.claims)
 
 
 @pytest.mark.parametrize("text", ["no json", "[]", '{"plugins": [{"plugin": "a"}]}', '{"plugins": 3}'])

@@ -36,7 +36,7 @@ def stored(folder: Path) -> list[Verification]:
 
 
 def join(earlier: Sequence[Verification], now: Sequence[Verification]) -> list[Verification]:
-    """The earlier scoreboard with what was verified now in its place; new plugins come last.
+    """The earlier scoreboard with what was verified now in its place; new plugins and new claims come last.
 
     A claim that was not run now keeps its earlier verdict, and a note says so: the two may come from other machines or
     versions.
@@ -58,6 +58,8 @@ def _joined(before: Verification | None, now: Verification) -> Verification:
     claims = [old.pop(r.claim.id, r) if r.verdict is Verdict.NOT_RUN else r for r in now.claims]
     new = {result.claim.id for result in now.claims}
     claims += [result for result in before.claims if result.claim.id not in new]
+    places = {result.claim.id: place for place, result in enumerate(before.claims)}
+    claims.sort(key=lambda result: places.get(result.claim.id, len(places)))
     kept = [r.claim.id for r in claims if not any(r is one for one in now.claims)]
     if not kept:
         return now
