@@ -416,6 +416,19 @@ def test_sharpness_aware_steps_and_groups_of_pairs(tmp_path: Path) -> None:
     assert found.metrics["glt/kept_edges"] == 27 and "fairsam/clean_accuracy" in found.metrics
 
 
+def test_a_ticket_is_trained_again_and_moved_to_another_division(tmp_path: Path) -> None:
+    first = run(tmp_path / "find")
+    ticket = first.export / "ticket.safetensors"
+    again = run(tmp_path / "again", {"ticket": str(ticket), "dense": False})
+    assert again.metrics["glt/kept_edges"] == 27 and torch.equal(again.model.kept_edges, first.model.kept_edges)
+    other = run(tmp_path / "other", {"ticket": str(ticket), "dense": False}, settings={"data.split_seed": 9})
+    # edges that the ticket does not know are kept: those that were held out when it was found
+    found = Ticket.load(ticket)
+    known, kept = tuples(found.pairs), tuples(found.pairs[:, found.edge_kept])
+    seen = tuples(plait.loading.load_data(other.recipe.data, other.recipe.seed).train.graph.edge_index)
+    assert tuples(other.model.kept_edges) == {pair for pair in seen if pair in kept or pair not in known}
+
+
 def test_a_generated_graph_has_links_that_can_be_learned() -> None:
     """ROC-AUC far above chance on held-out edges, in the library."""
     from plait_glt import generate
