@@ -49,14 +49,14 @@ class Absent:
         return numbered_pairs(ranks + torch.searchsorted(self.before, ranks, right=True))
 
     def draw(self, number: int, generator: torch.Generator) -> Tensor:
-        """Independent uniform draws: int64 [2, number].
+        """Independent uniform draws by a generator on the CPU: int64 [2, number].
 
         Raises:
             GLTError: every pair has an edge.
         """
         if not self.count:
             raise GLTError("every pair of nodes has an edge, so there is no negative pair to draw.")
-        return self.at(torch.randint(self.count, (number,), generator=generator))
+        return self.at(torch.randint(self.count, (number,), generator=generator).to(self.before.device))
 
     def draw_distinct(self, number: int, rng: np.random.Generator) -> Tensor:
         """Uniform draws of which no two are the same pair: int64 [2, number].
@@ -66,7 +66,8 @@ class Absent:
         """
         if number > self.count:
             raise GLTError(f"{number} negative pairs were asked for; {self.count} pairs of nodes have no edge.")
-        return self.at(torch.from_numpy(rng.choice(self.count, number, replace=False, shuffle=False).astype(np.int64)))
+        ranks = rng.choice(self.count, number, replace=False, shuffle=False).astype(np.int64)
+        return self.at(torch.from_numpy(ranks).to(self.before.device))
 
 
 @dataclass(frozen=True)
