@@ -118,9 +118,11 @@ def test_fedavg_is_centralized_federated_averaging() -> None:
         make_engine("fedavg", mixing())
 
 
-def test_fedavg_of_drawn_clients_moves_the_servers_model() -> None:
+@pytest.mark.parametrize("warmup", [0, 2])
+def test_fedavg_of_drawn_clients_moves_the_servers_model(warmup: int) -> None:
     guests = {1: torch.tensor([5])}
-    engine = make_engine("fedavg", mixing("complete"), local_steps=2, drawn=3, server_step=0.25, guests=guests, seed=4)
+    own: dict[str, Any] = {"drawn": 3, "server_step": 0.25, "warmup": warmup, "guests": guests}
+    engine = make_engine("fedavg", mixing("complete"), local_steps=2, seed=4, **own)
     x = [nn.Parameter(first()[:1].repeat(N, 1))]
     optimizer, server, seen = torch.optim.SGD(x, lr=LR), first()[0], []
     for round_ in range(5):
@@ -133,7 +135,7 @@ def test_fedavg_of_drawn_clients_moves_the_servers_model() -> None:
             for _ in range(2):
                 model -= LR * CURVES[i] * (model - TARGETS[i])
             change += model - server
-        server = server + 0.25 / 3 * change
+        server = server + (1.0 if round_ < warmup else 0.25) / 3 * change
         while engine.round == round_:
             engine.before_step(x, optimizer)
             x[0].grad = gradient(x[0].detach())
@@ -141,7 +143,7 @@ def test_fedavg_of_drawn_clients_moves_the_servers_model() -> None:
             engine.after_step(x, optimizer)
         torch.testing.assert_close(x[0].detach(), server.expand(N, -1))
     assert len({tuple(s) for s in seen}) > 1 and engine.steps_of(4) == 8
-    for options in ({"drawn": N}, {"drawn": 0}, {"drawn": 2, "server_step": 0.0}):
+    for options in ({"drawn": N}, {"drawn": 0}, {"drawn": 2, "server_step": 0.0}, {"warmup": -1}):
         with pytest.raises(DbadflError, match="fedavg"):
             make_engine("fedavg", mixing("complete"), **options)
 

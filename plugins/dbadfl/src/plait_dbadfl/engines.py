@@ -92,6 +92,7 @@ class FedAvg(DFedAvg):
         drawn: participants drawn in every round, fewer than N; None (default) is all. Everybody then takes the server's
             new model G + server_step / drawn * sum(L_j - G), L_j the drawn ones' models [code].
         server_step: eta; only with ``drawn``.
+        warmup: first rounds whose server step is 1, the ancestor's training before its attack [inferred]; default 0.
         guests: round -> nodes that are among the drawn ones of it in any case.
     """
 
@@ -103,6 +104,7 @@ class FedAvg(DFedAvg):
         *,
         drawn: int | None = None,
         server_step: float = 1.0,
+        warmup: int = 0,
         guests: Mapping[int, Tensor] | None = None,
         **common: Any,
     ) -> None:
@@ -114,7 +116,9 @@ class FedAvg(DFedAvg):
             raise DbadflError(f"engine 'fedavg': drawn={drawn} is outside 1..{n - 1}; leave it out for all {n} nodes")
         if not 0 < server_step <= 1:
             raise DbadflError(f"engine 'fedavg': server_step={server_step} is outside (0, 1]")
-        self.drawn, self.server_step, self.guests = drawn, server_step, guests or {}
+        if warmup < 0:
+            raise DbadflError(f"engine 'fedavg': warmup={warmup} rounds must not be negative")
+        self.drawn, self.server_step, self.warmup, self.guests = drawn, server_step, warmup, guests or {}
 
     def phases(self) -> list[Phase]:
         if self.drawn is None:
@@ -130,8 +134,9 @@ class FedAvg(DFedAvg):
         # All models are equal before the round, so any node that is not drawn still holds G.
         holder = int((~active).nonzero()[0])
         matrix = torch.zeros(self.n, self.n, dtype=torch.float64)
-        matrix[:, chosen] = self.server_step / self.drawn
-        matrix[:, holder] += 1 - self.server_step
+        eta = 1.0 if self.round < self.warmup else self.server_step
+        matrix[:, chosen] = eta / self.drawn
+        matrix[:, holder] += 1 - eta
         return [self.phase("after", Mixing.from_dense(matrix), training=active)]
 
 

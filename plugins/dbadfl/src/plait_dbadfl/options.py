@@ -41,6 +41,9 @@ class DbadflOptions(PresetOptions):
         None, ge=1, le=100_000, description="fedavg: nodes drawn in every round, attackers in their own; default all"
     )
     server_step: float = Field(1.0, gt=0, le=1, description="fedavg with drawn: the server's step eta")
+    warmup_rounds: int = Field(
+        0, ge=0, le=10**6, description="fedavg with drawn: first rounds with a server step of 1, as training beforehand"
+    )
     local_steps: int = Field(5, ge=1, le=10_000, description="local steps K between exchanges")
     local_epochs: int | None = Field(
         None, ge=1, le=1000, description="instead: passes over a node's own images, so that nodes differ in their steps"

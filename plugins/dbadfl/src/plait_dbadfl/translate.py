@@ -63,7 +63,7 @@ def engine_options(options: DbadflOptions) -> dict[str, Any]:
         "dpsgd": {"order": options.order},
         "swarm": {"interactions": options.interactions, "steps": options.swarm_steps},
         "gossip": {"age": options.age},
-        "fedavg": {"drawn": options.drawn, "server_step": options.server_step},
+        "fedavg": {"drawn": options.drawn, "server_step": options.server_step, "warmup": options.warmup_rounds},
     }
     return own.get(options.engine, {})
 
