@@ -315,6 +315,8 @@ plait.run(json.loads(sys.argv[1]), out=sys.argv[2])
 
 @pytest.mark.parametrize("engine", ["dfedavg", pytest.param("swarm", marks=pytest.mark.slow)])
 def test_nodes_shared_over_two_processes_give_what_one_gives(tmp_path: Path, engine: str) -> None:
+    # the attackers, all in one rank's block, train on while the other rank has nobody
+    own = {"attacker_steps": 5, "attacker_lr_milestones": [0.5], "placement": "list", "positions": [0, 2, 3, 5]}
     recipe = {
         "data": {"name": "shared-digits"},
         "model": {"name": "small-mlp"},
@@ -322,7 +324,7 @@ def test_nodes_shared_over_two_processes_give_what_one_gives(tmp_path: Path, eng
         "optimizer": {"lr": 0.2, "momentum": 0.5, "weight_decay": 0.0},
         "scheduler": {"name": "constant"},
         "device": "cpu",
-        "plugins": {"dbadfl": SMALL | {"arm": "naive", "engine": engine, "gamma": 1.5}},
+        "plugins": {"dbadfl": SMALL | {"arm": "naive", "engine": engine, "gamma": 1.5} | own},
     }
     one = plait.run(recipe, out=tmp_path / "one")
     with socket.socket() as free:
