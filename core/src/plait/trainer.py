@@ -74,12 +74,12 @@ class Trainer:
         self.plain = gathering.spread(self) if self.sharded else None
         self.replicas: int | None = getattr(self.model, "replicas", None)
         self.train_stream = self.stream("train")
-        train = self.recipe.train
-        per_epoch = self.train_stream.batches_per_epoch
+        train, per_epoch = self.recipe.train, self.train_stream.batches_per_epoch
         self.total_steps = train.steps if train.steps is not None else per_epoch * (train.epochs or 0)
         strategy = self.composed["fit"].owner()
         if strategy is not None:
-            self.total_steps = self.plugins[strategy.plugin].budget(self.total_steps, per_epoch)
+            with blame(strategy.plugin):
+                self.total_steps = self.plugins[strategy.plugin].budget(self.total_steps, per_epoch)
         self.phase = (0, self.total_steps)
         self.masks = MaskSet(self.model)
         self.shadows = Shadows(self.model, self.masks)
