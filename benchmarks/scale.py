@@ -112,7 +112,8 @@ def side_by_side(wanted: dict[str, Any], folder: Path) -> float:
     """Milliseconds per step of two separate runs at once, the slower one."""
 
     def act(number: int) -> None:
-        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
+        for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+            os.environ.pop(name, None)  # each is a run of its own
         torch.set_num_threads(1)
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - notes of the methods
         plait.run(wanted, out=folder / str(number))
