@@ -14,9 +14,9 @@ import pytest
 
 import plait
 from plait import BadInput, RunFailed, listing
-from plait.directory import RunDirectory
+from plait.directory import RunDirectory, url_of
 from plait.errors import BadCheckpoint
-from plait.stores import MANIFEST, StoredDirectory, url_of
+from plait.stores import MANIFEST, StoredDirectory
 from plait.testing.killing import final_state, first_difference
 
 fsspec = pytest.importorskip("fsspec")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,6 +15,16 @@ from filelock import FileLock, Timeout
 from plait.errors import BadCheckpoint, BadInput, RunLocked
 from plait.recipe import Recipe
 from plait.scale.processes import Place
+
+URL = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+):/+(.+)")
+
+
+def url_of(path: Path | str) -> str | None:
+    """The URL that a path means, None for a path of this machine; ``Path("s3://b/r")`` has lost a slash."""
+    found = URL.fullmatch(str(path).rstrip("/"))
+    if found is None:
+        return None
+    return f"{found[1]}:///{found[2]}" if found[1] == "file" else f"{found[1]}://{found[2]}"
 
 
 class RunDirectory:
@@ -42,12 +53,12 @@ class RunDirectory:
         Raises:
             BadInput: the store's package is not installed.
         """
-        if ":/" in str(path):
-            from plait.stores import StoredDirectory, url_of
+        url = url_of(path)
+        if url is None:
+            return RunDirectory(path)
+        from plait.stores import StoredDirectory
 
-            if url := url_of(path):
-                return StoredDirectory(url)
-        return RunDirectory(path)
+        return StoredDirectory(url)
 
     @property
     def shown(self) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from plait.directory import RunDirectory
+from plait.directory import RunDirectory, url_of
 from plait.errors import BadInput, PlaitError
 from plait.recipe import Recipe
 
@@ -62,12 +62,12 @@ def find(root: Path, depth: int = DEPTH) -> Iterator[RunDirectory]:
     Raises:
         BadInput: the store does not answer, or its package is not installed.
     """
-    if ":/" in str(root):
-        from plait.stores import published_below, url_of
+    url = url_of(root)
+    if url is not None:
+        from plait.stores import published_below
 
-        if url := url_of(root):
-            yield from published_below(url, depth)
-            return
+        yield from published_below(url, depth)
+        return
     directory = RunDirectory(root)
     try:
         if directory.recipe_file.is_file():

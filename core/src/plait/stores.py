@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -24,18 +23,9 @@ from plait.files import write_atomically
 
 MANIFEST = "published.json"
 VERSION = 1
-URL = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+):/+(.+)")
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 WHOLE = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "memory"}
 """Stores in which an object appears whole or not at all."""
-
-
-def url_of(path: Path | str) -> str | None:
-    """The URL that a path means, None for a path of this machine; ``Path("s3://b/r")`` has lost a slash."""
-    found = URL.fullmatch(str(path).rstrip("/"))
-    if found is None:
-        return None
-    return f"{found[1]}:///{found[2]}" if found[1] == "file" else f"{found[1]}://{found[2]}"
 
 
 def copies() -> Path:

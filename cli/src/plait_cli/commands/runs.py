@@ -32,18 +32,19 @@ def runs(
       plait runs experiments/tuesday --json
       plait runs s3://bucket/runs
     """
+    from plait.directory import url_of
     from plait.errors import BadInput
     from plait.listing import find, look
-    from plait.stores import url_of
 
-    if not folder.is_dir() and ":/" not in str(folder) and folder != Path("runs"):
+    url = url_of(folder)
+    if url is None and not folder.is_dir() and folder != Path("runs"):
         raise BadInput(f"{folder}: no such folder.")
     found = [look(directory) for directory in find(folder)]
     if as_json:
         output.emit([seen.as_dict() for seen in found])
         return
     if not found:
-        typer.echo(f"no runs in {url_of(folder) or folder}. `plait run --epochs 1` makes one.")
+        typer.echo(f"no runs in {url or folder}. `plait run --epochs 1` makes one.")
         return
     rows = []
     for seen in found:

@@ -22,7 +22,31 @@ AT_ONCE = 1 << 30
 """A pass over the graph computes all nodes, so an evaluation takes all of its rows in one."""
 
 
-class NodeSplit:
+class GraphSplit:
+    """Examples on one graph: a batch has their rows of the fields, and the whole graph once, not copied.
+
+    Args:
+        graph: the graph.
+        fields: columns, name -> tensor [m, ...].
+    """
+
+    in_memory = True
+    at_once = AT_ONCE
+
+    def __init__(self, graph: Graph, fields: dict[str, Tensor]) -> None:
+        self.graph, self.fields = graph, fields
+
+    def __len__(self) -> int:
+        return len(self.fields["index"])
+
+    def __getitems__(self, rows: Sequence[int] | Tensor) -> Batch:
+        picked = torch.as_tensor(rows, dtype=torch.int64)
+        batch = Batch({name: value.index_select(0, picked) for name, value in self.fields.items()})
+        batch["graph"] = self.graph
+        return batch
+
+
+class NodeSplit(GraphSplit):
     """Some nodes of a graph as a plait split: a batch has the whole graph once, and a row per node.
 
     A batch has ``node`` int64 [B] (id in the graph), ``label`` [B], ``group`` [B] (1 above the median degree of the
@@ -33,26 +57,14 @@ class NodeSplit:
         nodes: ids, int64 [m].
     """
 
-    in_memory = True
-    at_once = AT_ONCE
-
     def __init__(self, graph: Graph, nodes: Tensor) -> None:
-        self.graph = graph
-        self.fields: dict[str, Tensor] = {
+        fields = {
             "node": nodes,
             "label": graph.y.index_select(0, nodes),
             "group": degree_group(graph).index_select(0, nodes),
             "index": torch.arange(len(nodes)),
         }
-
-    def __len__(self) -> int:
-        return len(self.fields["node"])
-
-    def __getitems__(self, rows: Sequence[int] | Tensor) -> Batch:
-        picked = torch.as_tensor(rows, dtype=torch.int64)
-        batch = Batch({name: value.index_select(0, picked) for name, value in self.fields.items()})
-        batch["graph"] = self.graph
-        return batch
+        super().__init__(graph, fields)
 
 
 def degree_group(graph: Graph) -> Tensor:

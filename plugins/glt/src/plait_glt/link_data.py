@@ -8,10 +8,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from plait.data import Batch, Data, DataInfo
+from plait.data import Data, DataInfo
 from plait.errors import BadInput
 from plait.evaluation import Metric
-from plait_glt.data import AT_ONCE, FIELDS, degree_group, forward, percent
+from plait_glt.data import FIELDS, GraphSplit, degree_group, forward, percent
 from plait_glt.data_options import LinkOptions
 from plait_glt.errors import GLTError
 from plait_glt.graphs import Graph
@@ -22,7 +22,7 @@ NAMES = {"label": ["no link", "link"], "group": ["a node of low degree", "both o
 Figure = Literal["auc", "hits_at_50"]
 
 
-class LinkSplit:
+class LinkSplit(GraphSplit):
     """Pairs of nodes as a plait split: edges first, then pairs without one. A batch has the whole graph once.
 
     A batch has ``node`` int64 [B, 2] (both ends), ``label`` [B] (1: an edge), ``group`` [B] (1: both nodes above the
@@ -33,29 +33,12 @@ class LinkSplit:
         positive, negative: int64 [2, P] and [2, N].
     """
 
-    in_memory = True
-    at_once = AT_ONCE
-
     def __init__(self, graph: Graph, positive: Tensor, negative: Tensor) -> None:
-        self.graph = graph
         pair = torch.cat([positive, negative], 1).t().contiguous()
         label = (torch.arange(len(pair)) < positive.shape[1]).long()
         group = degree_group(graph)[pair].amin(1)
-        self.fields: dict[str, Tensor] = {
-            "node": pair,
-            "label": label,
-            "group": group,
-            "index": torch.arange(len(pair)),
-        }
-
-    def __len__(self) -> int:
-        return len(self.fields["label"])
-
-    def __getitems__(self, rows: Sequence[int] | Tensor) -> Batch:
-        picked = torch.as_tensor(rows, dtype=torch.int64)
-        batch = Batch({name: value.index_select(0, picked) for name, value in self.fields.items()})
-        batch["graph"] = self.graph
-        return batch
+        fields = {"node": pair, "label": label, "group": group, "index": torch.arange(len(pair))}
+        super().__init__(graph, fields)
 
 
 class FreshNegatives:
