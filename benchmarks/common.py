@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from plait.environment import describe
+from plait.storage.environment import describe
 
 
 def machine() -> dict[str, Any]:

@@ -24,12 +24,15 @@ from torch import nn
 from torch.nn import functional
 
 from common import machine
-from plait import composition, progress, running
 from plait.data import Data, DataInfo, TensorSplit
-from plait.directory import RunDirectory
-from plait.recipe import Recipe
-from plait.recorder import Recorder
-from plait.trainer import Trainer
+from plait.declare.recipe import Recipe
+from plait.distributed.accelerator import make_accelerator
+from plait.distributed.world import World
+from plait.planning.plan import make_plan
+from plait.storage import progress
+from plait.storage.directory import RunDirectory
+from plait.storage.recorder import Recorder
+from plait.training.trainer import Trainer
 
 LR, MOMENTUM, DECAY = 0.05, 0.9, 5e-4
 
@@ -118,7 +121,8 @@ def plait_loop_on(
     directory = RunDirectory(folder)
     directory.create()
     recorder = Recorder(directory, progress.Silent())
-    trainer = Trainer(composition.make_plan(recipe), running.make_accelerator(recipe, directory), recorder)
+    plan, accelerator = make_plan(recipe), make_accelerator(recipe, directory.path)
+    trainer = Trainer(recipe, plan.plugins, plan.composed, World(accelerator.device, accelerator), recorder)
     trainer.build(data, model)
     return trainer, lambda steps: trainer.train_until(trainer.step + steps)
 

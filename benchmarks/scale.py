@@ -30,8 +30,8 @@ from torch.nn import functional
 
 import plait
 from common import machine
-from plait import checkpoints
-from plait.testing.together import together
+from plait.storage import checkpoints
+from plait_authoring.together import together
 
 SETS: dict[str, dict[str, Any]] = {
     "dense": {},
@@ -78,7 +78,7 @@ def loopback() -> int:
 
 def traffic(folder: Path) -> dict[str, Any]:
     """Bytes per step of both ranks together."""
-    from plait.tiny import TinyCNN
+    from plait.planning.tiny import TinyCNN
 
     model = TinyCNN(1, 32, 4)
     weights = 4 * sum(p.numel() for p in model.parameters())
@@ -195,7 +195,7 @@ def writing(folder: Path, repeats: int) -> dict[str, Any]:
 
 def sweeping(folder: Path) -> dict[str, Any]:
     """What a sweep adds to each run, in this process, and what a run costs that is there already."""
-    from plait.sweeps import sweep
+    from plait_experiments import sweep
 
     over = {"seed": list(range(12))}
     wanted = recipe({}, 2, 32, width=4)

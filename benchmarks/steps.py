@@ -21,8 +21,8 @@ from torch import nn
 
 from common import machine
 from loop import plait_loop
-from plait.components import load_object
 from plait.data import Data, DataInfo, TensorSplit
+from plait.declare.options import load_object
 from plait_zoo.options import CnnOptions, VggOptions
 
 

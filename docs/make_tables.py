@@ -34,8 +34,8 @@ if str(HERE) not in sys.path:  # the tests load this file by its path
 from making import matrix, messages, names, verdicts  # noqa: E402
 from making.shared import PLUGINS, only_ours, plugin_folders, table  # noqa: E402
 
-from plait import registry  # noqa: E402
-from plait.hooks import HookSpecs, hook_names  # noqa: E402
+from plait.planning import discovery# noqa: E402
+from plait.hooks import HookSpecs, hook_names# noqa: E402
 
 
 def pages() -> list[Path]:
@@ -58,13 +58,13 @@ def render(text: str) -> str:
 # ---- the kinds ---------------------------------------------------------------------------------------------------
 def options_table(name: str) -> str:
     """The options of a plugin, a data source, a model or the recipe."""
-    from plait.recipe import Recipe
+    from plait.declare.recipe import Recipe
     from plait_cli import describing
 
     if name == "recipe":
         model: Any = Recipe
     elif name in PLUGINS:
-        plugin = registry.find_plugin(name).plugin
+        plugin = discovery.find_plugin(name).plugin
         assert plugin is not None
         model = plugin.Options
     else:
@@ -100,7 +100,7 @@ def components_table(hook: str) -> Callable[[str], str]:
 
     def make(_: str) -> str:
         rows = []
-        for name, (plugin, source) in registry.collect(hook)[0].items():
+        for name, (plugin, source) in discovery.collect(hook)[0].items():
             words = ", ".join(f"`{word}`" for word in sorted(source.provides))
             keys = ", ".join(f"`{key}`" for key in source.options.model_fields)
             rows.append([f"`{name}`", plugin, source.summary, words, keys])
@@ -113,7 +113,7 @@ def methods_table(_: str) -> str:
     """The methods with their papers and pages; a plugin without a paper (the zoo) is no method."""
     rows = []
     for name, folder in plugin_folders().items():
-        plugin = registry.find_plugin(name).plugin
+        plugin = discovery.find_plugin(name).plugin
         assert plugin is not None
         if plugin.paper:
             rows.append([f"[{name}](../{folder.relative_to(HERE.parent)}/README.md)", plugin.summary, plugin.paper])
@@ -145,7 +145,7 @@ PART = re.compile(rf"(<!-- (?P<kind>{'|'.join(PARTS)})(?::(?P<argument>.*?))? --
 
 def _component(name: str) -> Any:
     for hook in ("data_sources", "models"):
-        entries = registry.collect(hook)[0]
+        entries = discovery.collect(hook)[0]
         if name in entries:
             return entries[name][1]
     raise SystemExit(f"make_tables: nothing is called {name!r}")

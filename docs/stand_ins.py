@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from plait import CONTRACT_VERSION, Claim, DataSource, Plugin, hookimpl
+from plait import CONTRACT_VERSION, Ownership, DataSource, Plugin, hookimpl
 
 MISSING = {"rusty": "plait_rusty.plugin:RustyPlugin"}
 """Installed in name only: name -> an import path that leads nowhere."""
@@ -22,9 +22,9 @@ class Prune(Plugin):
     summary = "magnitude pruning of the convolutions"
     contract = 1
 
-    def claims(self) -> tuple[Claim, ...]:
+    def ownership(self) -> tuple[Ownership, ...]:
         """Every convolution's weight."""
-        return (Claim("parameters", "conv*.weight"),)
+        return (Ownership("parameters", "conv*.weight"),)
 
     @hookimpl
     def update_masks(self) -> None:
@@ -296,13 +296,13 @@ class Ghost(Plugin):
     summary = "a mask for a layer that the model does not have"
     contract = 1
 
-    def claims(self) -> tuple[Claim, ...]:
+    def ownership(self) -> tuple[Ownership, ...]:
         """A ninth convolution."""
-        return (Claim("parameters", "conv9.weight"),)
+        return (Ownership("parameters", "conv9.weight"),)
 
     def setup(self, trainer: Any) -> None:
         """Ask for it."""
-        trainer.masks.claim("ghost", ["conv9.weight"])
+        trainer.masks.own("ghost", ["conv9.weight"])
 
     @hookimpl
     def update_masks(self) -> None:

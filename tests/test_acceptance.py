@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import pytest
 
-from plait.claims import load, verify
-from plait.claims.verdicts import Verdict
+from plait_experiments import load, verify
+from plait_experiments.verdicts import Verdict
 
 BY_CONSTRUCTION = {"chase": ("exact",), "fairsam": ("identities",)}
 EMPIRICAL = {"chase": ("accuracy", "speed"), "fairsam": ("fair",)}

@@ -93,8 +93,8 @@ def test_manifests_are_valid(path: Path) -> None:
 @pytest.mark.parametrize("path", [*SCRIPTS, *MANIFESTS], ids=lambda p: p.name)
 def test_commands_have_only_options_that_exist(path: Path) -> None:
     from plait_cli.commands.run import run
-    from plait_cli.commands.sweep import sweep
     from plait_cli.groups import build
+    from plait_experiments.commands.sweep import sweep
 
     found = list(words(path))
     assert found
@@ -110,6 +110,6 @@ def test_commands_have_only_options_that_exist(path: Path) -> None:
         known = {name for option in build(function, arguments[0]).params for name in option.opts}
         assert {word for word in arguments if word.startswith("--")} <= known
         if arguments[0] == "sweep":
-            from plait.sweeps.grid import parse_all
+            from plait_experiments.grid import parse_all
 
             assert parse_all([arguments[n + 1] for n, word in enumerate(arguments) if word == "--over"])

@@ -16,13 +16,14 @@ import pytest
 import torch
 
 import plait
-from plait import registry
+from plait.declare.rules import Rule
 from plait.hooks import rule_of
-from plait.rules import Rule
-from plait.testing import matrix
-from plait.testing.matrix import Matrix
-from plait.testing.strangers import classes_in, installed
-from plait.testing.trials import Outcome, trial, usable
+from plait.planning import discovery
+from plait.planning.discovery import pretend
+from plait_authoring import matrix
+from plait_authoring.matrix import Matrix
+from plait_authoring.strangers import classes_in
+from plait_authoring.trials import Outcome, trial, usable
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "composition-matrix.json"
@@ -33,19 +34,19 @@ torch.set_num_threads(1)
 
 def examples() -> list[type[plait.Plugin]]:
     found = [plugin for file in sorted(ROOT.glob("examples/*/pyproject.toml")) for plugin in classes_in(file.parent)]
-    return [plugin for plugin in found if plugin.name not in registry.active_registry()]
+    return [plugin for plugin in found if plugin.name not in discovery.active_registry()]
 
 
 @pytest.fixture(scope="module")
 def made() -> Matrix:
-    with installed(*examples()):
+    with pretend(*examples()):
         return matrix.make()
 
 
 @pytest.fixture(scope="module")
 def hooks() -> dict[str, list[str]]:
-    with installed(*examples()):
-        return {name: item.hooks for name, item in registry.active_registry().items()}
+    with pretend(*examples()):
+        return {name: item.hooks for name, item in discovery.active_registry().items()}
 
 
 def named(outcome: Outcome) -> str:
@@ -54,7 +55,7 @@ def named(outcome: Outcome) -> str:
 
 def test_every_plugin_and_every_pair_is_there(made: Matrix, hooks: dict[str, list[str]]) -> None:
     only_register = {"data_sources", "models", "commands"}
-    acting = {name for name, own in hooks.items() if set(own) - only_register} - {registry.BUILTIN}
+    acting = {name for name, own in hooks.items() if set(own) - only_register} - {discovery.BUILTIN}
     assert len(acting) >= 2 and set(made.plugins) == acting
     tried = {frozenset(outcome.plugins) for outcome in made.sets}
     wanted = [frozenset(chosen) for size in (1, 2) for chosen in itertools.combinations(sorted(acting), size)]
@@ -98,7 +99,7 @@ def test_the_page_shows_these_outcomes(made: Matrix) -> None:
 
 @pytest.mark.slow
 def test_the_page_shows_these_outcomes_on_large_models() -> None:
-    with installed(*examples()):
+    with pretend(*examples()):
         made = matrix.make(large=True)
     assert not made.crashed, "\n".join(map(named, made.crashed))
     compare(made, large=True)
@@ -108,7 +109,7 @@ def compare(made: Matrix, *, large: bool) -> None:
     """What both tried is equal; with the page's plugins installed and no others, both tried the same."""
     stored = json.loads(PAGE.read_text(encoding="utf-8"))
     assert set(stored["plugins"]) <= set(made.plugins), ANEW
-    alone = {name for name in registry.active_registry() if name not in on_the_page()} == set()
+    alone = {name for name in discovery.active_registry() if name not in on_the_page()} == set()
     for part in ("sets", "models", "data"):
         kept, seen = ({key(one): one for one in found[part]} for found in (stored, made.as_dict()))
         common = kept.keys() & seen.keys()
@@ -123,7 +124,7 @@ def on_the_page() -> set[str]:
     """The plugins of this repository and of the examples."""
     files = [*ROOT.glob("plugins/*/pyproject.toml"), *ROOT.glob("examples/*/pyproject.toml")]
     projects = [tomllib.loads(file.read_text(encoding="utf-8"))["project"] for file in files]
-    return {registry.BUILTIN}.union(*(project["entry-points"]["plait"] for project in projects))
+    return {discovery.BUILTIN}.union(*(project["entry-points"]["plait"] for project in projects))
 
 
 def key(one: dict[str, Any]) -> tuple[Any, ...]:
@@ -140,11 +141,11 @@ class Owner(Base):
 
     name = "owner"
 
-    def claims(self) -> tuple[plait.Claim, ...]:
-        return (plait.Claim("parameters", "conv1.*"),)
+    def ownership(self) -> tuple[plait.Ownership, ...]:
+        return (plait.Ownership("parameters", "conv1.*"),)
 
     def setup(self, trainer: Any) -> None:
-        self.mask = trainer.masks.claim("owner", ["conv1.weight"])["conv1.weight"]
+        self.mask = trainer.masks.own("owner", ["conv1.weight"])["conv1.weight"]
 
     @plait.hookimpl
     def update_masks(self, trainer: Any) -> None:
@@ -154,7 +155,7 @@ class Owner(Base):
 
 
 class Rival(Owner):
-    """Claims what `Owner` claims."""
+    """Owns what `Owner` owns."""
 
     name = "rival"
 
@@ -229,9 +230,13 @@ class Shop(Base):
 
     @plait.hookimpl
     def models(self) -> dict[str, plait.ModelSource]:
-        from plait.tiny_options import TinyCNNOptions
+        from plait.planning.task import TinyCNNOptions
 
-        return {"broad": plait.ModelSource("plait.tiny:build", "", frozenset({"model:wide"}), options=TinyCNNOptions)}
+        return {
+            "broad": plait.ModelSource(
+                "plait.planning.tiny:build", "", frozenset({"model:wide"}), options=TinyCNNOptions
+            )
+        }
 
 
 class Demanding(Base):
@@ -290,7 +295,7 @@ class Again(Outer):
 
 
 def tried(*plugins: type[plait.Plugin], beside: tuple[type[plait.Plugin], ...] = ()) -> Outcome:
-    with installed(*plugins, *beside, alone=True):
+    with pretend(*plugins, *beside, alone=True):
         return trial([plugin.name for plugin in plugins])
 
 
@@ -346,7 +351,7 @@ def test_a_declaration_that_raises_and_a_process_that_ends_are_crashes() -> None
 
 
 def test_pairs_are_turned_round_where_the_order_matters() -> None:
-    with installed(Outer, Again, Owner, alone=True):
+    with pretend(Outer, Again, Owner, alone=True):
         assert usable() == ["again", "outer", "owner"]
         assert matrix.orders(("again", "outer")) == [("again", "outer"), ("outer", "again")]
         assert matrix.orders(("again", "owner")) == [("again", "owner")]
@@ -354,7 +359,7 @@ def test_pairs_are_turned_round_where_the_order_matters() -> None:
 
 def test_the_sample_of_triples_is_seeded() -> None:
     names = [f"p{i}" for i in range(8)]
-    with installed(alone=True):
+    with pretend(alone=True):
         drawn = [[s for s in matrix.sets(names, triples=5, seed=seed) if len(s) == 3] for seed in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2] and len(drawn[0]) == len(set(drawn[0])) == 5
 
@@ -364,9 +369,9 @@ import plait
 
 class {name}(plait.Plugin):
     name, contract = "{name}", {contract}
-    def claims(self): return {claims}
+    def ownership(self): return {owned}
     def setup(self, trainer):
-        self.mask = trainer.masks.claim("{name}", {tensors})
+        self.mask = trainer.masks.own("{name}", {tensors})
     @plait.hookimpl
     def {hook}(self, trainer):
         {body}
@@ -378,9 +383,9 @@ def package(folder: Path, name: str, hook: str, body: str, *tensors: str) -> Pat
     folder /= name
     folder.mkdir()
     (folder / "pyproject.toml").write_text(f'[project.entry-points.plait]\n{name} = "s_{name}:{name}"\n')
-    claims = "(" + "".join(f'plait.Claim("parameters", {tensor!r}),' for tensor in tensors) + ")"
+    owned = "(" + "".join(f'plait.Ownership("parameters", {tensor!r}),' for tensor in tensors) + ")"
     text = STRANGERS.format(
-        name=name, contract=plait.CONTRACT_VERSION, claims=claims, tensors=list(tensors), hook=hook, body=body
+        name=name, contract=plait.CONTRACT_VERSION, owned=owned, tensors=list(tensors), hook=hook, body=body
     )
     (folder / f"s_{name}.py").write_text(text)
     return folder

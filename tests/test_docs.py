@@ -24,8 +24,7 @@ from xml.etree import ElementTree
 import pytest
 
 import plait
-import plait.claims
-import plait.sweeps
+import plait_experiments
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs/reference").glob("*.md"))]
@@ -133,10 +132,10 @@ def test_commands_are_accepted(
     if name in ("resume", "report", "compare") or any(word.isupper() for word in rest) or "attic" in command:
         rest = ["--help"]
     if name == "verify":
-        monkeypatch.setattr(plait.claims, "verify", only_look)
+        monkeypatch.setattr(plait_experiments, "verify", only_look)
     if name == "sweep":
         rest = [word for word in rest if word != "recipe.toml"]
-        monkeypatch.setattr(plait.sweeps, "sweep", no_sweep)
+        monkeypatch.setattr(plait_experiments, "sweep", no_sweep)
     with pytest.raises(SystemExit) as ended:
         app([name, *rest], prog_name="plait")
     said = capsys.readouterr().err
@@ -191,9 +190,9 @@ def anchors(page: Path) -> set[str]:
 @pytest.fixture(scope="module")
 def details(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """Every metric of small runs of everything: the methods for images woven into one, the strategies alone."""
-    from plait import registry
+    from plait.planning import discovery
 
-    federation = registry.find_plugin("dbadfl").plugin
+    federation = discovery.find_plugin("dbadfl").plugin
     assert federation is not None
     beside = {"companions": ["naive", "naive@adjacent"], "defence": "balance"}
     rounds = {"rounds": 2, "p_g": 0.5, "mask_epochs": 3, "fix_epochs": 2, "warmup": 0}
@@ -250,7 +249,7 @@ def test_a_methods_page_has_its_options_and_every_claim_with_its_verdict(plugin:
 
 
 def test_every_rule_has_its_refusals_on_their_page() -> None:
-    from plait.rules import Rule
+    from plait.declare.rules import Rule
 
     headings = re.findall(r"^##+ (.*)$", (ROOT / "docs/refusals.md").read_text(encoding="utf-8"), re.M)
     missing = [rule.value for rule in Rule if not any(h.lower().startswith(f"{rule.value}:") for h in headings)]

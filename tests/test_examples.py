@@ -24,9 +24,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from plait import checkpoints
-from plait.masks import unpack
-from plait.testing.killing import final_state, first_difference
+from plait.storage import checkpoints
+from plait.training.masks import unpack
+from plait_authoring.kill import final_state, first_difference
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ("ema", "label-smoothing")
@@ -39,7 +39,7 @@ import json, shutil
 import torch
 from torch.nn import functional
 import plait
-from plait.testing.strangers import installed
+from plait.planning.discovery import pretend
 
 FOUR = ("chase", "fairsam", "label-smoothing", "ema")
 OPTIONS = {
@@ -75,7 +75,7 @@ for folder, plugins, options, every, steps in (
         again = f"{folder}-from-{step}"
         shutil.copytree(folder, again)
         plait.resume(again, checkpoint=f"step-{step:09d}")
-with installed(Smoothed):
+with pretend(Smoothed):
     for perturbation in ("weighted", "plain", "ascent_only", "per_group"):
         options = {"fairsam": {"perturbation": perturbation, "rho": 0.2}}
         run(f"ours-{perturbation}", ("fairsam", "label-smoothing"), options, steps=6, every=6)

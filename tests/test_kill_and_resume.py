@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import plait
-from plait.testing.killing import final_state, first_difference, forked, resume_until_done
+from plait_authoring.kill import final_state, first_difference, forked, resume_until_done
 
 CHASE = {"density": 0.3, "exploration_interval": 3, "channel_interval": 6, "timing_repeats": 0, "score": "umm"}
 PLUGINS: dict[str, dict[str, Any]] = {

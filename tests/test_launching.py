@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 import plait
-from plait.testing.killing import final_state, first_difference
-from plait.testing.together import free_port, together
+from plait_authoring.kill import final_state, first_difference
+from plait_authoring.together import free_port, together
 
 PLUGIN = """
 import json, os, signal
@@ -86,15 +86,15 @@ def command(site: Path, *arguments: str, witness: Path, **extra: str) -> subproc
 @pytest.fixture(scope="module")
 def unbroken(site: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[list[int]]]:
     """The run of two forked ranks that nothing happens to, and the rows of each of its steps."""
-    from plait import registry
+    from plait.planning import discovery
 
     folder = tmp_path_factory.mktemp("unbroken")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(site)
         patch.setenv("WITNESS", str(folder))
-        registry.installed.cache_clear()
+        discovery.installed.cache_clear()
         ended = together(lambda rank: plait.run(site / "recipe.toml", out=folder / "r"))
-    registry.installed.cache_clear()
+    discovery.installed.cache_clear()
     assert [e.code for e in ended] == [0, 0], ended
     return folder / "r", [rows for _, _, rows in seen(folder)]
 

@@ -15,9 +15,9 @@ import pytest
 
 import plait
 from plait import Plugin, hookimpl
-from plait.testing.killing import final_state, first_difference
-from plait.testing.strangers import installed
-from plait.testing.together import Ended, free_port, together
+from plait.planning.discovery import pretend
+from plait_authoring.kill import final_state, first_difference
+from plait_authoring.together import Ended, free_port, together
 
 SECONDS = 30.0
 """More than any of these failures may take on a busy machine; the distributed.timeout of a run is 300."""
@@ -60,7 +60,7 @@ RECIPE: dict[str, Any] = {
 @pytest.fixture(autouse=True)
 def prepared() -> Iterator[None]:
     with ExitStack() as stack:
-        stack.enter_context(installed(TroublePlugin))
+        stack.enter_context(pretend(TroublePlugin))
         yield
 
 
@@ -129,15 +129,14 @@ def test_processes_that_were_started_differently(tmp_path: Path) -> None:
         plait.run({**RECIPE, "optimizer": {"lr": 0.1 if rank else 0.05}}, out=tmp_path / "r")
 
     def other_version(rank: int) -> None:
-        from plait import starting
+        from plait.storage import environment
 
-        before = starting.started_with
+        before = environment.versions
 
-        def newer(plan: Any) -> dict[str, Any]:
-            found = before(plan)
-            return {**found, "versions": {**found["versions"], "plait-core": "9.9"}} if rank else found
+        def newer(names: list[str]) -> dict[str, str]:
+            return {**before(names), "plait-core": "9.9"} if rank else before(names)
 
-        starting.started_with = newer
+        environment.versions = newer
         plait.run(RECIPE, out=tmp_path / "r")
 
     for act, said in (

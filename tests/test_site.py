@@ -144,7 +144,7 @@ def test_the_reference_has_every_public_name(site: Path) -> None:
     body = (site / "objects.inv").read_bytes().split(b"zlib.\n", 1)[1]
     known = {line.split(" ", 1)[0] for line in zlib.decompress(body).decode().splitlines()}
     methods = sorted(claims.parent.name for claims in ROOT.glob("plugins/*/src/*/claims.toml"))
-    for name in ("plait", "plait.testing", *methods):
+    for name in ("plait", "plait_authoring", *methods):
         module = import_module(name)
         missing = [n for n in module.__all__ if n != "__version__" and f"{module.__name__}.{n}" not in known]
         assert not missing, f"docs/reference: {module.__name__} lacks {missing}"

@@ -17,9 +17,10 @@ from safetensors.torch import load_file, save_file
 
 import plait
 from plait import Plugin, hookimpl
-from plait.testing.killing import final_state, first_difference
-from plait.testing.strangers import installed
-from plait.testing.together import together
+from plait.planning.discovery import pretend
+from plait.training.trainer import Trainer
+from plait_authoring.kill import final_state, first_difference
+from plait_authoring.together import together
 
 CHASE = {"density": 0.4, "channel_sparsity": 0.0, "exploration_interval": 5, "timing_repeats": 0}
 SAM = {"severities": [3], "sync_perturbation": True, "rho": 0.2}
@@ -43,7 +44,7 @@ class WitnessPlugin(Plugin):
     contract = 1
 
     def setup(self, trainer: Any) -> None:
-        self.file = trainer.recorder.directory.path / f"witness-{trainer.world}-{trainer.rank}.jsonl"
+        self.file = trainer.folder / f"witness-{trainer.world}-{trainer.rank}.jsonl"
 
     def write(self, **values: Any) -> None:
         with self.file.open("a") as file:
@@ -97,7 +98,7 @@ def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "nets_of_two", raising=False)
     with ExitStack() as stack:
-        stack.enter_context(installed(WitnessPlugin))
+        stack.enter_context(pretend(WitnessPlugin))
         yield
 
 
@@ -105,17 +106,15 @@ def on_ranks(path: Path, wanted: dict[str, Any], world: int = 2) -> list[dict[st
     """Run on several processes; the weights and masks of each rank just before it evaluates."""
 
     def act(rank: int) -> None:
-        from plait import running
+        select = Trainer.select
 
-        finish = running._finish
-
-        def keep(trainer: Any, recorder: Any, views: Any) -> Any:
+        def keep(trainer: Any) -> None:
             kept = {k: v.clone() for k, v in trainer.model.state_dict().items()}
             kept |= {f"mask {k}": v.clone() for k, v in trainer.masks.mask.items()}
             save_file(kept, f"{path}.rank{rank}")
-            return finish(trainer, recorder, views)
+            select(trainer)
 
-        running._finish = keep
+        Trainer.select = keep  # type: ignore[method-assign]
         plait.run(wanted, out=path)
 
     ended = together(act, world)
@@ -189,7 +188,7 @@ class TellerPlugin(Plugin):
 
     @hookimpl
     def evaluate(self, trainer: Any, predictions: Any) -> dict[str, Any]:
-        from plait.evaluation import predict
+        from plait.training.evaluation import predict
 
         class Texts(torch.nn.Module):
             def forward(self, x: torch.Tensor) -> list[str]:
@@ -203,7 +202,7 @@ class TellerPlugin(Plugin):
 
 
 def test_outputs_that_cannot_be_shared_are_computed_by_every_rank(tmp_path: Path) -> None:
-    with installed(TellerPlugin):
+    with pretend(TellerPlugin):
         wanted = {**recipe({"teller": {}}, train={"steps": 2}), "plugins": {"teller": {}}}
         ended = together(lambda rank: plait.run(wanted, out=tmp_path / "two"))
     assert [e.code for e in ended] == [0, 0], ended
@@ -274,16 +273,14 @@ def test_fsdp_equals_one_process_and_resumes_as_anything(tmp_path: Path, optimiz
     train = {"accumulate": 2, "steps": 20}
     table = {"strategy": "fsdp", "timeout": 60}
     steps = {"name": optimizer, "lr": 0.05 if optimizer == "sgd" else 0.003, "clip_norm": 0.5}
-    with installed(SteepPlugin):
+    with pretend(SteepPlugin):
         wanted = recipe({"steep": {}}, train=train, distributed=table, optimizer=steps)
         del wanted["plugins"]["witness"]  # it is a step, and says nothing of spread parameters
 
         def act(rank: int) -> None:
-            from plait import running
+            select = Trainer.select
 
-            finish = running._finish
-
-            def look(trainer: Any, recorder: Any, views: Any) -> Any:
+            def look(trainer: Any) -> None:
                 from torch.distributed.tensor import DTensor
 
                 local = sum(p.to_local().numel() for p in trainer.parameters)
@@ -293,9 +290,9 @@ def test_fsdp_equals_one_process_and_resumes_as_anything(tmp_path: Path, optimiz
                 state = [v for s in trainer.optimizer.state.values() for v in s.values() if getattr(v, "ndim", 0)]
                 assert state
                 assert all(isinstance(v, DTensor) for v in state)
-                return finish(trainer, recorder, views)
+                select(trainer)
 
-            running._finish = look
+            Trainer.select = look  # type: ignore[method-assign]
             plait.run(wanted, out=tmp_path / "two")
 
         ended = together(act)

@@ -12,13 +12,17 @@ from torch import Tensor
 from torch.nn import functional
 
 import plait
-from plait import composition, progress, registry, running
-from plait.directory import RunDirectory
+from plait.data.seeds import seed_everything
+from plait.declare.recipe import Recipe
+from plait.distributed.world import World
 from plait.loading import build_model, load_data
-from plait.recipe import Recipe
-from plait.recorder import Recorder
-from plait.testing.killing import final_state, first_difference
-from plait.trainer import Trainer
+from plait.planning import discovery
+from plait.planning.plan import make_plan
+from plait.storage import progress
+from plait.storage.directory import RunDirectory
+from plait.storage.recorder import Recorder
+from plait.training.trainer import Trainer
+from plait_authoring.kill import final_state, first_difference
 
 CHASE = {"density": 0.3, "exploration_interval": 4, "channel_interval": 8, "timing_repeats": 0}
 DENSE = {"baseline": "dense", "timing_repeats": 0}
@@ -38,12 +42,12 @@ def recipe(plugins: dict[str, Any], steps: int = 40, **train: Any) -> dict[str, 
 
 
 def trainer_for(path: Path, plugins: dict[str, Any], steps: int = 40) -> Trainer:
-    made = Recipe.parse(recipe(plugins, steps))
+    plan = make_plan(Recipe.parse(recipe(plugins, steps)))
     directory = RunDirectory(path / "run")
     directory.create()
-    accelerator = running.make_accelerator(made, directory)
-    trainer = Trainer(composition.make_plan(made), accelerator, Recorder(directory, progress.Silent()))
-    running.seed_everything(0)
+    recorder = Recorder(directory, progress.Silent())
+    trainer = Trainer(plan.recipe, plan.plugins, plan.composed, World(torch.device("cpu")), recorder)
+    seed_everything(0)
     data = load_data(trainer.recipe.data, 0)
     trainer.build(data, build_model(trainer.recipe.model, data.info))
     return trainer
@@ -128,7 +132,7 @@ def test_growth_reads_the_dense_descent_gradient_and_the_norm_counts_survivors(t
 
 
 def plait_frozen(model: torch.nn.Module) -> Any:
-    from plait.step import frozen_buffers
+    from plait.training.frozen import frozen_buffers
 
     return frozen_buffers(model)
 
@@ -176,9 +180,9 @@ def test_fairsam_without_weights_is_sam_bit_for_bit(tmp_path: Path, monkeypatch:
             trainer.apply_gradients()
             return report
 
-    real = registry.installed()
-    fake = registry.examine(registry.Installed("naive-sam", "stranger", "1"), NaiveSAM)
-    monkeypatch.setattr(registry, "installed", lambda: (*real, fake))
+    real = discovery.installed()
+    fake = discovery.examine(discovery.Installed("naive-sam", "stranger", "1"), NaiveSAM)
+    monkeypatch.setattr(discovery, "installed", lambda: (*real, fake))
     sam = run(tmp_path, "sam", {"fairsam": {**FAIR, "weights": "none"}})
     naive = run(tmp_path, "naive", {"naive-sam": {}})
     for name, got in weights(sam).items():
@@ -200,9 +204,9 @@ def test_rho_zero_is_weighted_sgd_bit_for_bit(tmp_path: Path, monkeypatch: pytes
         def example_weights(self, batch: Any) -> Tensor:
             return self.table[batch["group"]]
 
-    real = registry.installed()
-    fake = registry.examine(registry.Installed("group-weights", "stranger", "1"), GroupWeights)
-    monkeypatch.setattr(registry, "installed", lambda: (*real, fake))
+    real = discovery.installed()
+    fake = discovery.examine(discovery.Installed("group-weights", "stranger", "1"), GroupWeights)
+    monkeypatch.setattr(discovery, "installed", lambda: (*real, fake))
     fair = run(tmp_path, "fair", {"fairsam": {**FAIR, "rho": 0.0}})
     plain = run(tmp_path, "plain", {"group-weights": {}})
     assert first_difference(weights(fair), weights(plain)) is None
@@ -246,16 +250,16 @@ def test_plan_refuses_a_second_owner_of_the_masks_by_rule(monkeypatch: pytest.Mo
     class Pruner(plait.Plugin):
         name, contract = "pruner", plait.CONTRACT_VERSION
 
-        def claims(self) -> tuple[plait.Claim, ...]:
-            return (plait.Claim("parameters", "conv1.*"),)
+        def ownership(self) -> tuple[plait.Ownership, ...]:
+            return (plait.Ownership("parameters", "conv1.*"),)
 
         @plait.hookimpl
         def update_masks(self, trainer: Any) -> None:
             return None
 
-    real = registry.installed()
-    fake = registry.examine(registry.Installed("pruner", "stranger", "1"), Pruner)
-    monkeypatch.setattr(registry, "installed", lambda: (*real, fake))
+    real = discovery.installed()
+    fake = discovery.examine(discovery.Installed("pruner", "stranger", "1"), Pruner)
+    monkeypatch.setattr(discovery, "installed", lambda: (*real, fake))
     plan = plait.plan(plugins=["chase", "pruner"])
     assert [(r.rule, r.plugins) for r in plan.refusals] == [("partition", ("chase", "pruner"))]
     assert "-p chase" in plan.refusals[0].fix

@@ -24,7 +24,7 @@ class Options(plait.Options):
 
 class First(plait.Plugin):
     name, summary, contract, Options = "first", "owns [bold]everything[/bold]", 1, Options
-    def claims(self): return (plait.Claim("parameters", "*"),)
+    def ownership(self): return (plait.Ownership("parameters", "*"),)
     @plait.hookimpl
     def update_masks(self): pass
     @plait.hookimpl
@@ -200,12 +200,11 @@ def test_users_text_is_never_markup(call: Call) -> None:
 
 
 def test_unexpected_errors_name_the_place(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    from plait import registry
 
     def broken() -> Any:
         raise LookupError("out of [order]")
 
-    monkeypatch.setattr(registry, "installed", broken)
+    monkeypatch.setattr(discovery, "installed", broken)
     answer = call("plugins")
     assert answer.code == 1
     assert "LookupError: out of [order] (in tests/test_cli_planning.py, line " in answer.err
@@ -214,12 +213,11 @@ def test_unexpected_errors_name_the_place(call: Call, monkeypatch: pytest.Monkey
 
 
 def test_keyboard_interrupt_anywhere(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    from plait import registry
 
     def stopped() -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(registry, "installed", stopped)
+    monkeypatch.setattr(discovery, "installed", stopped)
     assert call("plugins").code == 130
     assert call("plugins", "--json").document["error"]["exit_code"] == 130
 

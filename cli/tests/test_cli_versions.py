@@ -97,7 +97,7 @@ def test_a_newer_plugin_that_needs_what_is_not_there_yet(program: Call, package:
 def test_the_page_has_the_anchor_and_the_present_version() -> None:
     from packaging.specifiers import SpecifierSet
 
-    from plait import contract
+    from plait.planning import discovery as contract
 
     page, _, anchor = contract.CHANGES.partition("#")
     text = (Path(__file__).parents[2] / page).read_text(encoding="utf-8")

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from plait import checkpoints, files
 from plait.errors import BadCheckpoint, RunFailed
+from plait.storage import checkpoints, files
 
 leaves = st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.floats(allow_nan=False) | st.text(max_size=5)
 trees = st.recursive(
@@ -117,7 +117,7 @@ def test_full_disk_for_real(tmp_path: Path) -> None:
     """A file-size limit makes the kernel refuse the write, as a full disk does."""
     good(tmp_path / "x")
     code = (
-        "import resource, signal, torch, sys; from pathlib import Path; from plait import checkpoints, errors\n"
+        "import resource, signal, torch, sys; from pathlib import Path; from plait import errors; from plait.storage import checkpoints\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "try: checkpoints.save(Path(sys.argv[1]), {'w': torch.zeros(10000)})\n"
         "except errors.RunFailed as e: print('refused', e)"

@@ -1,4 +1,4 @@
-"""Composition is decided from declarations: each rule, the order, claims, needs, and people-friendly refusals."""
+"""Composition is decided from declarations: each rule, the order, ownership, needs, and people-friendly refusals."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import plait
-from plait import registry
+from plait.declare.words import globs_intersect
 from plait.errors import BadInput
-from plait.vocabulary import globs_intersect
+from plait.planning import discovery
 
 Install = Callable[..., None]
 
@@ -47,8 +47,8 @@ def objective(self: Any, outputs: Any, batch: Any) -> Any:
     return outputs
 
 
-def claims(*pairs: tuple[str, str]) -> Callable[[Any], tuple[plait.Claim, ...]]:
-    return lambda self: tuple(plait.Claim(*pair) for pair in pairs)
+def owns(*pairs: tuple[str, str]) -> Callable[[Any], tuple[plait.Ownership, ...]]:
+    return lambda self: tuple(plait.Ownership(*pair) for pair in pairs)
 
 
 def refusals(*plugins: str, **changes: Any) -> list[tuple[str, tuple[str, ...]]]:
@@ -88,10 +88,10 @@ def test_two_objectives_are_refused(install: Install) -> None:
         (("parameters", "*"), ("edges", "*"), False),
     ],
 )
-def test_partition_by_claims(install: Install, left: Any, right: Any, collide: bool) -> None:
+def test_partition_by_ownership(install: Install, left: Any, right: Any, collide: bool) -> None:
     install(
-        make("l", update_masks=update_masks, claims=claims(left)),
-        make("r", update_masks=update_masks, claims=claims(right)),
+        make("l", update_masks=update_masks, ownership=owns(left)),
+        make("r", update_masks=update_masks, ownership=owns(right)),
     )
     assert (refusals("l", "r") == [("partition", ("l", "r"))]) is collide
 
@@ -195,7 +195,7 @@ def test_wrong_signature_unknown_hook_version_and_name_are_named_and_skipped(ins
         make("Bad Name"),
         make("good"),
     )
-    status = {item.name: (item.status, item.reason) for item in registry.installed()}
+    status = {item.name: (item.status, item.reason) for item in discovery.installed()}
     assert status["bad-signature"][0] == "broken" and "nonsense" in status["bad-signature"][1]
     assert status["bad-hook"][0] == "broken" and "objektive" in status["bad-hook"][1]
     assert status["old"][0] == status["new"][0] == "incompatible"

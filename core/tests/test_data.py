@@ -7,7 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plait.data import Batch, Data, DataInfo, Stream, Subset, TensorSplit
+from plait.data import Batch, Data, DataInfo, Subset, TensorSplit
+from plait.data.streams import Stream
 from plait.errors import BadInput
 
 

@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 import plait
-from plait import registry
-from plait.directory import RunDirectory
 from plait.errors import BadInput, RunFailed
-from plait.testing.killing import final_state, first_difference, forked, resume_until_done
+from plait.planning import discovery
+from plait.storage.directory import RunDirectory
+from plait_authoring.kill import final_state, first_difference, forked, resume_until_done
 
 Install = Callable[..., None]
 NETS = """
@@ -170,7 +170,7 @@ def test_a_value_error_in_training_names_step_and_plugin(tmp_path: Path, install
     install(plugin("moody", example_weights=plait.hookimpl(example_weights)))
     with pytest.raises(RunFailed, match="step 2: plugin 'moody': the moon is full"):
         plait.run(plugins=["moody"], steps=3, out=tmp_path / "r")
-    assert (tmp_path / "r/report.html").exists()
+    assert RunDirectory(tmp_path / "r").events()[-1]["event"] == "failed"
 
 
 def test_inner_belongs_to_the_step(install: Install) -> None:
@@ -178,7 +178,7 @@ def test_inner_belongs_to_the_step(install: Install) -> None:
         return {}
 
     install(plugin("odd", evaluate=plait.hookimpl(inner=True)(evaluate)))
-    status = {i.name: i.reason for i in registry.installed()}
+    status = {i.name: i.reason for i in discovery.installed()}
     assert "inner=True belongs to optimizer_step" in status["odd"]
 
 

@@ -9,15 +9,15 @@ from hypothesis import strategies as st
 from torch import nn
 
 from plait.errors import BadCheckpoint, BadInput
-from plait.masks import MaskSet, pack, unpack
-from plait.optimizers import slice_tensors
+from plait.training.masks import MaskSet, pack, unpack
+from plait.training.slicing import slice_tensors
 
 
 def masked_linear(seed: int = 0) -> tuple[nn.Linear, MaskSet]:
     torch.manual_seed(seed)
     model = nn.Linear(6, 4)
     masks = MaskSet(model)
-    masks.claim("owner", ["weight"])["weight"].copy_((torch.rand(4, 6) < 0.5).float())
+    masks.own("owner", ["weight"])["weight"].copy_((torch.rand(4, 6) < 0.5).float())
     masks.changed()
     masks.hold()
     return model, masks
@@ -89,9 +89,9 @@ def test_dense_gradient_must_be_asked_for() -> None:
 def test_two_owners_and_unknown_tensors_are_refused() -> None:
     _, masks = masked_linear()
     with pytest.raises(BadInput, match=r"'thief' and 'owner' both own"):
-        masks.claim("thief", ["weight"])
+        masks.own("thief", ["weight"])
     with pytest.raises(BadInput, match="does not have"):
-        masks.claim("owner", ["no.such"])
+        masks.own("owner", ["no.such"])
 
 
 def test_state_of_other_tensors_or_owner_is_refused() -> None:

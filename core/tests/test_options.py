@@ -11,7 +11,8 @@ import pytest
 from pydantic import Field
 
 import plait
-from plait import BadInput, DataSource, PresetOptions, registry
+from plait import BadInput, DataSource, PresetOptions
+from plait.planning import discovery
 
 
 class StepOptions(PresetOptions):
@@ -105,6 +106,7 @@ def test_later_options_are_imported_when_they_are_used(
     install: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = module(tmp_path, monkeypatch, "lazy_options", LAZY)
+    of_data = module(tmp_path, monkeypatch, "lazy_data_options", LAZY)
 
     class Lazy(plait.Plugin):
         name, contract, Options = "lazy", plait.CONTRACT_VERSION, plait.later("lazy_options:LazyOptions")
@@ -112,18 +114,22 @@ def test_later_options_are_imported_when_they_are_used(
         @plait.hookimpl
         def data_sources(self) -> dict[str, Any]:
             assert self.options is not None
-            return {"lazy-data": DataSource("nowhere:load", "none", options=plait.later("lazy_options:LazyOptions"))}
+            return {
+                "lazy-data": DataSource("nowhere:load", "none", options=plait.later("lazy_data_options:LazyOptions"))
+            }
 
     install(Lazy)
-    assert registry.active_registry()["lazy"].hooks == ["data_sources"]
-    source = registry.collect("data_sources")[0]["lazy-data"][1]
+    assert discovery.active_registry()["lazy"].hooks == ["data_sources"]
     assert name not in sys.modules
+    source = discovery.collect("data_sources")[0]["lazy-data"][1]
+    assert of_data not in sys.modules
     assert source.options.model_fields["size"].default == 2.0
-    assert Lazy.Options is source.options is sys.modules[name].LazyOptions
+    assert Lazy.Options is sys.modules[name].LazyOptions
+    assert source.options is sys.modules[of_data].LazyOptions
     assert plait.plan(plugins={"lazy": {"size": 3}}).recipe.plugins["lazy"] == {"size": 3.0}
     with pytest.raises(BadInput, match=r"plugin lazy: .*size"):
         plait.plan(plugins={"lazy": {"size": 9}})
-    assert registry.default_instance(Lazy).options.size == 2.0  # a registry hook that reads an option gets the default
+    assert discovery.default_instance(Lazy).options.size == 2.0  # a registry hook that reads an option gets the default
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import plait
+from plait.declare.recipe import Recipe, assemble, parse_value
 from plait.errors import BadInput, PlaitError
-from plait.recipe import Recipe, assemble, parse_value
 
 keys = st.sampled_from([*Recipe.model_fields, "train.epochs", "optimizer.lr", "x", "a.b.c", "plugins.task", "", "."])
 values = st.recursive(

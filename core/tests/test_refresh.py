@@ -10,8 +10,8 @@ import torch
 
 import plait
 from plait import Plugin, hookimpl
-from plait.testing.strangers import installed
-from plait.testing.together import together
+from plait.planning.discovery import pretend
+from plait_authoring.together import together
 
 NAME = "head.weight"
 
@@ -22,13 +22,13 @@ class WrapsAgainPlugin(Plugin):
     name = "wraps-again"
     contract = plait.CONTRACT_VERSION
 
-    def claims(self) -> tuple[plait.Claim, ...]:
+    def ownership(self) -> tuple[plait.Ownership, ...]:
         """The head."""
-        return (plait.Claim("parameters", NAME),)
+        return (plait.Ownership("parameters", NAME),)
 
     def setup(self, trainer: Any) -> None:
         """Take the mask and a shadow."""
-        self.mask = trainer.masks.claim(self.name, [NAME])[NAME]
+        self.mask = trainer.masks.own(self.name, [NAME])[NAME]
         self.mask[:, ::2] = 0
         trainer.masks.changed()
         self.shadow = trainer.shadow(self.name)
@@ -60,6 +60,6 @@ def test_masks_hold_after_the_network_was_wrapped_again(tmp_path: Path) -> None:
         "distributed": {"timeout": 60},
         "plugins": {"wraps-again": {}},
     }
-    with installed(WrapsAgainPlugin):
+    with pretend(WrapsAgainPlugin):
         ended = together(lambda rank: plait.run(wanted, out=tmp_path / "two"))
     assert [e.code for e in ended] == [0, 0], ended

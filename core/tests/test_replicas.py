@@ -13,11 +13,13 @@ from torch.func import functional_call, vmap
 from torch.nn import functional
 
 import plait
-from plait import optimizers, registry, replicas
-from plait.data import Batch, Data, DataInfo, Stream, TensorSplit
+from plait.data import Batch, Data, DataInfo, TensorSplit
+from plait.data.streams import Stream
+from plait.declare.recipe import Optimizer
 from plait.errors import BadInput
 from plait.hooks import hookimpl
-from plait.recipe import Optimizer
+from plait.planning import discovery
+from plait.training import optimizers, replicas
 
 
 def test_norms_of_replicas_are_the_norms_of_each_network() -> None:
@@ -149,10 +151,10 @@ class TripletsPlugin(plait.Plugin):
 @pytest.fixture
 def triplets(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Known in this process."""
-    item = registry.examine(registry.Installed("triplets", "test", "0"), TripletsPlugin)
+    item = discovery.examine(discovery.Installed("triplets", "test", "0"), TripletsPlugin)
     assert item.status == "ok", item.reason
-    found = (*registry.discover(), item)
-    monkeypatch.setattr(registry, "installed", lambda: found)
+    found = (*discovery.discover(), item)
+    monkeypatch.setattr(discovery, "installed", lambda: found)
     return
 
 
@@ -190,7 +192,7 @@ def test_stacked_replicas_train_like_separate_networks(tmp_path: Path) -> None:
 
 def _start(made: plait.Run, name: str) -> Tensor:
     """The weights before the first step: the run's model is built again with its seed."""
-    from plait.devices import seed_everything
+    from plait.data.seeds import seed_everything
     from plait.loading import build_model, load_data
 
     seed_everything(0)
@@ -212,16 +214,16 @@ def test_one_network_only_is_refused_beside_stacked_ones() -> None:
         def loss_terms(self) -> dict[str, Tensor]:
             return {}
 
-    found = (*registry.installed(), registry.examine(registry.Installed("picky", "test", "0"), Picky))
+    found = (*discovery.installed(), discovery.examine(discovery.Installed("picky", "test", "0"), Picky))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(registry, "installed", lambda: found)
+        patch.setattr(discovery, "installed", lambda: found)
         plan = plait.plan(plugins=["picky", "triplets"], data="tiny-images", model="tiny-cnn")
         assert [r.rule for r in plan.refusals] == ["needs"]
         assert "'triplets' takes away" in plan.refusals[0].message
 
 
 def test_the_conformance_kit_knows_a_batch_for_each_replica() -> None:
-    from plait.testing import examining
+    from plait_authoring import examining
 
     batch = StackedBatch({"index": torch.zeros(3, 4, dtype=torch.int64)})
     assert examining.batch_size(batch) == 4 and examining.batch_shape(batch) == (3, 4)

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 import plait
-from plait.directory import RunDirectory
 from plait.errors import BadCheckpoint, BadInput, Interrupted, RunLocked
-from plait.testing.killing import final_state, first_difference, forked, resume_until_done
+from plait.storage.directory import RunDirectory
+from plait_authoring.kill import final_state, first_difference, forked, resume_until_done
 
 RECIPE: dict[str, Any] = {
     "data": {"name": "tiny-images"},
@@ -89,8 +89,8 @@ def test_resuming_a_finished_run_reads_it_back(unbroken: tuple[Path, float]) -> 
 
 
 def test_the_loaded_model_predicts_as_the_run_said(unbroken: tuple[Path, float]) -> None:
-    from plait.tiny import load
-    from plait.tiny_options import TinyImagesOptions
+    from plait.planning.task import TinyImagesOptions
+    from plait.planning.tiny import load
 
     run = plait.load_run(unbroken[0])
     test = load(TinyImagesOptions(), 0).test

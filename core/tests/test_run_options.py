@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import plait
+from plait.declare.recipe import Scheduler
 from plait.errors import BadInput
-from plait.optimizers import lr_factor
-from plait.recipe import Scheduler
-from plait.testing.killing import final_state, first_difference
+from plait.training.optimizers import lr_factor
+from plait_authoring.kill import final_state, first_difference
 
 OWN = '''
 import torch

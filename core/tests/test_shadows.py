@@ -11,10 +11,10 @@ import torch
 
 import plait
 from plait.errors import BadCheckpoint
-from plait.masks import MaskSet
-from plait.optimizers import slice_tensors
-from plait.shadows import Shadows
-from plait.testing.killing import final_state, first_difference
+from plait.training.masks import MaskSet
+from plait.training.shadows import Shadows
+from plait.training.slicing import slice_tensors
+from plait_authoring.kill import final_state, first_difference
 
 Install = Callable[..., None]
 KEPT = torch.tensor([0, 2, 3])
@@ -53,11 +53,11 @@ class Owner(plait.Plugin):
 
     name, contract = "owner", plait.CONTRACT_VERSION
 
-    def claims(self) -> tuple[plait.Claim, ...]:
-        return (plait.Claim("parameters", "conv2.weight"),)
+    def ownership(self) -> tuple[plait.Ownership, ...]:
+        return (plait.Ownership("parameters", "conv2.weight"),)
 
     def setup(self, trainer: Any) -> None:
-        self.mask = trainer.masks.claim("owner", ["conv2.weight"])["conv2.weight"]
+        self.mask = trainer.masks.own("owner", ["conv2.weight"])["conv2.weight"]
         self._draw(trainer)
         with torch.no_grad():
             trainer.model.head.bias.add_(1.0)
@@ -70,7 +70,7 @@ class Owner(plait.Plugin):
     @plait.hookimpl
     def update_masks(self, trainer: Any) -> None:
         before = trainer.masks.mask["conv2.weight"].clone()
-        shadows = {n: s["conv2.weight"].clone() for n, s in trainer.shadows.sets.items()}
+        shadows = {n: s["conv2.weight"].clone() for n, s in trainer._shadows.sets.items()}
         assert all(bool((s[before == 0] == 0).all()) for s in shadows.values())
         if trainer.step % 2 == 0:
             self._draw(trainer)
@@ -87,8 +87,8 @@ class Slicer(plait.Plugin):
     name, contract = "slicer", plait.CONTRACT_VERSION
     sliced = False
 
-    def claims(self) -> tuple[plait.Claim, ...]:
-        return (plait.Claim("nothing"),)
+    def ownership(self) -> tuple[plait.Ownership, ...]:
+        return (plait.Ownership("nothing"),)
 
     @plait.hookimpl
     def update_masks(self, trainer: Any) -> None:
@@ -101,7 +101,7 @@ class Slicer(plait.Plugin):
     def _slice(self) -> None:
         norm = [f"norm1.{n}" for n in ("weight", "bias", "running_mean", "running_var")]
         plan = {name: [(0, KEPT)] for name in ("conv1.weight", *norm)} | {"conv2.weight": [(1, KEPT)]}
-        before = {n: {k: t.clone() for k, t in s.items()} for n, s in self.trainer.shadows.sets.items()}
+        before = {n: {k: t.clone() for k, t in s.items()} for n, s in self.trainer._shadows.sets.items()}
         self.trainer.slice_tensors(plan)
         for name, shadow in before.items():
             now = self.trainer.shadow(name)
@@ -162,7 +162,7 @@ def test_slices_and_masks_as_the_momentum_has_them() -> None:
     model = torch.nn.Linear(6, 4)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     masks = MaskSet(model)
-    mask = masks.claim("owner", ["weight"])["weight"]
+    mask = masks.own("owner", ["weight"])["weight"]
     shadows = Shadows(model, masks)
     model(torch.randn(8, 6)).pow(2).sum().backward()
     optimizer.step()
@@ -188,11 +188,11 @@ def test_a_snapshot_brings_it_back(tmp_path: Path, install: Install) -> None:
         def fit(self, trainer: Any) -> None:
             trainer.train_until(2)
             snapshot = trainer.snapshot_model()
-            before = trainer.shadows.state_dict()
+            before = trainer._shadows.state_dict()
             trainer.train_until(4)
-            assert first_difference(trainer.shadows.state_dict(), before) is not None
+            assert first_difference(trainer._shadows.state_dict(), before) is not None
             trainer.restore_model(snapshot)
-            assert first_difference(trainer.shadows.state_dict(), before) is None
+            assert first_difference(trainer._shadows.state_dict(), before) is None
 
     install(Mean, Owner, Rounds)
     assert plait.run(recipe("mean", "owner", "rounds"), out=tmp_path / "r").finished

@@ -12,13 +12,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import plait
-from plait import composition, progress, running
 from plait.data import Data, DataInfo, TensorSplit
-from plait.directory import RunDirectory
+from plait.declare.recipe import Recipe
+from plait.distributed.world import World
 from plait.errors import BadInput, RunFailed
-from plait.recipe import Recipe
-from plait.recorder import Recorder
-from plait.trainer import Trainer
+from plait.planning.plan import make_plan
+from plait.storage import progress
+from plait.storage.directory import RunDirectory
+from plait.storage.recorder import Recorder
+from plait.training.trainer import Trainer
 
 
 class Net(nn.Module):
@@ -58,11 +60,9 @@ def trainer_for(path: Path, model: nn.Module, plugins: tuple[str, ...] = (), **t
     recipe = Recipe.parse(values)
     directory = RunDirectory(path / "run")
     directory.create()
-    trainer = Trainer(
-        composition.make_plan(recipe),
-        running.make_accelerator(recipe, directory),
-        Recorder(directory, progress.Silent()),
-    )
+    plan = make_plan(recipe)
+    recorder = Recorder(directory, progress.Silent())
+    trainer = Trainer(recipe, plan.plugins, plan.composed, World(torch.device("cpu")), recorder)
     torch.manual_seed(0)
     trainer.build(toy(), model)
     return trainer

@@ -13,11 +13,14 @@ from typing import Any
 import pytest
 
 import plait
-from plait import BadInput, RunFailed, listing
-from plait.directory import RunDirectory, url_of
+from plait import BadInput, RunFailed
 from plait.errors import BadCheckpoint
-from plait.stores import MANIFEST, StoredDirectory
-from plait.testing.killing import final_state, first_difference
+from plait.storage import places
+from plait.storage.directory import RunDirectory
+from plait.storage.places import url_of
+from plait.storage.stores import MANIFEST, StoredDirectory
+from plait_authoring.kill import final_state, first_difference
+from plait_cli import catalog
 
 fsspec = pytest.importorskip("fsspec")
 
@@ -89,7 +92,7 @@ def test_a_run_there_is_the_run_here(
     elsewhere(monkeypatch, cache / "there")
     read = plait.load_run(url)
     assert read.metrics == here.metrics
-    assert read.report.is_file()
+    assert read.artifacts["report"].is_file()
     assert first_difference(final_state(read.path), final_state(here.path)) is None
     assert (read.export / "model.safetensors").read_bytes() == (here.export / "model.safetensors").read_bytes()
     with pytest.raises(BadInput, match="already holds a run: choose another --out, or `plait resume"):
@@ -129,7 +132,7 @@ def test_killed_while_publishing_and_resumed_on_another_machine(
     published.fetch()
     if published.recipe_file.exists():
         for checkpoint in published.saved_checkpoints():
-            from plait import checkpoints
+            from plait.storage import checkpoints
 
             checkpoints.load(checkpoint)  # its checksum holds
         done = plait.resume(url)
@@ -208,7 +211,7 @@ def test_what_is_not_there_is_said(s3: str, monkeypatch: pytest.MonkeyPatch, cac
 
 
 def test_two_processes_publish_one_run(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from plait.testing.together import together
+    from plait_authoring.together import together
 
     url = f"file://{cache}/store/two"
     ended = together(lambda rank: plait.run(RECIPE, out=url))
@@ -231,14 +234,14 @@ def test_runs_are_found_and_compared_there(
     for name in ("sweep/seed-1", "sweep/seed-0"):
         plait.run(RECIPE, seed=int(name[-1]), out=f"{root}/{name}")
     elsewhere(monkeypatch, cache / "there")
-    seen = [listing.look(directory) for directory in listing.find(Path(f"{root}/sweep"))]
+    seen = [catalog.look(directory) for directory in catalog.find(Path(f"{root}/sweep"))]
     assert [one.shown for one in seen] == [f"{root}/sweep/seed-0", f"{root}/sweep/seed-1"]
     assert [one.status for one in seen] == ["finished", "finished"]
     assert not list((cache / "there").rglob("*.safetensors"))  # nothing large is fetched to look
-    assert [one.shown for one in listing.finished([Path(f"{root}/sweep/seed-1")])] == [f"{root}/sweep/seed-1"]
+    assert [one.shown for one in catalog.finished([Path(f"{root}/sweep/seed-1")])] == [f"{root}/sweep/seed-1"]
     assert plait.load_run(f"{root}/sweep/seed-1").metrics["task/loss"] == seen[1].details["task/loss"]["value"]
     with pytest.raises(BadInput, match="is not a run directory and holds none"):
-        listing.finished([Path(f"{root}/nothing")])
+        catalog.finished([Path(f"{root}/nothing")])
 
 
 def test_a_run_that_is_published_half_way_is_seen_so(memory: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -255,10 +258,10 @@ def test_a_run_that_is_published_half_way_is_seen_so(memory: str, cache: Path, m
         with pytest.raises(Killed):
             plait.run(RECIPE, out=url)
     elsewhere(monkeypatch, cache / "there")
-    (seen,) = [listing.look(directory) for directory in listing.find(Path(url))]
+    (seen,) = [catalog.look(directory) for directory in catalog.find(Path(url))]
     assert (seen.status, seen.reason) == ("interrupted", "or running on another machine")
     with pytest.raises(BadInput, match=f"Finish it with: plait resume {url}"):
-        listing.finished([Path(url)])
+        catalog.finished([Path(url)])
 
 
 def test_reading_leaves_a_copy_alone_that_is_being_written(memory: str) -> None:
@@ -276,4 +279,4 @@ def test_reading_leaves_a_copy_alone_that_is_being_written(memory: str) -> None:
 
 
 def test_a_path_of_this_machine_needs_no_store(tmp_path: Path) -> None:
-    assert type(RunDirectory.at(tmp_path / "r")) is RunDirectory
+    assert type(places.at(tmp_path / "r")) is RunDirectory

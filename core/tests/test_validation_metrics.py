@@ -10,7 +10,7 @@ import pytest
 
 import plait
 from plait import Metric, Plugin, Table, hookimpl
-from plait.directory import RunDirectory
+from plait.storage.directory import RunDirectory
 
 RECIPE: dict[str, Any] = {"data": {"name": "tiny-images"}, "train": {"steps": 8}, "device": "cpu"}
 

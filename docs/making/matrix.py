@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from making.shared import DOCS, ROOT, only_ours, table
-from plait import registry
+from plait.planning import discovery
 from plait.testing.matrix import Matrix, make
 from plait.testing.strangers import classes_in
 
@@ -21,16 +21,16 @@ def with_examples() -> Iterator[None]:
     """The registry with this repository's plugins and those under ``examples/``."""
     classes = [plugin for file in sorted(ROOT.glob("examples/*/pyproject.toml")) for plugin in classes_in(file.parent)]
     with only_ours():
-        before = registry.installed
+        before = discovery.installed
         found = (
             *before(),
-            *(registry.examine(registry.Installed(p.name, f"plait-{p.name}", "0.1.0"), p) for p in classes),
+            *(discovery.examine(discovery.Installed(p.name, f"plait-{p.name}", "0.1.0"), p) for p in classes),
         )
-        registry.installed = lambda: found  # type: ignore[assignment]
+        discovery.installed = lambda: found  # type: ignore[assignment]
         try:
             yield
         finally:
-            registry.installed = before
+            discovery.installed = before
 
 
 def write() -> Matrix:

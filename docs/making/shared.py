@@ -12,7 +12,7 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
-from plait import registry
+from plait.planning import discovery
 
 DOCS = Path(__file__).resolve().parents[1]
 ROOT = DOCS.parent
@@ -38,19 +38,19 @@ PLUGINS: dict[str, str] = {name: path for _, points in _entry_points() for name,
 @contextmanager
 def only_ours(stand_ins: Collection[str] = ()) -> Iterator[None]:
     """The registry with this repository's plugins, and the named stand-ins, only."""
-    found = [item for item in registry.discover() if item.name == registry.BUILTIN]
+    found = [item for item in discovery.discover() if item.name == discovery.BUILTIN]
     for name, path in PLUGINS.items():
         module, _, attribute = path.partition(":")
         plugin = getattr(import_module(module), attribute)
-        found.append(registry.examine(registry.Installed(name, f"plait-{name}", "0.1.0"), plugin))
+        found.append(discovery.examine(discovery.Installed(name, f"plait-{name}", "0.1.0"), plugin))
     found += [_stand_in(name, thing) for name, thing in _strangers().items() if name in stand_ins]
-    registry.mark_duplicates(found)
-    before = registry.installed
-    registry.installed = lambda: tuple(found)  # type: ignore[assignment]
+    discovery.mark_duplicates(found)
+    before = discovery.installed
+    discovery.installed = lambda: tuple(found)  # type: ignore[assignment]
     try:
         yield
     finally:
-        registry.installed = before
+        discovery.installed = before
 
 
 def _strangers() -> dict[str, Any]:
@@ -63,13 +63,13 @@ def _strangers() -> dict[str, Any]:
     return {plugin.name: plugin for plugin in (getattr(module, name) for name in module.__all__)} | module.MISSING
 
 
-def _stand_in(name: str, thing: Any) -> registry.Installed:
-    item = registry.Installed(name, f"stand-in-{name}", "0.1.0")
+def _stand_in(name: str, thing: Any) -> discovery.Installed:
+    item = discovery.Installed(name, f"stand-in-{name}", "0.1.0")
     if isinstance(thing, str):
-        missing = registry._load(EntryPoint(name, thing, registry.GROUP))
+        missing = discovery._load(EntryPoint(name, thing, discovery.GROUP))
         item.status, item.reason = missing.status, missing.reason
         return item
-    return registry.examine(item, thing)
+    return discovery.examine(item, thing)
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

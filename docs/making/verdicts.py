@@ -8,8 +8,8 @@ from functools import cache
 from typing import Any
 
 from making.shared import DOCS, table
-from plait import claims
-from plait.claims.schema import Claim
+import plait_experiments as claims
+from plait_experiments.schema import Claim
 from plait.report.formatting import number
 
 SCOREBOARD = DOCS / "scoreboard" / "scoreboard.json"

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from plait_cli import errors, output
-from plait_cli.groups import COMMANDS, LazyGroup
+from plait_cli.groups import COMMANDS, TOOLS, LazyGroup
 
 
 class PlaitGroup(LazyGroup):
@@ -31,7 +31,7 @@ class PlaitGroup(LazyGroup):
     ) -> Any:
         """Run the command line; always ends in `SystemExit`, as a program does."""
         given = list(sys.argv[1:] if args is None else args)
-        own = next((a for a in given if not a.startswith("-")), None) in COMMANDS
+        own = next((a for a in given if not a.startswith("-")), None) in {*COMMANDS, *TOOLS}
         as_json = "--json" in given and "--help" not in given
         name = prog_name or "plait"
         with contextlib.ExitStack() as stack:

@@ -35,11 +35,11 @@ def _safe(complete: Callable[[typer.Context, str], Iterable[tuple[str, str]]]) -
 @_safe
 def plugins(ctx: typer.Context, incomplete: str) -> Iterator[tuple[str, str]]:
     """Usable plugins that are not on the command line yet."""
-    from plait import registry
+    from plait.planning import discovery
 
     given = _given(ctx, "plugins")
-    for name, item in registry.active_registry().items():
-        if name != registry.BUILTIN and name not in given:
+    for name, item in discovery.active_registry().items():
+        if name != discovery.BUILTIN and name not in given:
             yield name, item.plugin.summary if item.plugin else ""
 
 
@@ -58,9 +58,11 @@ def models(ctx: typer.Context, incomplete: str) -> Iterator[tuple[str, str]]:
 @_safe
 def names(ctx: typer.Context, incomplete: str) -> Iterator[tuple[str, str]]:
     """Whatever ``plait info`` can describe."""
-    from plait import registry
+    from plait.planning import discovery
 
-    yield from ((name, item.plugin.summary if item.plugin else "") for name, item in registry.active_registry().items())
+    yield from (
+        (name, item.plugin.summary if item.plugin else "") for name, item in discovery.active_registry().items()
+    )
     yield from _components("data_sources")
     yield from _components("models")
     yield "recipe", "every key of a recipe"
@@ -76,14 +78,14 @@ def devices(ctx: typer.Context, incomplete: str) -> Iterator[tuple[str, str]]:
 def hooks(ctx: typer.Context, incomplete: str) -> Iterator[tuple[str, str]]:
     """Hooks and their families after the last comma, without those that are named before it."""
     from plait.hooks import HookSpecs, hook_names
-    from plait.scaffold.choosing import FAMILIES
 
     before, comma, _ = incomplete.rpartition(",")
-    for hook in hook_names():
+    specs = {hook: getattr(HookSpecs, hook) for hook in hook_names()}
+    for hook, spec in specs.items():
         if hook not in before.split(","):
-            meaning = (getattr(HookSpecs, hook).__doc__ or "").partition("\n")[0]
-            yield f"{before}{comma}{hook}", meaning
-    yield from ((f"{before}{comma}{family}", f"the hook {hook}") for family, hook in FAMILIES.items())
+            yield f"{before}{comma}{hook}", (spec.__doc__ or "").partition("\n")[0]
+    for family in dict.fromkeys(spec.plait_family for spec in specs.values()):
+        yield f"{before}{comma}{family}", f"the hooks of {family}"
 
 
 @_safe
@@ -99,7 +101,7 @@ def recipes(ctx: typer.Context, incomplete: str) -> Iterator[tuple[str, str]]:
 @_safe
 def run_directories(ctx: typer.Context, incomplete: str) -> Iterator[tuple[str, str]]:
     """Runs under ``runs/``, or under what is typed."""
-    from plait.listing import find
+    from plait_cli.catalog import find
 
     shown = set()
     roots = (
@@ -118,9 +120,9 @@ def run_directories(ctx: typer.Context, incomplete: str) -> Iterator[tuple[str, 
 @_safe
 def checkpoints(ctx: typer.Context, incomplete: str) -> Iterator[tuple[str, str]]:
     """Checkpoints of the run on the command line."""
-    from plait.directory import RunDirectory
+    from plait.storage import places
 
-    return ((path.stem, "") for path in RunDirectory.existing(ctx.params["run"]).saved_checkpoints())
+    return ((path.stem, "") for path in places.existing(ctx.params["run"]).saved_checkpoints())
 
 
 @_safe
@@ -139,8 +141,8 @@ def setting_fields(ctx: typer.Context) -> Iterator[tuple[str, Any]]:
 
     Without any plugin on the command line the options of all of them are offered.
     """
-    from plait import registry
-    from plait.recipe import Component, Recipe
+    from plait.declare.recipe import Component, Recipe
+    from plait.planning import discovery
 
     base = Recipe.parse({})
     if (path := ctx.params.get("recipe")) is not None:
@@ -152,12 +154,12 @@ def setting_fields(ctx: typer.Context) -> Iterator[tuple[str, Any]]:
         nested = getattr(inner, "model_fields", None)
         yield from ((f"{name}.{key}", sub) for key, sub in nested.items()) if nested else [(name, field)]
     for kind, hook in (("data", "data_sources"), ("model", "models")):
-        chosen = ctx.params.get(kind) or getattr(base, kind).name or registry.FALLBACK[hook]
+        chosen = ctx.params.get(kind) or getattr(base, kind).name or discovery.FALLBACK[hook]
         yield f"{kind}.name", Component.model_fields["name"]
-        source = registry.collect(hook)[0].get(chosen, ("", None))[1]
+        source = discovery.collect(hook)[0].get(chosen, ("", None))[1]
         if source is not None:
             yield from ((f"{kind}.{key}", sub) for key, sub in source.options.model_fields.items())
-    usable = registry.active_registry()
+    usable = discovery.active_registry()
     wanted = {*_given(ctx, "plugins"), *base.plugins} & usable.keys() or usable.keys()
     for name in sorted(wanted):
         plugin = usable[name].plugin
@@ -168,9 +170,9 @@ def setting_fields(ctx: typer.Context) -> Iterator[tuple[str, Any]]:
 def plugins_with_commands() -> list[str]:
     """Usable plugins that add commands."""
     try:
-        from plait import registry
+        from plait.planning import discovery
 
-        return [name for name, item in registry.active_registry().items() if "commands" in item.hooks]
+        return [name for name, item in discovery.active_registry().items() if "commands" in item.hooks]
     except Exception:
         return []
 
@@ -180,9 +182,9 @@ def _fields(model: type[BaseModel]) -> Iterable[tuple[str, Any]]:
 
 
 def _components(hook: str) -> Iterator[tuple[str, str]]:
-    from plait import registry
+    from plait.planning import discovery
 
-    return ((name, source.summary) for name, (_, source) in registry.collect(hook)[0].items())
+    return ((name, source.summary) for name, (_, source) in discovery.collect(hook)[0].items())
 
 
 def _given(ctx: typer.Context, name: str) -> list[str]:

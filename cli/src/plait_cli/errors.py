@@ -18,7 +18,7 @@ def report(error: BaseException, *, as_json: bool) -> int:
     Typer's own errors (a missing argument, an unknown option) are recognised by their ``format_message``, which is the
     same whether Typer brings its own parser or uses click.
     """
-    from plait.errors import Interrupted, PlaitError, Refused
+    from plait.errors import Interrupted, PlaitError, Refused, first_line
 
     if isinstance(error, PlaitError) and error.shown:  # another process of the run has told the user
         return error.exit_code
@@ -59,11 +59,6 @@ def usage_message(error: Any) -> str:
     context = getattr(error, "ctx", None)
     hint = f"\nTry `{context.command_path} --help`." if context is not None else ""
     return f"{message}{hint}"
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text."""
-    return next(iter(str(error).splitlines()), "")
 
 
 def place(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""Groups of commands that are imported when they are called: plait's own, and the plugins' (``plait NAME COMMAND``)."""
+"""Groups of commands that are imported when they are called: plait's own, those of tools, and the methods'."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ import typer
 import typer.core
 import typer.main
 
-from plait_cli import startup
-
 COMMANDS = {
     "plugins": "plait_cli.commands.plugins:plugins",
     "info": "plait_cli.commands.info:info",
@@ -19,14 +17,18 @@ COMMANDS = {
     "run": "plait_cli.commands.run:run",
     "resume": "plait_cli.commands.run:resume",
     "runs": "plait_cli.commands.runs:runs",
-    "compare": "plait_cli.commands.compare:compare",
-    "report": "plait_cli.commands.report:report",
-    "sweep": "plait_cli.commands.sweep:sweep",
-    "verify": "plait_cli.commands.verify:verify",
-    "new": "plait_cli.commands.new:new",
-    "doctor": "plait_cli.commands.doctor:doctor",
 }
 """plait's own commands, in the order of the help: name -> import path of its function."""
+
+TOOLS = {
+    "compare": "plait-experiments",
+    "sweep": "plait-experiments",
+    "verify": "plait-experiments",
+    "report": "plait-report",
+    "new": "plait-authoring",
+    "doctor": "plait-doctor",
+}
+"""Commands that packages beside this one bring, to say how to get them where they are not installed."""
 
 
 def build(function: Callable[..., Any], name: str) -> Any:
@@ -36,20 +38,55 @@ def build(function: Callable[..., Any], name: str) -> Any:
     return typer.main.get_command(single)
 
 
+def tool_commands() -> tuple[dict[str, str], dict[str, str]]:
+    """The commands of installed tools, which stand at the root.
+
+    A tool is a plugin that implements no hook but ``commands`` and ``artifacts``.
+
+    Returns:
+        Command -> import path, and commands that cannot be used -> why: several tools bring them, or the hook of the
+        tool that is meant raises.
+    """
+    from plait.planning import discovery
+
+    paths: dict[str, str] = {}
+    owners: dict[str, str] = {}
+    problems: dict[str, str] = {}
+    for name, item in discovery.active_registry().items():
+        if "commands" not in item.hooks or not set(item.hooks) <= {"commands", "artifacts"}:
+            continue
+        try:
+            declared = plugin_commands(name)
+        except Exception as error:  # a stranger's hook may raise anything
+            problems[name] = str(error)
+            continue
+        for command, path in declared.items():
+            if command in owners:
+                owner = discovery.find_plugin(owners[command])
+                problems[command] = (
+                    f"the command {command!r} is brought by {owner.distribution} and by {item.distribution}: "
+                    "uninstall one of them."
+                )
+            elif command not in COMMANDS:
+                paths[command], owners[command] = path, name
+    return {command: path for command, path in paths.items() if command not in problems}, problems
+
+
 def _unloaded() -> None:
     """Stands for a command whose module is not imported."""
 
 
 class LazyGroup(typer.core.TyperGroup):
-    """plait's own commands; any other name is looked up among the installed plugins."""
+    """plait's own commands and the tools'; any other name is looked up among the installed plugins."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """Own commands; for shell completion also the plugins that have commands."""
+        """Own commands and the tools'; for shell completion also the plugins that have commands."""
+        names = [*COMMANDS, *tool_commands()[0]]
         if not ctx.resilient_parsing:
-            return list(COMMANDS)
+            return names
         from plait_cli import completion
 
-        return [*COMMANDS, *completion.plugins_with_commands()]
+        return [*names, *completion.plugins_with_commands()]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """The command of that name, or a plugin's group.
@@ -64,6 +101,13 @@ class LazyGroup(typer.core.TyperGroup):
             return self.commands[cmd_name]
         if cmd_name.startswith("-"):
             return None
+        from plait.errors import BadInput
+
+        paths, problems = tool_commands()
+        if cmd_name in paths:
+            return load(paths[cmd_name], cmd_name, f"command {cmd_name!r}", quiet=ctx.resilient_parsing)
+        if cmd_name in problems and not ctx.resilient_parsing:
+            raise BadInput(problems[cmd_name])
         return plugin_group(cmd_name, quiet=ctx.resilient_parsing)
 
 
@@ -82,7 +126,6 @@ class PluginGroup(typer.core.TyperGroup):
         Raises:
             BadInput: unknown, or it cannot be loaded; the plugin is named.
         """
-        from plait.components import load_object
         from plait.errors import BadInput, nearest
 
         if cmd_name.startswith("-"):
@@ -95,14 +138,8 @@ class PluginGroup(typer.core.TyperGroup):
         typed = (*ctx.args, *getattr(ctx, "_protected_args", ()))
         if ctx.resilient_parsing and cmd_name not in typed:
             return build(_unloaded, cmd_name)  # completion lists names; only the command being typed is imported
-        startup.long()
-        try:
-            return build(load_object(self.paths[cmd_name], "command"), cmd_name)
-        except Exception as error:  # a stranger's module or signature may raise anything
-            if ctx.resilient_parsing:
-                return None
-            detail = str(error) if isinstance(error, BadInput) else f"{type(error).__name__}: {error}"
-            raise BadInput(f"plugin {self.name!r}: command {cmd_name!r} cannot be loaded: {detail}") from error
+        what = f"plugin {self.name!r}: command {cmd_name!r}"
+        return load(self.paths[cmd_name], cmd_name, what, quiet=ctx.resilient_parsing)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Names and import paths: help must not import what it lists."""
@@ -115,22 +152,42 @@ class PluginGroup(typer.core.TyperGroup):
         formatter.write_text(f"`{ctx.command_path} COMMAND --help` describes one.")
 
 
+def load(path: str, name: str, what: str, *, quiet: bool = False) -> Any:
+    """A command by the import path of its function; with ``quiet`` None instead of an error.
+
+    Raises:
+        BadInput: it cannot be loaded.
+    """
+    from plait.declare.options import load_object
+    from plait.errors import BadInput
+
+    try:
+        return build(load_object(path, "command"), name)
+    except Exception as error:  # a stranger's module or signature may raise anything
+        if quiet:
+            return None
+        detail = str(error) if isinstance(error, BadInput) else f"{type(error).__name__}: {error}"
+        raise BadInput(f"{what} cannot be loaded: {detail}") from error
+
+
 def plugin_group(name: str, quiet: bool = False) -> PluginGroup | None:
     """The group ``plait NAME``; with ``quiet`` None instead of an error.
 
     Raises:
         BadInput: no command and no plugin of that name, an unusable plugin, or one without commands.
     """
-    from plait import registry
     from plait.errors import BadInput, nearest
+    from plait.planning import discovery
 
     try:
-        if name not in {item.name for item in registry.installed()}:
-            known = [*COMMANDS, *registry.active_registry()]
+        if name in TOOLS and name not in discovery.active_registry():
+            raise BadInput(f"`plait {name}` comes with {TOOLS[name]}: pip install {TOOLS[name]}.")
+        if name not in {item.name for item in discovery.installed()}:
+            known = [*COMMANDS, *tool_commands()[0], *discovery.active_registry()]
             raise BadInput(
                 f"no command and no installed plugin is named {name!r}.{nearest(name, known)} See plait --help."
             )
-        plugin = registry.find_plugin(name).plugin
+        plugin = discovery.find_plugin(name).plugin
         assert plugin is not None
         paths = plugin_commands(name)
         if not paths:
@@ -152,14 +209,14 @@ def plugin_commands(name: str) -> dict[str, str]:
     Raises:
         BadInput: its ``commands`` hook raises or returns something else.
     """
-    from plait import registry
     from plait.errors import BadInput
+    from plait.planning import discovery
 
-    item = registry.find_plugin(name)
+    item = discovery.find_plugin(name)
     if "commands" not in item.hooks or item.plugin is None:
         return {}
     try:
-        declared = dict(registry.default_instance(item.plugin).commands())  # type: ignore[attr-defined]
+        declared = dict(discovery.default_instance(item.plugin).commands())  # type: ignore[attr-defined]
         return {str(command): str(path) for command, path in declared.items()}
     except Exception as error:
         raise BadInput(f"plugin {name!r}: its commands hook raised {type(error).__name__}: {error}") from error

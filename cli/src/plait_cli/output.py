@@ -96,12 +96,12 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], rig
     from rich.table import Table
     from rich.text import Text
 
-    made = Table(title=Text(title) if title else None, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    grid = Table(title=Text(title) if title else None, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
     for number, column in enumerate(columns):
-        made.add_column(Text(column), justify="right" if number in right else "left", overflow="fold")
+        grid.add_column(Text(column), justify="right" if number in right else "left", overflow="fold")
     for row in rows:
-        made.add_row(*[cell if isinstance(cell, Text) else Text(figure(cell)) for cell in row])
-    return made
+        grid.add_row(*[cell if isinstance(cell, Text) else Text(figure(cell)) for cell in row])
+    return grid
 
 
 def show(*things: Any) -> None:

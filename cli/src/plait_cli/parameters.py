@@ -11,7 +11,7 @@ import typer
 from plait_cli import completion
 
 if TYPE_CHECKING:
-    from plait.recipe import Recipe
+    from plait.declare.recipe import Recipe
 
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print one JSON document on stdout; everything else goes to stderr.")
@@ -86,8 +86,8 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
     Raises:
         BadInput: a text without a key or without ``=``.
     """
+    from plait.declare.recipe import parse_value
     from plait.errors import BadInput
-    from plait.recipe import parse_value
 
     values = {}
     for text in settings:
@@ -107,10 +107,10 @@ def assemble(
     Raises:
         BadInput: any unknown name or key, or a bad value.
     """
-    from plait import registry
+    from plait.declare.recipe import assemble
     from plait.errors import BadInput
-    from plait.recipe import assemble
+    from plait.planning import discovery
 
-    if recipe is not None and not recipe.exists() and str(recipe) in registry.active_registry():
+    if recipe is not None and not recipe.exists() and str(recipe) in discovery.active_registry():
         raise BadInput(f"{recipe}: no such recipe file. To use the plugin of that name: -p {recipe}.")
     return assemble(recipe, plugins=plugins or (), settings=parse_settings(settings or ()), **changes)

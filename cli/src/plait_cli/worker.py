@@ -12,13 +12,13 @@ from plait_cli import errors
 
 def main(arguments: list[str]) -> int:
     """Run or resume, as the one argument says in JSON; the exit code, as of the command line."""
-    from plait.scale.processes import here
+    from plait.distributed.processes import current
 
     order: dict[str, Any] = json.loads(arguments[0])
     try:
         import plait
 
-        shown = here().rank == 0
+        shown = current().rank == 0
         if "resume" in order:
             plait.resume(order["resume"], checkpoint=order["checkpoint"], device=order["device"], progress=shown)
         else:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from plait.rules import Refusal
+from typing import Any
 
 
 class PlaitError(Exception):
@@ -43,6 +41,20 @@ class RunLocked(BadInput):
     """Another process is writing this run directory."""
 
 
+@dataclass(frozen=True)
+class Refusal:
+    """Why a set of plugins cannot work together, and what to change."""
+
+    rule: str
+    plugins: tuple[str, ...]
+    message: str
+    fix: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """The form printed by ``plait plan --json``."""
+        return {"rule": self.rule, "plugins": list(self.plugins), "message": self.message, "fix": self.fix}
+
+
 class Refused(PlaitError):
     """The plugins cannot work together.
 
@@ -74,7 +86,24 @@ def blame(plugin: str) -> Iterator[None]:
         raise BadInput(f"plugin {plugin!r}: {error}") from error
 
 
+@contextmanager
+def failing(step: int, *plugins: str) -> Iterator[None]:
+    """A method's ``ValueError`` in the middle of training ends the run, naming step and plugin."""
+    try:
+        yield
+    except PlaitError:
+        raise
+    except ValueError as error:
+        who = f"plugin {' or '.join(map(repr, plugins))}" if plugins else "the model"
+        raise RunFailed(f"step {step}: {who}: {error}. The last checkpoint is kept.") from error
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its class where it has none."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
 def nearest(word: str, choices: Iterable[str]) -> str:
     """`` Did you mean 'x'?`` for the closest valid name, or an empty string when none is close."""
-    found = get_close_matches(word, list(choices), n=1, cutoff=0.5)
-    return f" Did you mean {found[0]!r}?" if found else ""
+    closest = get_close_matches(word, list(choices), n=1, cutoff=0.5)
+    return f" Did you mean {closest[0]!r}?" if closest else ""

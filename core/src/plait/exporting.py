@@ -11,10 +11,10 @@ from safetensors.torch import save_model
 from torch import nn
 
 from plait.errors import RunFailed
-from plait.files import write_atomically, write_text
+from plait.storage.files import write_atomically, write_text
 
 if TYPE_CHECKING:
-    from plait.trainer import Trainer
+    from plait.training.trainer import Trainer
 
 FILES = {"torch_export": "model.pt2", "torchscript": "model.torchscript", "onnx": "model.onnx"}
 

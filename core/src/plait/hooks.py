@@ -17,16 +17,17 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import pluggy
 
-from plait.rules import Rule
+from plait.declare.rules import Rule
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from plait.components import DataSource, ModelSource
     from plait.data import Batch, Data
-    from plait.evaluation import Metric, Plot, Predictions, Table, View
-    from plait.step import LossReport
-    from plait.trainer import Trainer
+    from plait.declare.results import Metric, Plot, Table
+    from plait.declare.sources import DataSource, ModelSource
+    from plait.training.evaluation import Predictions, View
+    from plait.training.trainer import Trainer
+    from plait.training.woven import LossReport
 
 CONTRACT_VERSION = 1
 """The version of this contract; a plugin declares the one it was written for as ``contract = 1``."""
@@ -141,7 +142,7 @@ class HookSpecs:
     def update_masks(self, trainer: Trainer) -> None:
         """Change own masks after the step ``trainer.step`` (counted from 1), on the owner's schedule.
 
-        The plugin declares ``claims()`` and has taken its tensors with ``trainer.masks.claim`` in ``setup``.
+        The plugin declares ``ownership()`` and has taken its tensors with ``trainer.masks.own`` in ``setup``.
         """
         raise NotImplementedError
 
@@ -171,10 +172,22 @@ class HookSpecs:
         """Turn a copy of the trained model into what is deployed (channels really removed). Return the model."""
         raise NotImplementedError
 
+    @_spec(Rule.REGISTRY, "afterwards")
+    def artifacts(self) -> Mapping[str, str]:
+        """What is made of a run when it has ended: name -> import path of ``function(run_directory) -> path``.
+
+        ``run_directory`` and the answer are `pathlib.Path`. Every installed plugin is asked, also when it took no part
+        in the run and when the run failed; a function that fails is said in one line and costs nothing else.
+        """
+        raise NotImplementedError
+
     # ---- command line -------------------------------------------------------------------------------------------
     @_spec(Rule.REGISTRY, "cli")
     def commands(self) -> Mapping[str, str]:
-        """Commands ``plait <plugin> <name>``: name -> import path ``package.module:function`` of a typed function."""
+        """Commands ``plait <plugin> <name>``: name -> import path ``package.module:function`` of a typed function.
+
+        Those of a tool (a plugin with no hook but ``commands`` and ``artifacts``) are ``plait <name>``.
+        """
         raise NotImplementedError
 
 

@@ -10,11 +10,11 @@ from typing import Any
 
 from torch import nn
 
-from plait import composition
-from plait.components import load_object
 from plait.data import Data, DataInfo
+from plait.declare.options import load_object
+from plait.declare.recipe import Component
 from plait.errors import BadInput
-from plait.recipe import Component
+from plait.planning import discovery
 
 
 def load_data(component: Component, seed: int) -> Data:
@@ -26,9 +26,9 @@ def load_data(component: Component, seed: int) -> Data:
         BadInput: it cannot be loaded, or is not a `plait.data.Data`.
     """
     name = str(component.name)
-    source = composition.data_source(name)
+    source = discovery.data_source(name)
     if source is not None:
-        options = composition.component_options("data", name, source, component.options)
+        options = discovery.component_options("data", name, source, component.options)
         data = load_object(source.factory, "data source")(options, seed)
     else:
         data = _call(name, "data", {"seed": seed}, component.options)
@@ -48,9 +48,9 @@ def build_model(component: Component, info: DataInfo) -> nn.Module:
         BadInput: it cannot be built, or is not a ``torch.nn.Module``.
     """
     name = str(component.name)
-    source = composition.model_source(name)
+    source = discovery.model_source(name)
     if source is not None:
-        options = composition.component_options("model", name, source, component.options)
+        options = discovery.component_options("model", name, source, component.options)
         model = load_object(source.factory, "model")(options, info)
     else:
         offers: dict[str, Any] = {"info": info, "num_classes": info.num_classes, "input_shape": info.input_shape}

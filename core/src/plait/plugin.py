@@ -5,48 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel
 
-from plait.vocabulary import Claim
+from plait.declare.options import Options
+from plait.declare.words import Ownership
 
 if TYPE_CHECKING:
-    from plait.trainer import Trainer
-
-
-class Options(BaseModel):
-    """Base of every options model: unknown keys are refused, values are checked, instances do not change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False, defer_build=True)
-
-
-class PresetOptions(Options):
-    """Options that can start from a named set of values: ``baseline = "sam"`` fills in ``presets["sam"]``.
-
-    What is given beside ``baseline`` wins over the preset. An unknown name is a validation error that lists the known.
-
-    Attributes:
-        presets: name -> values of other options; a subclass sets it.
-        baseline: the name, or None for the defaults of the fields; the names are added to its description.
-    """
-
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
-    baseline: str | None = Field(None, description="take a method's settings as defaults")
-
-    @classmethod
-    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
-        super().__pydantic_init_subclass__(**kwargs)
-        field = cls.model_fields["baseline"]
-        field.description = f"take a method's settings as defaults: {', '.join(cls.presets)}"
-
-    @model_validator(mode="before")
-    @classmethod
-    def _take_baseline(cls, values: Any) -> Any:
-        name = values.get("baseline") if isinstance(values, Mapping) else None
-        if name is None:
-            return values
-        if not isinstance(name, str) or name not in cls.presets:
-            raise ValueError(f"no baseline {name!r}; known: {', '.join(cls.presets)}")
-        return {**cls.presets[name], **values}
+    from plait.training.trainer import Trainer
 
 
 class Plugin:
@@ -82,7 +47,7 @@ class Plugin:
 
     # ---- declarations, judged before anything starts ------------------------------------------------------------
     def needs(self) -> frozenset[str]:
-        """Words (see `plait.vocabulary`) that something else in the run must provide, given these options."""
+        """Words (see `plait.declare.words`) that something else in the run must provide, given these options."""
         return frozenset()
 
     def provides(self) -> frozenset[str]:
@@ -93,8 +58,8 @@ class Plugin:
         """Words that are no longer true when this plugin is active."""
         return frozenset()
 
-    def claims(self) -> tuple[Claim, ...]:
-        """What a mask owner takes as its own; every plugin with ``update_masks`` declares at least one claim."""
+    def ownership(self) -> tuple[Ownership, ...]:
+        """What a mask owner takes as its own; every plugin with ``update_masks`` declares something."""
         return ()
 
     # ---- life ---------------------------------------------------------------------------------------------------

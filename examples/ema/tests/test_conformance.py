@@ -1,5 +1,5 @@
 """The plugin against plait's hook contract, one test a rule."""
 
-from plait.testing import plait_plugin_suite
+from plait_authoring import plait_plugin_suite
 
 TestConformance = plait_plugin_suite("ema")

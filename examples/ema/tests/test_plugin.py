@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import plait
-from plait.testing.strangers import installed
+from plait.planning.discovery import pretend
 from plait_ema.average import ema
 from plait_ema.plugin import EMAPlugin
 
@@ -34,11 +34,11 @@ class Blink(plait.Plugin):
 
     name, contract = "blink", plait.CONTRACT_VERSION
 
-    def claims(self) -> tuple[plait.Claim, ...]:
-        return (plait.Claim("parameters", "conv2.weight"),)
+    def ownership(self) -> tuple[plait.Ownership, ...]:
+        return (plait.Ownership("parameters", "conv2.weight"),)
 
     def setup(self, trainer: Any) -> None:
-        self.mask = trainer.masks.claim("blink", ["conv2.weight"])["conv2.weight"]
+        self.mask = trainer.masks.own("blink", ["conv2.weight"])["conv2.weight"]
 
     @plait.hookimpl
     def update_masks(self, trainer: Any) -> None:
@@ -72,7 +72,7 @@ class Quantised(Rounded):
 
 
 def run(path: Path, plugins: dict[str, Any], steps: int = 12, **recipe: Any) -> plait.Run:
-    with installed(Watch, Blink, Rounded, Quantised):
+    with pretend(Watch, Blink, Rounded, Quantised):
         Watch.seen.clear()
         return plait.run(
             {"optimizer": {"lr": 0.2}, "scheduler": {"name": "constant"}, "device": "cpu", **recipe},
@@ -120,7 +120,7 @@ def test_the_best_state_is_exported_with_its_own_average(tmp_path: Path) -> None
     average = [weight.clone() for weight in Watch.seen[0]]
     for t, weights in enumerate(Watch.seen[:chosen]):
         ema(0.5)(average, weights, t)
-    with installed(Watch):
+    with pretend(Watch):
         back = plait.load_run(done.path).model
     for model in (done.model, back):
         assert all(torch.equal(got, want) for got, want in zip(model.parameters(), average, strict=True))

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 import plait
-from plait.testing.strangers import installed
+from plait.planning.discovery import pretend
 from plait_label_smoothing.plugin import LabelSmoothingPlugin
 
 
@@ -61,7 +61,7 @@ class Cut(plait.Plugin):
 
 
 def run(path: Path, plugins: dict[str, Any]) -> plait.Run:
-    with installed(Smoothed, Weigh, Twice, Cut):
+    with pretend(Smoothed, Weigh, Twice, Cut):
         recipe = {"train": {"steps": 10, "batch_size": 32}, "device": "cpu"}
         return plait.run(recipe, plugins=plugins, data="tiny-images", model="tiny-cnn", out=path)
 
@@ -78,8 +78,8 @@ def test_a_run_is_a_run_on_torchs_smoothed_loss(tmp_path: Path, others: tuple[st
 
 
 def test_confidence_against_a_loop(tmp_path: Path) -> None:
-    from plait.tiny import load
-    from plait.tiny_options import TinyImagesOptions
+    from plait.planning.task import TinyImagesOptions
+    from plait.planning.tiny import load
 
     done = run(tmp_path, {"label-smoothing": {}})
     test = load(TinyImagesOptions(), 0).test.fields  # type: ignore[attr-defined]

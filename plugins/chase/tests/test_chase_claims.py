@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 import plait
-from plait.claims import load
-from plait.claims.experiment import check
-from plait.recipe import Recipe
+from plait_experiments import load
+from plait_experiments.experiment import check
+from plait.declare.recipe import Recipe
 from plait_chase.arms import exported, torch_pruning
 from plait_chase.errors import ChaseError
 from plait_chase.yardsticks import count_weights, prune_with_torch_pruning
@@ -54,7 +54,7 @@ def test_torch_pruning_reaches_its_goal_in_as_many_steps(tmp_path: Path, goal: d
 def test_goals_of_the_pruner() -> None:
     import torch
 
-    from plait.tiny import TinyCNN
+    from plait.planning.tiny import TinyCNN
 
     model, example = TinyCNN(1, 16, 4), torch.zeros(2, 1, 8, 8)
     small = prune_with_torch_pruning(model, example, weights=1000)

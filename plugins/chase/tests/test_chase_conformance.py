@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from plait.testing import plait_plugin_suite
+from plait_authoring import plait_plugin_suite
 
 TestConformance = plait_plugin_suite("chase")

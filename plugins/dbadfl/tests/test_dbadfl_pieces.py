@@ -10,11 +10,11 @@ from typing import get_args
 
 import pytest
 import torch
+from plait_authoring.kill import first_difference
 from torch import Tensor, nn
 
 import plait
 from plait.errors import BadInput
-from plait.testing.killing import first_difference
 from plait_dbadfl import names, sweep
 from plait_dbadfl.clothes import IMAGES, LABELS, load, read_idx
 from plait_dbadfl.config import PredictorConfig, ShadowConfig

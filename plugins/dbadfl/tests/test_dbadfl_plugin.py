@@ -13,15 +13,15 @@ from typing import Any
 
 import pytest
 import torch
+from plait_authoring.kill import final_state, first_difference, forked, resume_until_done
 from safetensors import safe_open
 
 import plait
-from plait import checkpoints
-from plait.devices import seed_everything
+from plait.data.seeds import seed_everything
 from plait.errors import BadInput
 from plait.loading import build_model, load_data
-from plait.running import Run
-from plait.testing.killing import final_state, first_difference, forked, resume_until_done
+from plait.run import Run
+from plait.storage import checkpoints
 from plait_dbadfl import translate
 from plait_dbadfl.defences import make_defence
 from plait_dbadfl.federation import Federation

@@ -15,7 +15,7 @@ from torch import Tensor
 import plait
 import plait_glt.training
 import plait_glt.weave
-from plait.data import Stream
+from plait.data.streams import Stream
 from plait.errors import BadInput
 from plait_glt import (
     GCN,

@@ -241,7 +241,7 @@ class Owner(plait.Plugin):
 
 
 def test_another_owner_of_the_weights_is_refused_by_rule(monkeypatch: pytest.MonkeyPatch) -> None:
-    from plait import registry
+    from plait.planning import discovery as registry
 
     found = (*registry.discover(), registry.examine(registry.Installed("owner", "test", "0"), Owner))
     monkeypatch.setattr(registry, "installed", lambda: found)

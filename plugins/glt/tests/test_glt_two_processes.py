@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from plait_authoring.kill import final_state, first_difference
 
 import plait
-from plait.testing.killing import final_state, first_difference
-from plait.testing.together import together
+from plait_authoring.together import together
 from plait_glt import Ticket
 
 OPTIONS = {"rounds": 2, "p_g": 0.3, "p_theta": 0.4, "mask_epochs": 8, "fix_epochs": 8, "warmup": 2, "wd_samples": 16}

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from plait.data import Batch, Data
 from plait.errors import BadInput
-from plait_zoo import unpickle
+from plait_zoo import pickled
 from plait_zoo.splits import ByteSplit
 from plait_zoo.transforms import CropFlip
 
@@ -137,7 +137,7 @@ def test_both_numpy_spellings() -> None:
     new = old.replace(b"numpy.core.multiarray", b"numpy._core.multiarray")
     assert old != new
     for content in (old, new):
-        assert unpickle.read(io.BytesIO(content))["data"].tolist() == [[0, 1, 2], [3, 4, 5]]
+        assert pickled.read_dictionary(io.BytesIO(content))["data"].tolist() == [[0, 1, 2], [3, 4, 5]]
 
 
 def test_a_python_2_pickle_is_read() -> None:
@@ -148,7 +148,7 @@ def test_a_python_2_pickle_is_read() -> None:
         b"K\x00tb\x89U\x02\x07\xfftbU\x06labels]q\x08(K\x03K\x04eu."
     )
     pickletools.dis(text, out=io.StringIO())
-    found = unpickle.read(io.BytesIO(text))
+    found = pickled.read_dictionary(io.BytesIO(text))
     assert found["data"].tolist() == [[7, 255]]
     assert found["labels"] == [3, 4]
 
@@ -201,9 +201,9 @@ def test_malicious_pickles_run_nothing(tmp_path: Path, place: str, protocol: int
 )
 def test_tricks_are_refused(content: bytes) -> None:
     with pytest.raises(Exception):  # noqa: B017 (which one depends on the trick)
-        unpickle.read(io.BytesIO(content))
+        pickled.read_dictionary(io.BytesIO(content))
     # the placeholders are as they were
-    assert unpickle.read(io.BytesIO(pickle.dumps({"data": np.ones(2, np.uint8)}, 2)))["data"].tolist() == [1, 1]
+    assert pickled.read_dictionary(io.BytesIO(pickle.dumps({"data": np.ones(2, np.uint8)}, 2)))["data"].tolist() == [1, 1]
 
 
 @settings(max_examples=200, deadline=None)

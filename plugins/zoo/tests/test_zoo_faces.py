@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from plait.data import Data, Stream
+from plait.data import Data
+from plait.data.streams import Stream
 from plait.errors import BadInput
 from plait_zoo.splits import FileSplit
 

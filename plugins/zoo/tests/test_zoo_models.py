@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from torch import nn
 from torchvision.models import resnet as tv
 
-from plait.components import ModelSource
+from plait.declare.sources import ModelSource
 from plait.data import DataInfo
 from plait.errors import BadInput
 from plait_zoo.resnet import ResNet

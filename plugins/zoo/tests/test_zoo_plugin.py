@@ -12,11 +12,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from plait.components import DataSource, ModelSource, load_object
+from plait.declare.sources import DataSource, ModelSource
+from plait.declare.options import load_object
 from plait.data import Data, DataInfo
 from plait.errors import BadInput
-from plait.plugin import Options
-from plait.registry import implementations
+from plait.declare.options import Options
+from plait.planning.discovery import implementations
 from plait_zoo.plugin import ZooPlugin
 
 DATA = [

@@ -6,12 +6,13 @@ from typing import Annotated, Any
 
 import typer
 
-from plait_cli import completion, describing, output
+from plait_cli import completion, fields, output
 from plait_cli.groups import plugin_commands
 from plait_cli.parameters import AsJson
 
 KINDS = {"data": "data_sources", "model": "models"}
-LISTS = ("needs", "provides", "breaks", "claims", "data_sources", "models", "commands", "suggests", "plugin", "factory")
+DECLARED = ("needs", "provides", "breaks", "ownership")
+LISTS = (*DECLARED, "data_sources", "models", "commands", "suggests", "plugin", "factory")
 
 
 def info(
@@ -33,30 +34,30 @@ def info(
       plait info tiny-images
       plait info recipe --json
     """
-    from plait import registry
     from plait.errors import BadInput, nearest
+    from plait.planning import discovery
 
-    found = []
-    if name in {item.name for item in registry.installed()}:
-        found.append(plugin_info(name))
-    known = {item.name for item in registry.installed()} | {"recipe"}
+    described = []
+    if name in {item.name for item in discovery.installed()}:
+        described.append(plugin_info(name))
+    known = {item.name for item in discovery.installed()} | {"recipe"}
     for kind, hook in KINDS.items():
-        entries, problems = registry.collect(hook)
+        entries, problems = discovery.collect(hook)
         known |= entries.keys()
         if name in entries:
-            found.append(component_info(kind, name, *entries[name]))
-        elif name in problems and not found:
+            described.append(component_info(kind, name, *entries[name]))
+        elif name in problems and not described:
             raise BadInput(problems[name])
-    if not found and name == "recipe":
-        found.append(recipe_info())
-    if not found:
+    if not described and name == "recipe":
+        described.append(recipe_info())
+    if not described:
         raise BadInput(f"nothing installed is named {name!r}.{nearest(name, known)} `plait plugins` lists the plugins.")
     if as_json:
-        first, *others = found
+        first, *others = described
         output.emit({**first, **({"also": others} if others else {})})
         return
-    for one in found:
-        show(one)
+    for description in described:
+        show(description)
 
 
 def plugin_info(name: str) -> dict[str, Any]:
@@ -65,30 +66,30 @@ def plugin_info(name: str) -> dict[str, Any]:
     Raises:
         BadInput: it is installed but unusable.
     """
-    from plait import registry
     from plait.hooks import HookSpecs, rule_of
+    from plait.planning import discovery
 
-    item = registry.find_plugin(name)
+    item = discovery.find_plugin(name)
     plugin = item.plugin
     assert plugin is not None
-    instance = registry.default_instance(plugin)
+    instance = discovery.default_instance(plugin)
     hooks = [
         {
-            "hook": one.hook,
-            "rule": rule_of(one.hook).value,
-            "family": getattr(HookSpecs, one.hook).plait_family,
-            "inner": one.inner,
-            "before": list(one.before),
-            "after": list(one.after),
+            "hook": implementation.hook,
+            "rule": rule_of(implementation.hook).value,
+            "family": getattr(HookSpecs, implementation.hook).plait_family,
+            "inner": implementation.inner,
+            "before": list(implementation.before),
+            "after": list(implementation.after),
         }
-        for one in registry.implementations(instance)
+        for implementation in discovery.implementations(instance)
     ]
     return {
         "kind": "plugin",
         **item.as_dict(),
         "hooks": hooks,
-        "options": describing.options(plugin.Options),
-        **{word: _declared(instance, word) for word in ("needs", "provides", "breaks", "claims")},
+        "options": fields.options(plugin.Options),
+        **{word: _declared(instance, word) for word in DECLARED},
         **{hook: _registered(name, hook) for hook in KINDS.values()},
         "commands": plugin_commands(name),
         "paper_claims": paper_claims(name),
@@ -101,18 +102,21 @@ def plugin_info(name: str) -> dict[str, Any]:
 
 
 def paper_claims(name: str) -> list[dict[str, Any]]:
-    """What `plait verify` can check of a plugin's paper.
+    """What `plait verify` can check of a plugin's paper; empty where plait-experiments is not installed.
 
     Raises:
         BadInput: its ``claims.toml`` is wrong, with file and key.
     """
-    from plait import claims
     from plait.errors import BadInput
 
-    book = claims.load(name)
+    try:
+        from plait_experiments import experiment, schema
+    except ImportError:
+        return []
+    book = schema.load(name)
     if book is None:
         return []
-    if problems := claims.check(book):
+    if problems := experiment.check(book):
         raise BadInput("\n".join(problems))
     return [
         {
@@ -139,15 +143,15 @@ def component_info(kind: str, name: str, plugin: str, source: Any) -> dict[str, 
         "factory": source.factory,
         "needs": sorted(getattr(source, "needs", ())),
         "provides": sorted(source.provides),
-        "options": describing.options(source.options, f"{kind}."),
+        "options": fields.options(source.options, f"{kind}."),
     }
 
 
 def recipe_info() -> dict[str, Any]:
     """The keys of a recipe, as ``--set`` takes them."""
-    from plait.recipe import Recipe
+    from plait.declare.recipe import Recipe
 
-    options = [option for option in describing.options(Recipe) if option["name"] != "plugins"]
+    options = [option for option in fields.options(Recipe) if option["name"] != "plugins"]
     return {
         "kind": "recipe",
         "name": "recipe",
@@ -156,21 +160,21 @@ def recipe_info() -> dict[str, Any]:
     }
 
 
-def show(one: dict[str, Any]) -> None:
+def show(description: dict[str, Any]) -> None:
     """Print a description."""
-    summary = f": {one['summary']}" if one["summary"] else ""
-    typer.echo(output.heading(f"{one['name']} ({one['kind']}){summary}"))
+    summary = f": {description['summary']}" if description["summary"] else ""
+    typer.echo(output.heading(f"{description['name']} ({description['kind']}){summary}"))
     for word in ("distribution", "version", "paper"):
-        if one.get(word):
-            typer.echo(f"{word}: {one[word]}")
+        if description.get(word):
+            typer.echo(f"{word}: {description[word]}")
     for word in LISTS:
-        value = one.get(word)
+        value = description.get(word)
         if value:
             typer.echo(f"{word.replace('_', ' ')}: {_listed(value)}")
-    if one.get("hooks"):
-        rows = [[h["hook"], h["rule"], h["family"], _order(h)] for h in one["hooks"]]
+    if description.get("hooks"):
+        rows = [[h["hook"], h["rule"], h["family"], _order(h)] for h in description["hooks"]]
         output.show(output.table("hooks", ["hook", "rule", "family", "order"], rows))
-    if one.get("paper_claims"):
+    if description.get("paper_claims"):
         rows = [
             [
                 claim["id"] if claim["gate"] else f"{claim['id']} (reported only)",
@@ -178,12 +182,12 @@ def show(one: dict[str, Any]) -> None:
                 ", ".join(f"{scale} {output.figure(minutes)} min" for scale, minutes in claim["minutes"].items()),
                 f"{claim['source']}{' (thresholds ours)' if claim['ours'] else ''}",
             ]
-            for claim in one["paper_claims"]
+            for claim in description["paper_claims"]
         ]
-        title = f"claims of the paper (plait verify {one['name']})"
+        title = f"claims of the paper (plait verify {description['name']})"
         output.show(output.table(title, ["claim", "what it says", "cost", "source"], rows))
-    if one.get("options"):
-        prefix = f"{one['name']}." if one["kind"] == "plugin" else ""
+    if description.get("options"):
+        prefix = f"{description['name']}." if description["kind"] == "plugin" else ""
         rows = [
             [
                 f"{prefix}{o['name']}",
@@ -192,7 +196,7 @@ def show(one: dict[str, Any]) -> None:
                 o["bounds"],
                 o["description"],
             ]
-            for o in one["options"]
+            for o in description["options"]
         ]
         output.show(output.table("options (--set KEY=VALUE)", ["key", "type", "default", "bounds", "what it is"], rows))
 
@@ -205,9 +209,9 @@ def _declared(instance: Any, word: str) -> list[str]:
 
 
 def _registered(name: str, hook: str) -> dict[str, str]:
-    from plait import registry
+    from plait.planning import discovery
 
-    return {entry: source.summary for entry, (owner, source) in registry.collect(hook)[0].items() if owner == name}
+    return {entry: source.summary for entry, (owner, source) in discovery.collect(hook)[0].items() if owner == name}
 
 
 def _order(hook: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ from plait_cli import output
 from plait_cli.parameters import AsJson, DataName, ModelName, PluginNames, RecipeFile, Settings, assemble
 
 if TYPE_CHECKING:
-    from plait.composition import Plan
+    from plait.planning.plan import Plan
 
 REFUSED = 3
 
@@ -33,41 +33,41 @@ def plan(
       plait plan recipe.toml --set chase.density=0.05
       plait plan -p fairsam --data tiny-images --json
     """
-    from plait.composition import make_plan
+    from plait.planning.plan import make_plan
 
-    made = make_plan(assemble(recipe, plugins, settings, data=data, model=model))
+    judged = make_plan(assemble(recipe, plugins, settings, data=data, model=model))
     if as_json:
-        output.emit(made.as_dict())
+        output.emit(judged.as_dict())
     else:
-        typer.echo(described(made))
-    if not made.ok:
+        typer.echo(described(judged))
+    if not judged.ok:
         raise typer.Exit(REFUSED)
 
 
-def described(made: Plan) -> str:
+def described(judged: Plan) -> str:
     """The plan for people."""
+    from plait.declare.rules import Rule
     from plait.hooks import rule_of
-    from plait.rules import Rule
 
-    names = list(made.recipe.plugins) or ["no plugin"]
-    lines = [output.heading(f"{' + '.join(names)} on {made.recipe.data.name} with {made.recipe.model.name}")]
+    names = list(judged.recipe.plugins) or ["no plugin"]
+    lines = [output.heading(f"{' + '.join(names)} on {judged.recipe.data.name} with {judged.recipe.model.name}")]
     rows = []
-    for hook, order in made.order.items():
+    for hook, order in judged.order.items():
         rule = rule_of(hook)
         if rule is not Rule.REGISTRY or hook == "views":
-            rows.append((hook, rule.value, " -> ".join(order), "; ".join(made.reasons.get(hook, []))))
+            rows.append((hook, rule.value, " -> ".join(order), "; ".join(judged.reasons.get(hook, []))))
     if rows:
         head, *body = output.aligned([("HOOK", "RULE", "ORDER", "WHY"), *rows]).splitlines()
         lines += ["", output.heading(head), *body]
-    claims = [(name, ", ".join(map(str, claimed))) for name, claimed in made.claims.items()]
-    if claims:
-        lines += ["", output.heading("CLAIMS"), output.aligned(claims)]
-    if made.unchecked:
-        lines += ["", output.heading("NOT CHECKED YET"), *made.unchecked]
+    owned = [(name, ", ".join(map(str, things))) for name, things in judged.ownership.items()]
+    if owned:
+        lines += ["", output.heading("OWNERSHIP"), output.aligned(owned)]
+    if judged.unchecked:
+        lines += ["", output.heading("NOT CHECKED YET"), *judged.unchecked]
     lines.append("")
-    if made.ok:
+    if judged.ok:
         lines.append(typer.style("ok: they can work together.", fg="green"))
-    for refusal in made.refusals:
+    for refusal in judged.refusals:
         lines.append(typer.style(f"refused ({refusal.rule}): ", fg="red", bold=True) + refusal.message)
         lines.append(f"  fix: {refusal.fix}")
     return "\n".join(lines)

@@ -16,20 +16,20 @@ def plugins(as_json: AsJson = False) -> None:
       plait plugins
       plait plugins --json
     """
-    from plait import registry
+    from plait.planning import discovery
 
-    found = registry.installed()
+    items = discovery.installed()
     if as_json:
-        output.emit([item.as_dict() for item in found])
+        output.emit([item.as_dict() for item in items])
         return
-    usable = [item for item in found if item.status == "ok"]
+    usable = [item for item in items if item.status == "ok"]
     rows = [("NAME", "VERSION", "SUMMARY")]
     rows += [(item.name, item.version, item.plugin.summary if item.plugin else "") for item in usable]
     head, *lines = output.aligned(rows).splitlines()
     typer.echo("\n".join([output.heading(head), *lines]))
-    for item in found:
+    for item in items:
         if item.status != "ok":
             typer.secho(f"{item.name} ({item.distribution} {item.version}) is {item.status}: {item.reason}", fg="red")
-    if len(found) == 1:
+    if len(items) == 1:
         typer.echo("\nMethods are plugins of their own: pip install plait-chase, for example.")
     typer.echo("\n`plait info NAME` describes one; `plait run -p NAME` uses it.")

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
+import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from plait_cli import completion, output, startup
+from plait_cli import completion, output
 from plait_cli.parameters import (
     AsJson,
     DataName,
@@ -31,8 +33,9 @@ from plait_cli.parameters import (
 )
 
 if TYPE_CHECKING:
-    from plait.recipe import Recipe
-    from plait.running import Run
+    from plait.declare.recipe import Recipe
+    from plait.planning.plan import Plan
+    from plait.run import Run
 
 
 def run(
@@ -74,30 +77,29 @@ def run(
       plait run recipe.toml --nproc 2 --restarts 3 --out runs/shared
       torchrun --nproc-per-node 2 -m plait_cli run recipe.toml --out runs/shared
     """
-    from plait import composition
-    from plait.directory import default_path
+    from plait.distributed.processes import current
     from plait.errors import BadInput
-    from plait.scale.processes import here
+    from plait.planning.plan import make_plan
+    from plait.storage.directory import default_path
 
     if seeds is not None and seed is not None:
         raise BadInput("give --seed or --seeds, not both.")
     if seeds is not None and not 1 <= seeds <= 10_000:
         raise BadInput(f"--seeds {seeds}: give a number from 1 to 10000.")
     team = Team(nproc, restarts, go_on)
-    wanted = assemble(
-        recipe, plugins, settings, data=data, model=model, epochs=epochs, steps=steps, seed=seed, device=device
+    plan = make_plan(
+        assemble(
+            recipe, plugins, settings, data=data, model=model, epochs=epochs, steps=steps, seed=seed, device=device
+        )
     )
-    plan = composition.make_plan(wanted)  # refuses before anything heavy is imported
-    plan.raise_if_refused()
+    plan.raise_if_refused()  # before anything heavy is imported
     if seeds is not None:
-        if not here().alone:
+        if not current().alone:
             raise BadInput("--seeds makes one run after the other: use it with --nproc, not under a launcher.")
-        run_seeds(wanted, seeds, out or seeds_path(plan.recipe, seeds), as_json, team)
+        run_seeds(plan, seeds, out or seeds_path(plan.recipe, seeds), as_json, team)
         return
     path = out if out is not None else default_path(plan.recipe)
-    if not team.go_on and here().alone:
-        must_be_free(path)
-    finish(start(wanted, None if out is None and not here().alone else path, team), as_json)
+    finish(start(plan, None if out is None and not current().alone else path, team), as_json)
 
 
 def resume(
@@ -124,13 +126,12 @@ def resume(
       plait resume runs/both --nproc 4
     """
     import plait
-    from plait.directory import RunDirectory
+    from plait.storage import places
 
-    directory = RunDirectory.existing(run)
+    directory = places.existing(run)
     done = directory.result() is not None and checkpoint is None
     if done:
         output.note(f"{run} had finished already; this is its result.")
-    startup.long()
     team = Team(nproc, restarts)
     if team.processes is not None and not done:
         team.work({"resume": str(run), "checkpoint": checkpoint, "device": device}, run)
@@ -155,9 +156,9 @@ class Team:
     """
 
     def __init__(self, processes: int | None = None, restarts: int = 0, go_on: bool = False) -> None:
+        from plait.distributed.launcher import check_count
+        from plait.distributed.processes import current
         from plait.errors import BadInput
-        from plait.scale.launching import check_count
-        from plait.scale.processes import here
 
         self.processes, self.restarts, self.go_on = processes, restarts, go_on
         if processes is None:
@@ -165,12 +166,12 @@ class Team:
                 raise BadInput("--restarts goes with --nproc; torchrun has --max-restarts.")
             return
         check_count(processes, restarts)
-        if not here().alone:
+        if not current().alone:
             raise BadInput("--nproc starts processes itself: leave it out under torchrun or accelerate launch.")
 
     def work(self, order: dict[str, Any], path: Path) -> None:
         """Let the processes do an order of `plait_cli.worker`."""
-        from plait.scale.launching import launch
+        from plait.distributed.launcher import launch
 
         again = f"plait resume {path} --nproc {self.processes}"
         assert self.processes is not None
@@ -180,39 +181,42 @@ class Team:
 @contextlib.contextmanager
 def interruptible(path: Path) -> Iterator[None]:
     """A Ctrl-C outside the training loop (while loading, or the second one) says how to go on, too."""
-    from plait.directory import RunDirectory
     from plait.errors import Interrupted
+    from plait.storage import places
 
     try:
         yield
     except KeyboardInterrupt:
-        if RunDirectory.at(path).recipe_file.is_file():
+        if places.at(path).recipe_file.is_file():
             raise Interrupted(f"stopped. Go on with: plait resume {path}") from None
         raise Interrupted("stopped before the run began; there is nothing to resume.") from None
 
 
-def start(recipe: Recipe, path: Path | None, team: Team) -> Run:
-    """Run a recipe with a progress bar on stderr."""
-    startup.long()
+def start(plan: Plan, path: Path | None, team: Team) -> Run:
+    """Do a plan with a progress bar on stderr."""
     import plait
-    from plait.scale.processes import here
+    from plait.distributed.processes import current
 
     if team.processes is None:
         with interruptible(path or Path()):
-            return plait.run(recipe, out=path, go_on=team.go_on or None, progress=here().rank == 0)
+            return plait.run(plan, out=path, go_on=team.go_on or None, progress=current().rank == 0)
+    from plait.storage import places
+
     assert path is not None
+    if not team.go_on:
+        places.at(path).must_be_free()  # before processes are started
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "recipe.toml"
-        file.write_text(plait.plan(recipe).recipe.to_toml(), encoding="utf-8")
+        file.write_text(plan.recipe.to_toml(), encoding="utf-8")
         team.work({"recipe": str(file), "out": str(path), "go_on": team.go_on or None}, path)
     return plait.load_run(path)
 
 
 def finish(done: Run, as_json: bool) -> None:
     """Print the result of a run, once if several processes made it."""
-    from plait.scale.processes import here
+    from plait.distributed.processes import current
 
-    if here().rank:
+    if current().rank:
         return
     if as_json:
         output.emit(document(done))
@@ -220,18 +224,14 @@ def finish(done: Run, as_json: bool) -> None:
     result = done.directory.result() or {}
     columns, rows = output.metric_rows(result.get("details", {}))
     tables = [output.table("", columns, rows, right=(1, 2) if "exported" in columns else (1,))]
-    made_tables = result.get("tables", {})
-    for name, made in made_tables.items():
-        if name.endswith("@export") and made == made_tables.get(name.removesuffix("@export")):
+    of_run = result.get("tables", {})
+    for name, table in of_run.items():
+        if name.endswith("@export") and table == of_run.get(name.removesuffix("@export")):
             continue
-        title = f"{made['title']}{' (exported model)' if name.endswith('@export') else ''}"
-        tables.append(output.table(title, made["columns"], made["rows"]))
+        title = f"{table['title']}{' (exported model)' if name.endswith('@export') else ''}"
+        tables.append(output.table(title, table["columns"], table["rows"]))
     output.show(*tables)
-    for word, path in (
-        ("run", done.directory.shown),
-        ("report", output.existing(done.report)),
-        ("export", output.existing(done.export)),
-    ):
+    for word, path in {"run": done.directory.shown, **done.artifacts, "export": output.existing(done.export)}.items():
         if path is not None:
             typer.echo(f"{word + ':':8}{path}")
 
@@ -242,29 +242,31 @@ def document(done: Run) -> dict[str, Any]:
         "run": done.directory.shown,
         "metrics": done.metrics,
         "export": _text(output.existing(done.export)),
-        "report": _text(output.existing(done.report)),
+        "report": _text(done.artifacts.get("report")),
+        "artifacts": {name: str(path) for name, path in done.artifacts.items()},
     }
 
 
-def run_seeds(recipe: Recipe, count: int, root: Path, as_json: bool, team: Team) -> None:
+def run_seeds(plan: Plan, count: int, root: Path, as_json: bool, team: Team) -> None:
     """Runs with seeds 0 to ``count - 1`` one after the other, then mean and standard error of every metric."""
-    from plait.claims import statistics
+    from plait.planning.plan import make_plan
+    from plait.storage import places
 
     folders = [root / f"seed-{seed}" for seed in range(count)]
     for folder in (root, *folders):
         if not team.go_on:
-            must_be_free(folder)
+            places.at(folder).must_be_free()
     runs = []
     for seed, folder in enumerate(folders):
         output.note(f"seed {seed} ({seed + 1} of {count})")
-        runs.append(start(recipe.merged({"seed": seed}), folder, team))
+        runs.append(start(make_plan(plan.recipe.merged({"seed": seed})), folder, team))
     names = list(dict.fromkeys(name for done in runs for name in done.metrics))
-    figures = {name: statistics.summary([done.metrics.get(name) for done in runs]).as_dict() for name in names}
+    figures = {name: summary([done.metrics.get(name) for done in runs]) for name in names}
     if as_json:
         output.emit(
             {
                 "run": str(root),
-                "metrics": {name: made["mean"] for name, made in figures.items()},
+                "metrics": {name: figure["mean"] for name, figure in figures.items()},
                 "summary": figures,
                 "runs": [{"seed": seed, **document(done)} for seed, done in enumerate(runs)],
             }
@@ -272,18 +274,28 @@ def run_seeds(recipe: Recipe, count: int, root: Path, as_json: bool, team: Team)
         return
     details = {name: detail for done in runs for name, detail in done.details.items()}
     rows = [
-        [name, output.figure(made["mean"]), output.figure(made["standard_error"]), made["n"], details[name]["unit"]]
-        for name, made in figures.items()
+        [
+            name,
+            output.figure(figure["mean"]),
+            output.figure(figure["standard_error"]),
+            figure["n"],
+            details[name]["unit"],
+        ]
+        for name, figure in figures.items()
     ]
     output.show(output.table("", ["metric", "mean", "standard error", "n", "unit"], rows, right=(1, 2, 3)))
     typer.echo(f"runs:   {root}")
 
 
-def must_be_free(path: Path) -> None:
-    """Refuse a directory that holds a run before torch is imported for nothing."""
-    from plait.directory import RunDirectory
-
-    RunDirectory.at(path).must_be_free()
+def summary(values: Sequence[float | None]) -> dict[str, Any]:
+    """``mean`` and ``standard_error`` over the ``n`` values that are defined; None where there are too few."""
+    known = [value for value in values if value is not None and math.isfinite(value)]
+    return {
+        "mean": statistics.fmean(known) if known else None,
+        "standard_error": statistics.stdev(known) / math.sqrt(len(known)) if len(known) > 1 else None,
+        "n": len(known),
+        "undefined": len(values) - len(known),
+    }
 
 
 def seeds_path(recipe: Recipe, count: int, root: Path = Path("runs")) -> Path:

@@ -11,7 +11,7 @@ from plait_cli import completion, output
 from plait_cli.parameters import AsJson
 
 if TYPE_CHECKING:
-    from plait.listing import Seen
+    from plait_cli.catalog import Seen
 
 SHOWN = 3
 """How many metrics of a run the table shows."""
@@ -32,22 +32,22 @@ def runs(
       plait runs experiments/tuesday --json
       plait runs s3://bucket/runs
     """
-    from plait.directory import url_of
     from plait.errors import BadInput
-    from plait.listing import find, look
+    from plait.storage.places import url_of
+    from plait_cli.catalog import find, look
 
     url = url_of(folder)
     if url is None and not folder.is_dir() and folder != Path("runs"):
         raise BadInput(f"{folder}: no such folder.")
-    found = [look(directory) for directory in find(folder)]
+    listed = [look(directory) for directory in find(folder)]
     if as_json:
-        output.emit([seen.as_dict() for seen in found])
+        output.emit([seen.as_dict() for seen in listed])
         return
-    if not found:
+    if not listed:
         typer.echo(f"no runs in {url or folder}. `plait run --epochs 1` makes one.")
         return
     rows = []
-    for seen in found:
+    for seen in listed:
         recipe = seen.recipe
         what = (
             ("+".join(recipe.plugins) or "-", recipe.data.name, recipe.model.name, recipe.seed)

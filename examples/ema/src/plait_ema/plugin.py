@@ -12,8 +12,8 @@ from .options import EMAOptions
 if TYPE_CHECKING:
     from torch import nn
 
-    from plait.step import LossReport
-    from plait.trainer import Trainer
+    from plait.training.woven import LossReport
+    from plait.training.trainer import Trainer
 
 
 class EMAPlugin(Plugin):

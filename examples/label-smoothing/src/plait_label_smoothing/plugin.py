@@ -12,7 +12,8 @@ from .options import LabelSmoothingOptions
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from plait.evaluation import Metric, Predictions
+    from plait.declare.results import Metric
+    from plait.training.evaluation import Predictions
 
 
 class LabelSmoothingPlugin(Plugin):

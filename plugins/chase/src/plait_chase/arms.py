@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from plait.claims.cells import run_or_resume
+from plait_experiments.cells import run_or_resume
 from plait.data import DataInfo
 from plait.errors import RunFailed
 from plait.loading import build_model, load_data
-from plait.recipe import Recipe, assemble
+from plait.declare.recipe import Recipe, assemble
 from plait_chase.flops import dense_macs, layer_costs
 from plait_chase.timing import compare_throughput
 from plait_chase.yardsticks import count_weights, prune_with_torch_pruning
 
 if TYPE_CHECKING:
-    from plait.running import Run
+    from plait.run import Run
 
 BATCH = 64
 REPEATS = 30

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from plait import Claim, Plugin, hookimpl, later
+from plait import Ownership, Plugin, hookimpl, later
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from plait.evaluation import Metric, Plot, Predictions, Table
-    from plait.trainer import Trainer
+    from plait.declare.results import Metric, Plot, Table
+    from plait.training.evaluation import Predictions
+    from plait.training.trainer import Trainer
     from plait_chase.weave import Weave
 
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from plait.data import in_order
-from plait.evaluation import Metric, Plot, Predictions, Table
+from plait.data.streams import in_order
+from plait.declare.results import Metric, Plot, Table
+from plait.training.evaluation import Predictions
 from plait_chase.channels import ChannelGroup, rounded_alive, tensor_name
 from plait_chase.chase import initialise
 from plait_chase.config import ChaseConfig
@@ -25,7 +26,7 @@ from plait_chase.shrink import Plan, apply_shrink, bn_recalibrate, shrink_plan, 
 from plait_chase.timing import compare_throughput
 
 if TYPE_CHECKING:
-    from plait.trainer import Trainer
+    from plait.training.trainer import Trainer
 
 CONFIG_FIELDS = tuple(ChaseConfig.__dataclass_fields__)
 TIMED_WORK = 2e9

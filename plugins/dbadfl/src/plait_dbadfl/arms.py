@@ -10,23 +10,23 @@ from torch import Tensor
 from plait_dbadfl.assignment import assign_parts, assign_shared
 from plait_dbadfl.budgets import Budget, poison_ratios
 from plait_dbadfl.clustering import cluster_attackers, random_clusters
-from plait_dbadfl.config import AttackConfig, LocalConfig
 from plait_dbadfl.errors import DbadflError
 from plait_dbadfl.local import Attack
 from plait_dbadfl.names import CLUSTERED, SCANNING
-from plait_dbadfl.poisoning import Poison
+from plait_dbadfl.options import AttackOptions, LocalOptions
+from plait_dbadfl.poisoning import Poison, active
 from plait_dbadfl.triggers import Trigger
 
 ANCESTOR_PARTS = 4
 
 
 def clusters_of_arm(
-    config: AttackConfig, true_hops: Tensor, predicted_hops: Tensor | None, *, seed: int
+    options: AttackOptions, true_hops: Tensor, predicted_hops: Tensor | None, *, seed: int
 ) -> Tensor | None:
     """Cluster of each attacker, or None for an arm without clusters.
 
     Args:
-        config: names the arm and the threshold.
+        options: names the arm and the threshold.
         true_hops: [M, M], read by ``clusters-oracle`` alone.
         predicted_hops: [M, M], of the detection; read by ``clusters-predicted`` and, for its sizes, by
             ``clusters-random``.
@@ -38,18 +38,18 @@ def clusters_of_arm(
     Raises:
         DbadflError: an arm that needs a detection without one.
     """
-    count = config.attackers
-    if config.arm == "naive":
+    count = options.attackers
+    if options.arm == "naive":
         return torch.zeros(count, dtype=torch.int64)
-    if config.arm == "centralized-all":
+    if options.arm == "centralized-all":
         return torch.arange(count)
-    if config.arm not in CLUSTERED:
+    if options.arm not in CLUSTERED:
         return None
-    hops = predicted_hops if config.arm in SCANNING else true_hops
+    hops = predicted_hops if options.arm in SCANNING else true_hops
     if hops is None:
-        raise DbadflError(f"arm={config.arm!r} needs predicted distances: run the detection first")
-    found = cluster_attackers(hops, tau=config.tau, n_clusters=config.n_clusters)
-    return random_clusters(found, seed=seed) if config.arm == "clusters-random" else found
+        raise DbadflError(f"arm={options.arm!r} needs predicted distances: run the detection first")
+    clusters = cluster_attackers(hops, tau=options.threshold, n_clusters=options.n_clusters)
+    return random_clusters(clusters, seed=seed) if options.arm == "clusters-random" else clusters
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class AttackPlan:
     """Who does what in which round; a function of the round alone.
 
     Args:
-        config: of the attack.
+        options: of the attack.
         trigger: Q.
         nodes: int64 [M], the attackers' nodes.
         clusters: int64 [M], or None for an arm without clusters.
@@ -65,7 +65,7 @@ class AttackPlan:
         device: where the poison is kept.
     """
 
-    config: AttackConfig
+    options: AttackOptions
     trigger: Trigger
     nodes: Tensor
     clusters: Tensor | None
@@ -74,13 +74,13 @@ class AttackPlan:
 
     def rotation(self, round_: int) -> int:
         """How often parts have been redrawn before this round."""
-        every = self.config.rotate_every
+        every = self.options.rotate_every
         return round_ // every if every else 0
 
     def parts(self, round_: int = 0) -> Tensor:
         """bool [M, |Q|], pixels of each attacker; all False for one that does not attack."""
         count, rotation = len(self.nodes), self.rotation(round_)
-        arm = self.config.arm
+        arm = self.options.arm
         if arm == "none":
             return torch.zeros(count, len(self.trigger), dtype=torch.bool)
         if arm == "centralized-one":
@@ -97,38 +97,37 @@ class AttackPlan:
         ``centralized-one`` has M times b [inferred].
         """
         sizes = self.parts(round_).sum(1)
-        acting, amount = sizes > 0, self.config.amount
-        if self.config.arm == "centralized-one" and self.config.budget == "pixels":
+        acting, amount = sizes > 0, self.options.amount
+        if self.options.arm == "centralized-one" and self.options.budget == "pixels":
             amount *= len(sizes)
-        made = poison_ratios(sizes[acting], self.config.budget, amount)
+        budget = poison_ratios(sizes[acting], self.options.budget, amount)
         ratio, pixels = (torch.zeros(len(sizes), dtype=torch.float64) for _ in range(2))
         short = torch.zeros(len(sizes), dtype=torch.bool)
-        ratio[acting], pixels[acting], short[acting] = made.ratio, made.pixels, made.short
+        ratio[acting], pixels[acting], short[acting] = budget.ratio, budget.pixels, budget.short
         return Budget(ratio, pixels, short)
 
-    def attack(self, round_: int, local: LocalConfig | None = None) -> Attack | None:
+    def attack(self, round_: int, local: LocalOptions | None = None) -> Attack | None:
         """What happens in a round; None if nobody poisons.
 
         Args:
             round_: from 0.
             local: says the attackers' learning rate; None: they have the common one.
         """
-        if self.config.arm == "none":
+        if self.options.arm == "none":
             return None
-        active = self.config.schedule.active(round_, len(self.nodes))
-        ratio = self.budget(round_).ratio.float() * active
+        ratio = self.budget(round_).ratio.float() * active(self.options, round_)
         if not bool(ratio.any()):
             return None
         mask = self.trigger.masks(self.parts(round_))
         value = torch.full(mask.shape, self.trigger.value)
-        target = torch.full((len(self.nodes),), self.config.target)
-        poison = Poison(mask, value, ratio, target, self.config.first).to(self.device)
-        rate = LocalConfig() if local is None else local
+        target = torch.full((len(self.nodes),), self.options.target)
+        poison = Poison(mask, value, ratio, target, self.options.first).to(self.device)
+        rate = LocalOptions() if local is None else local
         return Attack(
             self.nodes,
             poison,
-            self.config.gamma,
-            self.config.alpha,
+            self.options.gamma,
+            self.options.loss_alpha,
             rate.attacker_lr,
             rate.milestones,
             rate.attacker_lr_decay,

@@ -48,8 +48,8 @@ class AttackCourse:
     ) -> None:
         self.federation, self.training, self.rounds = federation, training, rounds
         self.detection, self.detector, self.evaluate_every = detection, detector, evaluate_every
-        attack = federation.config.attack
-        self.again = attack.redetect_every if attack.arm in SCANNING else 0
+        options = federation.options
+        self.again = options.redetect_every if options.arm in SCANNING else 0
         if self.again and detector is None:
             raise DbadflError("redetect_every needs a detector: train one on shadows first")
         self.plan = federation.plan(detection)
@@ -71,16 +71,16 @@ class AttackCourse:
             self.scan = self.federation.scan(training=self.training, turn=self.scans)
         if self.scan is not None:
             return self.scan.attack
-        return self.plan.attack(self.training.round, self.federation.config.local)
+        return self.plan.attack(self.training.round, self.federation.options)
 
     def round_ended(self) -> None:
         """Measure if a scan is on, and note what is to be noted."""
         federation, training = self.federation, self.training
         if self.scan is not None:
             self.scan.measure()
-            if len(self.scan.features) == federation.config.scan.rounds:
+            if len(self.scan.features) == federation.options.scan_rounds:
                 assert self.detector is not None
-                tau = federation.config.attack.tau
+                tau = federation.options.threshold
                 seen = torch.stack(self.scan.features)
                 self.detection = self.detector.detect(seen, federation.attacker_hops, tau=tau)
                 self.plan, self.scan, self.attacked = federation.plan(self.detection), None, 0
@@ -97,15 +97,15 @@ class AttackCourse:
     def result(self, seconds_per_round: float = float("nan")) -> Result:
         """Evaluate the nodes as they are now, and put everything together."""
         federation, training, plan = self.federation, self.training, self.plan
-        last, attack = max(0, training.round - 1), federation.config.attack
+        last, options = max(0, training.round - 1), federation.options
         scores = federation.evaluate(training, plan)
         final, budget = federation.summary(scores), plan.budget(last)
         ari = None
-        if plan.clusters is not None and attack.attackers > 1:
-            oracle = cluster_attackers(federation.attacker_hops, tau=attack.tau, n_clusters=attack.n_clusters)
+        if plan.clusters is not None and options.attackers > 1:
+            oracle = cluster_attackers(federation.attacker_hops, tau=options.threshold, n_clusters=options.n_clusters)
             ari = adjusted_rand(plan.clusters, oracle)
         return Result(
-            arm=attack.arm,
+            arm=options.arm,
             defence=None if training.rule is None else training.rule.defence.name,
             final=final,
             history=(*self.history, (training.round, final)),

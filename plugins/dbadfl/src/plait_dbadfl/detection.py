@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plait_dbadfl.config import PredictorConfig, ScanConfig
 from plait_dbadfl.errors import DbadflError
 from plait_dbadfl.local import Attack, Training
+from plait_dbadfl.options import PredictorOptions, ScanOptions
 from plait_dbadfl.predictor import (
     DetectionScores,
     DistancePredictor,
@@ -93,18 +93,18 @@ class Detector:
 
     @classmethod
     def train(
-        cls, sequences: Tensor, distances: Tensor, config: PredictorConfig, seed: int, *, control: bool = True
+        cls, sequences: Tensor, distances: Tensor, options: PredictorOptions, seed: int, *, control: bool = True
     ) -> Detector:
         """Fit on pairs of shadows.
 
         Args:
             sequences: [P, T_s, 6]. distances: int64 [P], hops.
-            config, seed: of the predictor.
+            options, seed: of the predictor.
             control: train the shuffled control too, which doubles the time.
         """
         return cls(
-            DistancePredictor(config, seed).fit(sequences, distances),
-            fit_shuffled(config, sequences, distances, seed) if control else None,
+            DistancePredictor(options, seed).fit(sequences, distances),
+            fit_shuffled(options, sequences, distances, seed) if control else None,
             MedianPredictor(distances),
             LastValuePredictor(sequences, distances),
         )
@@ -119,13 +119,13 @@ class Detector:
         }
 
     @classmethod
-    def from_state(cls, state: dict[str, Any], config: PredictorConfig, seed: int) -> Detector:
+    def from_state(cls, state: dict[str, Any], options: PredictorOptions, seed: int) -> Detector:
         """The inverse of `state_dict`, for the configuration that it was trained with."""
 
         def network(weights: dict[str, Tensor]) -> DistancePredictor:
-            made = DistancePredictor(config, seed)
-            made.load_state_dict(weights)
-            return made
+            predictor = DistancePredictor(options, seed)
+            predictor.load_state_dict(weights)
+            return predictor
 
         linear = LastValuePredictor.__new__(LastValuePredictor)
         linear.weights = state["linear"]
@@ -209,10 +209,10 @@ class Detection:
         return {int(d): float(gap[true == d].mean()) for d in torch.unique(true)}
 
 
-def check_scan(config: ScanConfig, attackers: int) -> None:
+def check_scan(options: ScanOptions, attackers: int) -> None:
     """Raise `DbadflError` if there are no two attackers to find the distance of."""
     if attackers < 2:
         raise DbadflError(
-            f"attackers={attackers}: a scan of {config.rounds} rounds finds distances between at least two; "
+            f"attackers={attackers}: a scan of {options.scan_rounds} rounds finds distances between at least two; "
             "with one use arm='centralized-one'"
         )

@@ -21,7 +21,7 @@ from plait_dbadfl.sharding import bounds
 from plait_dbadfl.vote import votes
 
 if TYPE_CHECKING:
-    from plait.trainer import Trainer
+    from plait.training.trainer import Trainer
 
 
 class Feeding:

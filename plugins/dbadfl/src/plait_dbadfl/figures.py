@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from plait.data import in_order
-from plait.evaluation import Metric, Plot, Predictions, Table
+from plait.data.streams import in_order
+from plait.declare.results import Metric, Plot, Table
+from plait.training.evaluation import Predictions
 from plait_dbadfl.metrics import Scores, evaluate, summarize
 from plait_dbadfl.names import BUDGETS
 from plait_dbadfl.nodes import collected

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from plait_dbadfl.config import LocalConfig
 from plait_dbadfl.defences import RobustAggregation
 from plait_dbadfl.errors import DbadflError
+from plait_dbadfl.options import SGDOptions
 from plait_dbadfl.pace import lowered
 from plait_dbadfl.phases import Engine
 from plait_dbadfl.poisoning import Poison, check_finite, check_gamma, distance_to_start, poison, scale_update
@@ -108,7 +108,7 @@ class Training:
         engine: who trains when and exchanges what; made with ``keep_start`` if attacks need it.
         images: [n, ch, H, W] in [0, 1]. labels: int64 [n].
         data: which images each node owns.
-        config: local steps (the engine's K counts), batch, learning rate.
+        sgd: batch, learning rate, momentum, weight decay.
         seed: of batches and poisoning.
         optimizer: whose step the caller makes himself, between `begin_step` and `end_step`; None (default) is
             `NodeSGD`, with which `step` and `run_round` work.
@@ -125,7 +125,7 @@ class Training:
         images: Tensor,
         labels: Tensor,
         data: NodeData,
-        config: LocalConfig,
+        sgd: SGDOptions,
         seed: int,
         optimizer: torch.optim.Optimizer | None = None,
         prepare: Prepare | None = None,
@@ -135,14 +135,14 @@ class Training:
                 f"{stack.replicas} models, a mixing of {engine.n} nodes and data of {data.nodes} nodes do not belong "
                 "together"
             )
-        self.stack, self.engine, self.data, self.config, self.seed = stack, engine, data, config, seed
+        self.stack, self.engine, self.data, self.sgd, self.seed = stack, engine, data, sgd, seed
         self.images, self.labels, self.prepare = images, labels, prepare
         self.parameters = list(stack.parameters())
         self.optimizer: torch.optim.Optimizer = optimizer or NodeSGD(
             self.parameters,
-            config.lr,
-            momentum=config.momentum or (engine.momentum or 0.0),
-            weight_decay=config.weight_decay,
+            sgd.lr,
+            momentum=sgd.momentum or (engine.momentum or 0.0),
+            weight_decay=sgd.weight_decay,
         )
         self.steps = 0
 
@@ -204,7 +204,7 @@ class Training:
 
     def picked(self, nodes: Tensor | None) -> Tensor:
         """Positions int64 [n, B] of the images of ``nodes`` (None: all N) at the present step."""
-        picked = draw_batch(self.data, self.config.batch, self.seed, self.draw)
+        picked = draw_batch(self.data, self.sgd.batch, self.seed, self.draw)
         return (picked if nodes is None else picked[nodes]).to(self.images.device)
 
     def batch(self, nodes: Tensor | None, attack: Attack | None) -> tuple[Tensor, Tensor]:
@@ -253,7 +253,7 @@ class Training:
         acting, engine = attack.acting(), self.engine
         factors = lowered(engine.local_step, engine.local_counts[acting.cpu()], attack.milestones, attack.decay)
         if attack.lr is not None:
-            factors = attack.lr / self.config.lr * factors
+            factors = attack.lr / self.sgd.lr * factors
         return acting, factors.float().to(self.images.device)
 
     def _scale(self, attack: Attack | None) -> Tensor | None:
@@ -297,7 +297,7 @@ class Training:
         Args:
             receivers, senders: int64 [m].
         """
-        picked = draw_batch(self.data, self.config.batch, self.seed, self.draw).to(self.images.device)
+        picked = draw_batch(self.data, self.sgd.batch, self.seed, self.draw).to(self.images.device)
         losses = []
         for r, s in zip(torch.split(receivers, PAIRS), torch.split(senders, PAIRS), strict=True):
             labels = self.labels[picked[r]]

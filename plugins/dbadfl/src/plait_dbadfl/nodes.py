@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from plait.data import Batch, Split, Stream, TensorSplit, in_order
+from plait.data import Batch, Split, TensorSplit
+from plait.data.streams import Stream, in_order
 
 if TYPE_CHECKING:
     from plait_dbadfl.feeding import Feeding

@@ -45,9 +45,9 @@ class Pace:
         acting = None if self.acting is None else self.acting(round_)
         if acting is None or self.attacking is None:
             return counts
-        made = counts.clone()
-        made[acting] = torch.where(counts[acting] > 0, self.attacking[acting], 0)
-        return made
+        taken = counts.clone()
+        taken[acting] = torch.where(counts[acting] > 0, self.attacking[acting], 0)
+        return taken
 
 
 def passes(lengths: Tensor, batch: int, epochs: int) -> Tensor:
@@ -72,12 +72,3 @@ def lowered(step: int, counts: Tensor, milestones: tuple[float, ...], decay: flo
     places = torch.tensor(milestones, dtype=torch.float64)
     behind = step >= (counts[:, None].double() * places - ROUNDING)
     return torch.full((len(counts),), decay, dtype=torch.float64).pow(behind.sum(1))
-
-
-def whole_epochs(milestones: tuple[float, ...], epochs: int) -> tuple[float, ...]:
-    """The milestones that the ancestor's scheduler meets: those that are a whole number of epochs, as it computes it.
-
-    Its milestones are floats that are compared with a count of epochs: of 0.2 and 0.8 of 6 epochs (1.2 and 4.8) it
-    meets neither, so that its CIFAR-10 attackers' rate never falls (card, traps in the ancestor's code).
-    """
-    return tuple(m for m in milestones if (m * epochs).is_integer())

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from plait.evaluation import Metric, Plot, Table
+from plait.declare.results import Metric, Plot, Table
 
 if TYPE_CHECKING:
     from plait_dbadfl.topologies import Topology

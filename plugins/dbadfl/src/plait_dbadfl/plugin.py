@@ -12,9 +12,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from plait.data import Batch, Data
-    from plait.evaluation import Metric, Plot, Predictions, Table
-    from plait.step import LossReport
-    from plait.trainer import Trainer
+    from plait.declare.results import Metric, Plot, Table
+    from plait.training.evaluation import Predictions
+    from plait.training.woven import LossReport
+    from plait.training.trainer import Trainer
     from plait_dbadfl.weave import Weave
 
 

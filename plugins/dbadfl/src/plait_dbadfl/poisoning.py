@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from plait_dbadfl.errors import DbadflError
-from plait_dbadfl.names import SCHEDULES
+from plait_dbadfl.options import AttackOptions
 from plait_dbadfl.triggers import stamp
 
 MAX_GAMMA = 100.0
@@ -183,34 +183,9 @@ def check_finite(parameters: Sequence[Tensor], round_: int) -> None:
         )
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """When attackers poison.
-
-    Args:
-        kind: ``"multi"`` (default), every round from ``start``; ``"single"``, each attacker in one round only.
-        start: first round of the attack, from 0.
-        rounds: for ``"single"``: attacker k poisons in round ``rounds[k % len(rounds)]``.
-
-    Raises:
-        DbadflError: an unknown kind, a negative round, or ``single`` without rounds.
-    """
-
-    kind: str = "multi"
-    start: int = 0
-    rounds: tuple[int, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.kind not in SCHEDULES:
-            raise DbadflError(f"schedule={self.kind!r} is unknown; choose one of {', '.join(SCHEDULES)}")
-        if self.start < 0 or any(r < 0 for r in self.rounds):
-            raise DbadflError(f"attack rounds start={self.start}, rounds={self.rounds} must not be negative")
-        if self.kind == "single" and not self.rounds:
-            raise DbadflError("schedule='single' needs the rounds in which the attackers act, one for each")
-
-    def active(self, round_: int, attackers: int) -> Tensor:
-        """bool [M], who poisons in this round."""
-        if self.kind == "multi":
-            return torch.full((attackers,), round_ >= self.start)
-        turn = torch.tensor(self.rounds)[torch.arange(attackers) % len(self.rounds)]
-        return turn == round_
+def active(options: AttackOptions, round_: int) -> Tensor:
+    """bool [M], which attackers poison in a round: all from the first one on, or attacker k in its own round only."""
+    if options.schedule == "multi":
+        return torch.full((options.attackers,), round_ >= options.attack_start)
+    rounds = torch.tensor(options.attack_rounds)
+    return rounds[torch.arange(options.attackers) % len(rounds)] == round_

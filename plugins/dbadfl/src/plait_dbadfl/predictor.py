@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from plait_dbadfl.config import PredictorConfig
 from plait_dbadfl.errors import DbadflError
+from plait_dbadfl.options import PredictorOptions
 from plait_dbadfl.sampling import derive, generator
 
 FEATURES = 6
@@ -48,16 +48,16 @@ class DistancePredictor:
     """Predicts hops between two attackers from their scan sequence.
 
     Args:
-        config: of the network and its training.
+        options: of the network and its training.
         seed: of initial weights and batches.
 
     Source: card, section 4 [inferred]; the classes head is closest to the summary's wording [summary].
     """
 
-    def __init__(self, config: PredictorConfig, seed: int) -> None:
-        self.config, self.seed = config, seed
-        outputs = 1 if config.head == "regression" else config.max_distance
-        self.net = SequenceNet(config.hidden, outputs, seed)
+    def __init__(self, options: PredictorOptions, seed: int) -> None:
+        self.options, self.seed = options, seed
+        outputs = 1 if options.head == "regression" else options.max_distance
+        self.net = SequenceNet(options.hidden, outputs, seed)
 
     def fit(self, sequences: Tensor, distances: Tensor) -> DistancePredictor:
         """Train on pairs of known distance.
@@ -72,23 +72,23 @@ class DistancePredictor:
             DbadflError: shapes that do not agree, no pair, a distance below 1.
         """
         _check(sequences, distances)
-        config = self.config
+        options = self.options
         both = torch.stack([sequences, swap_pair(sequences)])
-        if config.head == "regression":
+        if options.head == "regression":
             wanted = distances.to(sequences.dtype).log1p()
         else:
-            wanted = (distances.long() - 1).clamp(max=config.max_distance - 1)
-        optimizer = torch.optim.Adam(self.net.parameters(), lr=config.lr)
+            wanted = (distances.long() - 1).clamp(max=options.max_distance - 1)
+        optimizer = torch.optim.Adam(self.net.parameters(), lr=options.predictor_lr)
         self.net.train()
         count = len(wanted)
-        for epoch in range(config.epochs):
+        for epoch in range(options.predictor_epochs):
             rng = generator(self.seed, "predictor", "epoch", epoch)
             order = torch.randperm(count, generator=rng)
             side = torch.randint(2, (count,), generator=rng)
-            for some in torch.split(order, config.batch):
+            for some in torch.split(order, options.predictor_batch):
                 optimizer.zero_grad(set_to_none=True)
                 out = self.net(both[side[some], some])
-                if config.head == "regression":
+                if options.head == "regression":
                     loss = F.smooth_l1_loss(out.squeeze(-1), wanted[some])
                 else:
                     loss = F.cross_entropy(out, wanted[some])
@@ -105,10 +105,10 @@ class DistancePredictor:
         _check(sequences)
         self.net.eval()
         out = self.net(torch.cat([sequences, swap_pair(sequences)]))
-        if self.config.head == "regression":
+        if self.options.head == "regression":
             hops = out.squeeze(-1).expm1()
         else:
-            hops = out.softmax(-1) @ torch.arange(1, self.config.max_distance + 1, dtype=out.dtype)
+            hops = out.softmax(-1) @ torch.arange(1, self.options.max_distance + 1, dtype=out.dtype)
         mean: Tensor = hops.view(2, -1).mean(0).clamp(min=1.0)
         return mean
 
@@ -155,10 +155,10 @@ class LastValuePredictor:
         return hops
 
 
-def fit_shuffled(config: PredictorConfig, sequences: Tensor, distances: Tensor, seed: int) -> DistancePredictor:
+def fit_shuffled(options: PredictorOptions, sequences: Tensor, distances: Tensor, seed: int) -> DistancePredictor:
     """The same network trained on distances in a random order; it must fail to learn."""
     order = torch.randperm(len(distances), generator=generator(seed, "shuffled labels"))
-    return DistancePredictor(config, derive(seed, "shuffled")).fit(sequences, distances[order])
+    return DistancePredictor(options, derive(seed, "shuffled")).fit(sequences, distances[order])
 
 
 # ---- scores ------------------------------------------------------------------------------------------------------

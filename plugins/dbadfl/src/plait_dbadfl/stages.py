@@ -28,7 +28,7 @@ from plait_dbadfl.sampling import derive
 from plait_dbadfl.stacking import Stacked
 
 if TYPE_CHECKING:
-    from plait.trainer import Trainer
+    from plait.training.trainer import Trainer
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from plait.evaluation import Table
+from plait.declare.results import Table
 from plait_dbadfl.clustering import adjusted_rand, cluster_attackers
 from plait_dbadfl.names import BUDGETS, SCANNING
 

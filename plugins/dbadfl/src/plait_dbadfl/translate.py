@@ -28,7 +28,7 @@ from plait_dbadfl.topologies import Topology, make_topology
 from plait_dbadfl.triggers import LAYOUTS, Trigger, preset_trigger
 
 if TYPE_CHECKING:
-    from plait.recipe import Recipe
+    from plait.declare.recipe import Recipe
 
 LARGE = 25_000
 """Pixels in one node's batch from which convolutions are faster one network after the other (measured, one core)."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from plait.errors import BadInput, blame
-from plait.step import LossReport
+from plait.training.woven import LossReport
 from plait_dbadfl.course import ScanCourse
 from plait_dbadfl.items import Item
 from plait_dbadfl.nodes import NodesBatch
@@ -24,7 +24,7 @@ from plait_dbadfl.stacking import Stacked
 from plait_dbadfl.stages import Stages
 
 if TYPE_CHECKING:
-    from plait.trainer import Trainer
+    from plait.training.trainer import Trainer
 
 
 class Weave(Stages):

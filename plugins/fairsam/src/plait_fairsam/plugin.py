@@ -11,9 +11,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from plait.data import Batch, Data
-    from plait.evaluation import Metric, Plot, Predictions, Table, View
-    from plait.step import LossReport
-    from plait.trainer import Trainer
+    from plait.declare.results import Metric, Plot, Table
+    from plait.training.evaluation import Predictions, View
+    from plait.training.woven import LossReport
+    from plait.training.trainer import Trainer
 
     from .weave import Weave
 

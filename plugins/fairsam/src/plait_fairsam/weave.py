@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from plait.data import Batch, Data, column
-from plait.evaluation import Metric, Plot, Predicted, Predictions, Table, View
-from plait.step import LossReport
+from plait.data import Batch, Data
+from plait.data.streams import column
+from plait.declare.results import Metric, Plot, Table
+from plait.training.evaluation import Predicted, Predictions, View
+from plait.training.woven import LossReport
 
 from .baselines import GroupDRO, group_gap_penalty
 from .corruptions import Corruption
@@ -23,7 +25,7 @@ from .sam import FairSAM, Losses
 from .weights import AdaptiveWeights, TableWeights, cell_counts, weight_table
 
 if TYPE_CHECKING:
-    from plait.trainer import Trainer
+    from plait.training.trainer import Trainer
 
 UNITS: Mapping[str, tuple[str, Any]] = {
     "clean_accuracy": ("%", "higher"),

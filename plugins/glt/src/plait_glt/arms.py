@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from plait.claims.cells import run_or_resume
-from plait.recipe import Recipe
+from plait_experiments.cells import run_or_resume
+from plait.declare.recipe import Recipe
 
 
 def transferred(recipe: Recipe, folder: Path, *, source: dict[str, Any], weights: str = "ticket") -> dict[str, float]:

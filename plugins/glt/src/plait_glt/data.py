@@ -11,7 +11,7 @@ from torch import Tensor
 
 from plait.data import Batch, Data, DataInfo
 from plait.errors import BadInput
-from plait.evaluation import Metric
+from plait.declare.results import Metric
 from plait_glt.errors import GLTError
 from plait_glt.graphs import Graph, degrees
 from plait_glt.measures import mean_roc_auc

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from plait.data import Data, DataInfo
 from plait.errors import BadInput
-from plait.evaluation import Metric
+from plait.declare.results import Metric
 from plait_glt.data import FIELDS, GraphSplit, degree_group, forward, percent
 from plait_glt.data_options import LinkOptions
 from plait_glt.errors import GLTError

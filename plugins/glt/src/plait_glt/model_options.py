@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from plait.plugin import Options
+from plait.declare.options import Options
 
 
 class GcnOptions(Options):

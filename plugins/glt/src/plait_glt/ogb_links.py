@@ -18,7 +18,7 @@ from torch import Tensor
 
 from plait.data import Data
 from plait.errors import BadInput
-from plait_glt import reading
+from plait_glt import pickles
 from plait_glt.data_options import OgbLinksOptions
 from plait_glt.errors import GLTError
 from plait_glt.graphs import make_graph, normalise_rows, undirected_ids
@@ -112,7 +112,7 @@ def _pairs(file: str) -> dict[str, Tensor]:
     try:
         with open(file, "rb") as opened:
             found = read_arrays(opened)
-    except reading.Refused as error:
+    except pickles.Refused as error:
         raise BadInput(f"{file}: refused, it asks for {error}; a part of ogbl-collab needs no such thing.") from None
     except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise BadInput(f"{file}: cannot be read ({type(error).__name__}: {error}).") from None

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from plait.data import Data
 from plait.errors import BadInput
-from plait_glt import reading
+from plait_glt import pickles
 from plait_glt.data import node_data
 from plait_glt.data_options import PlanetoidLinksOptions, PlanetoidOptions
 from plait_glt.errors import GLTError
@@ -134,8 +134,8 @@ def _layout(name: str) -> str:
 def _read(file: str) -> Any:
     try:
         with open(file, "rb") as opened:
-            return reading.read(opened)
-    except reading.Refused as error:
+            return pickles.read(opened)
+    except pickles.Refused as error:
         raise BadInput(f"{file}: refused, it asks for {error}; a Planetoid file needs no such thing.") from None
     except OSError as error:
         raise BadInput(f"{file}: cannot be read: {error.strerror or error}.") from None
@@ -143,12 +143,12 @@ def _read(file: str) -> Any:
         raise BadInput(f"{file}: damaged or truncated ({type(error).__name__}: {error}).") from None
 
 
-def _matrix(file: str) -> reading.Entries:
+def _matrix(file: str) -> pickles.Entries:
     found = _read(file)
     if isinstance(found, np.ndarray) and found.ndim == 2 and found.dtype.kind in "fiub":
         row, column = np.nonzero(found)
-        return reading.Entries(row, column, found[row, column], (found.shape[0], found.shape[1]))
-    if not isinstance(found, reading.Entries):
+        return pickles.Entries(row, column, found[row, column], (found.shape[0], found.shape[1]))
+    if not isinstance(found, pickles.Entries):
         raise BadInput(f"{file}: holds no matrix of features.")
     return found
 
@@ -175,9 +175,9 @@ def _test_index(file: str) -> Ints:
 
 def _check_lengths(
     files: Mapping[str, str],
-    x: reading.Entries,
-    tx: reading.Entries,
-    allx: reading.Entries,
+    x: pickles.Entries,
+    tx: pickles.Entries,
+    allx: pickles.Entries,
     y: npt.NDArray[Any],
     ty: npt.NDArray[Any],
     ally: npt.NDArray[Any],

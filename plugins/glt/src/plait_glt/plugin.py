@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from plait import Claim, DataSource, ModelSource, Plugin, hookimpl, later
+from plait import Ownership, DataSource, ModelSource, Plugin, hookimpl, later
 from plait_glt.sources import data_sources, models
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from plait.data import Batch, Data
-    from plait.evaluation import Metric, Plot, Predictions, Table
-    from plait.step import LossReport
-    from plait.trainer import Trainer
+    from plait.declare.results import Metric, Plot, Table
+    from plait.training.evaluation import Predictions
+    from plait.training.woven import LossReport
+    from plait.training.trainer import Trainer
     from plait_glt.weave import Weave
 
 

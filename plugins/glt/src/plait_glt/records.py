@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from plait.evaluation import Metric, Plot, Table, predict, split_figures
+from plait.declare.results import Metric, Plot, Table
+from plait.training.evaluation import predict, split_figures
 from plait_glt.graphs import isolated_nodes
 from plait_glt.macs import inference_macs
 from plait_glt.sparsity import area_under_curve, extreme_sparsity, is_winning, sparsity
 
 if TYPE_CHECKING:
-    from plait.trainer import Trainer
+    from plait.training.trainer import Trainer
     from plait_glt.masked import MaskedGNN
     from plait_glt.phases import Phase
 

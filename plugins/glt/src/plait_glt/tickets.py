@@ -12,8 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from plait.files import write_atomically
-from plait.masks import pack, unpack
+from plait.storage.files import write_atomically
+from plait.training.masks import pack, unpack
 from plait_glt.errors import GLTError
 from plait_glt.models.conv import weight_names
 

@@ -1,4 +1,4 @@
-"""Reading arrays out of files of ``torch.save``, by the unpickler of `plait_glt.reading`, which runs nothing."""
+"""Reading arrays out of files of ``torch.save``, by the unpickler of `plait_glt.pickles`, which runs nothing."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import io
 import zipfile
 from typing import IO
 
-from plait_glt.reading import Array, Refused, read_named, read_value
+from plait_glt.pickles import Array, Refused, read_named, read_value
 
 MAGIC = 0x1950A86A20F9469CFC6C
 """The number at the beginning of the format before torch 1.6: pickles one after another, the fourth is the object."""

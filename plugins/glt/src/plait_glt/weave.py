@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from plait.data import seed_of
+from plait.data.seeds import seed_of
 from plait.errors import BadCheckpoint
 from plait_glt.adversary import ascend, delta_removed, implicit_term, unclipped
 from plait_glt.auxiliary import auxiliary_loss
@@ -28,9 +28,9 @@ from plait_glt.tickets import Ticket, Transfer, transfer
 
 if TYPE_CHECKING:
     from plait.data import Data
-    from plait.evaluation import Metric, Plot, Table
-    from plait.step import LossReport
-    from plait.trainer import Trainer
+    from plait.declare.results import Metric, Plot, Table
+    from plait.training.woven import LossReport
+    from plait.training.trainer import Trainer
     from plait_glt.options import GltOptions
 
 

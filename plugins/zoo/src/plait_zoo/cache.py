@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from platformdirs import user_cache_path
 
 
 def cache_dir() -> Path:
-    """``$XDG_CACHE_HOME/plait``, or ``~/.cache/plait``; it need not exist."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return Path(base if os.path.isabs(base) else os.path.expanduser("~/.cache")) / "plait"
+    """The user's cache folder for plait (on Linux ``$XDG_CACHE_HOME/plait`` or ``~/.cache/plait``); it need not exist."""
+    return user_cache_path("plait", appauthor=False)
 
 
 def load(name: str) -> dict[str, npt.NDArray[Any]] | None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from plait.data import Data, DataInfo
 from plait.errors import BadInput
-from plait_zoo import unpickle
+from plait_zoo import pickled
 from plait_zoo.options import Cifar10Options, Cifar100Options
 from plait_zoo.splits import ByteSplit
 from plait_zoo.transforms import CropFlip, Normalize
@@ -134,8 +134,8 @@ def _read(file: io.BytesIO, path: str, size: int) -> dict[str, Any]:
     rows = {"train": 50_000, "meta": 0, "batches.meta": 0}.get(name, 10_000)
     expected = f", more than {rows * PIXELS} bytes expected" if rows else ""
     try:
-        return unpickle.read(file)
-    except unpickle.Refused as error:
+        return pickled.read_dictionary(file)
+    except pickled.Refused as error:
         raise BadInput(f"{path}: refused: it asks for {error}, which no CIFAR file does; nothing was run.") from None
     except Exception as error:  # the pickle machine raises anything on damaged bytes
         reason = " ".join(str(error).split()) or type(error).__name__

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from plait.plugin import Options
+from plait.declare.options import Options
 
 VGG_PRESETS = {
     "vgg11": "64,M,128,M,256,256,M,512,512,M,512,512,M",

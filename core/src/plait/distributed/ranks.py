@@ -1,0 +1,340 @@
+"""What the processes of one run tell each other beside tensors, so that they agree and fail together.
+
+They write short texts into the key-value store with which torch.distributed has brought them together. No tensor is
+moved and nothing is unpickled. A process that fails says why; the others, whose next exchange of tensors breaks, read
+it and end with the same words. Every wait has an end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from plait import errors
+from plait.errors import BadInput, PlaitError, RunFailed, first_line
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+BEAT = 1.0
+"""Seconds between two signs of life."""
+PATIENCE = 2.5
+"""Seconds to look for the reason after an exchange of tensors broke."""
+
+_counter = itertools.count()
+
+
+class Alone:
+    """One process: nothing to tell and nobody to wait for."""
+
+    rank, world = 0, 1
+
+    def decide(self, name: str, make: Callable[[], Any]) -> Any:
+        """What ``make`` gives."""
+        return make()
+
+    def compare(self, mine: Mapping[str, Any]) -> None:
+        """Nobody differs."""
+
+    def tell(self, error: BaseException) -> None:
+        """Nobody listens."""
+
+    def explain(self, error: Exception, step: int) -> Exception:
+        """The error is its own reason."""
+        return error
+
+    def leave(self) -> None:
+        """Nobody is left."""
+
+    @contextlib.contextmanager
+    def alive(self, step: Callable[[], int]) -> Iterator[None]:
+        """No signs of life are needed."""
+        yield
+
+
+class Ranks(Alone):
+    """Several processes.
+
+    Args:
+        rank, world: this process among all.
+        store: a ``torch.distributed`` store.
+        timeout: seconds that a process waits for the others.
+    """
+
+    def __init__(self, rank: int, world: int, store: Any, timeout: float) -> None:
+        self.rank, self.world, self.timeout = rank, world, timeout
+        self.store = store
+        self._told = False
+        self._lost: set[int] = set()
+
+    # ---- agreeing -----------------------------------------------------------------------------------------------
+    def decide(self, name: str, make: Callable[[], Any]) -> Any:
+        """What ``make`` gives on rank 0 (JSON values), the same on every rank; its error is everybody's.
+
+        Raises:
+            PlaitError: the one that ``make`` raised on rank 0.
+            RunFailed: rank 0 did not answer in time.
+        """
+        if self.rank:
+            answer = json.loads(self._wait_for(name, 0))
+            if "error" in answer:
+                raise _rebuilt(answer["error"], shown=True)
+            return answer["value"]
+        try:
+            value = make()
+        except PlaitError as error:
+            self._told = True
+            self.store.set(name, json.dumps({"error": _described(error)}))
+            raise
+        self.store.set(name, json.dumps({"value": value}))
+        return value
+
+    def compare(self, mine: Mapping[str, Any]) -> None:
+        """Refuse to train when the processes were not started alike.
+
+        Args:
+            mine: what must be equal: ``{"recipe": ..., "versions": {...}, ...}``, JSON values.
+
+        Raises:
+            BadInput: naming the first rank that differs, and in what.
+        """
+        self.store.set(f"mine/{self.rank}", json.dumps(mine))
+
+        def judge() -> None:
+            for rank in range(1, self.world):
+                other = json.loads(self._wait_for(f"mine/{rank}", rank))
+                different = list(differences(mine, other))
+                if different:
+                    raise BadInput(
+                        f"the processes of this run were not started alike. {_difference(different, rank)} "
+                        "Start every process with the same recipe and options, in the same environment."
+                    )
+
+        self.decide("alike", judge)
+
+    def _wait_for(self, key: str, rank: int) -> str:
+        try:
+            self.store.wait([key], timedelta(seconds=self.timeout))
+            return str(self.store.get(key).decode())
+        except RuntimeError as error:
+            raise self._gone(rank, error) from error
+
+    def _gone(self, rank: int, error: Exception) -> RunFailed:
+        return RunFailed(
+            f"rank {self.rank} waited {self.timeout:g} s for rank {rank}, which did not answer "
+            f"({first_line(error)}). Look at that process; distributed.timeout says how long to wait."
+        )
+
+    # ---- failing ------------------------------------------------------------------------------------------------
+    def tell(self, error: BaseException) -> None:
+        """Say why this process fails, for the others; marks the error when another process has said it already."""
+        if self._told:
+            return
+        self._told = True
+        if self.rank and isinstance(error, errors.Interrupted):  # all stop at one step; rank 0 says so
+            error.shown = True
+            return
+        described = _described(error)
+        try:
+            first = self.store.compare_set("failure", "", json.dumps({**described, "rank": self.rank})).decode()
+        except RuntimeError:  # the store went with the process that held it
+            return
+        known = json.loads(first)
+        if not isinstance(error, PlaitError):
+            return
+        if known["rank"] != self.rank:
+            error.shown = known["message"] == described["message"] or error.echo
+        if self.rank and not error.shown and error.args:
+            error.args = (f"rank {self.rank}: {error.args[0]}", *error.args[1:])
+
+    def explain(self, error: Exception, step: int) -> Exception:
+        """The reason behind a broken exchange of tensors; any other error is returned as it is."""
+        if not broken_exchange(error):
+            return error
+        before = self._beats()
+        with contextlib.suppress(RuntimeError):
+            self.store.set(f"waited/{self.rank}", "")
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            failure = self._failure()
+            if failure is not None and failure["rank"] != self.rank:
+                return _rebuilt(failure, echo=True)
+            time.sleep(0.1)
+        after = self._beats()
+        silent = [rank for rank in range(self.world) if after.get(rank) == before.get(rank) and rank != self.rank]
+        self._lost = set(silent) if before else set()
+        slow = [rank for rank in after if rank != self.rank and not self._said(f"waited/{rank}")]
+        if self._lost:
+            named = ", ".join(map(str, silent))
+            what = f"rank {named} of {self.world} was lost (killed, out of memory, or its machine is gone)"
+        elif slow:
+            named = ", ".join(f"{rank} (at step {after[rank][1]})" for rank in slow)
+            what = f"rank {named} did not keep up: distributed.timeout = {self.timeout:g} s ran out"
+        elif not before:
+            what = f"rank 0 of {self.world} was lost: what it holds for the others does not answer any more"
+        else:
+            what = f"the exchange with the other of the {self.world} processes broke"
+        reason = RunFailed(
+            f"step {step}: {what}. The last checkpoint is kept. torch.distributed said: {first_line(error)}"
+        )
+        reason.echo = True  # the first of several survivors tells
+        return reason
+
+    def leave(self) -> None:
+        """End together: rank 0, which may hold the store, stays until the others have read what they must."""
+        try:
+            self.store.set(f"left/{self.rank}", "")
+            if self.rank == 0:
+                others = [f"left/{rank}" for rank in range(1, self.world) if rank not in self._lost]
+                self.store.wait(others, timedelta(seconds=2 * PATIENCE))
+        except RuntimeError:  # one that was lost, or the store itself
+            return
+
+    def _said(self, key: str) -> bool:
+        try:
+            return bool(self.store.check([key]))
+        except RuntimeError:
+            return False
+
+    def _failure(self) -> dict[str, Any] | None:
+        try:
+            if not self.store.check(["failure"]):
+                return None
+            failure: dict[str, Any] = json.loads(self.store.get("failure").decode())
+        except (RuntimeError, ValueError):
+            return None
+        return failure
+
+    # ---- signs of life ------------------------------------------------------------------------------------------
+    @contextlib.contextmanager
+    def alive(self, step: Callable[[], int]) -> Iterator[None]:
+        """While inside, say every second that this process lives, and at which step.
+
+        When another process has failed and this one still waits for it (an exchange of tensors cannot be broken off),
+        the process ends.
+        """
+        ended = threading.Event()
+
+        def beat() -> None:
+            patience = PATIENCE * (1 if self.rank else 4)  # rank 0 has to write down what happened
+            since: float | None = None
+            for count in itertools.count():
+                try:
+                    self.store.set(f"alive/{self.rank}", f"{count} {step()}")
+                except RuntimeError:
+                    return
+                failure = self._failure()
+                if failure is not None and failure["rank"] != self.rank:
+                    since = since if since is not None else time.monotonic()
+                    if time.monotonic() - since > patience:
+                        self._end_with(failure)
+                if ended.wait(BEAT):
+                    return
+
+        thread = threading.Thread(target=beat, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join(timeout=5)
+
+    def _end_with(self, failure: Mapping[str, Any]) -> NoReturn:
+        if self.rank == 0:
+            print(f"error: {_rebuilt(failure)}", file=sys.stderr, flush=True)
+        with contextlib.suppress(RuntimeError):
+            self.store.set(f"left/{self.rank}", "")
+        os._exit(int(failure["code"]))
+
+    def _beats(self) -> dict[int, tuple[int, int]]:
+        """rank -> (how often it has shown a sign of life, its step); empty when the store is gone."""
+        beats = {}
+        try:
+            for rank in range(self.world):
+                if self.store.check([f"alive/{rank}"]):
+                    count, step = self.store.get(f"alive/{rank}").decode().split()
+                    beats[rank] = (int(count), int(step))
+        except (RuntimeError, ValueError):
+            return {}
+        return beats
+
+
+@contextlib.contextmanager
+def together(accelerator: Accelerator, timeout: float) -> Iterator[Alone]:
+    """The conversation of the processes that Accelerate has brought together; they fail and end together.
+
+    Args:
+        timeout: seconds that a process waits for the others.
+    """
+    if accelerator.num_processes == 1:
+        yield Alone()
+        return
+    from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
+
+    # every run of a process has keys of its own
+    store = PrefixStore(f"plait/{next(_counter)}", _get_default_store())
+    ranks = Ranks(accelerator.process_index, accelerator.num_processes, store, timeout)
+    try:
+        yield ranks
+    except PlaitError as error:
+        ranks.tell(error)
+        raise
+    finally:
+        ranks.leave()
+
+
+def broken_exchange(error: BaseException) -> bool:
+    """Whether an error is torch.distributed's way to say that other processes did not answer."""
+    import torch.distributed
+
+    names = ("DistBackendError", "DistNetworkError", "DistStoreError", "DistError")
+    kinds = tuple(k for n in names if isinstance(k := getattr(torch.distributed, n, None), type))
+    if isinstance(error, kinds):
+        return True
+    words = ("gloo", "nccl", "NCCL", "Connection closed by peer", "Connection reset", "Broken pipe", "remote worker")
+    late = ("Timed out waiting", "pair closure")
+    ours = isinstance(error, PlaitError) or not isinstance(error, RuntimeError)
+    return not ours and any(word in str(error) for word in (*words, *late))
+
+
+def differences(mine: Any, other: Any, place: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(dotted place, value, other value) wherever two trees of JSON values differ."""
+    if isinstance(mine, Mapping) and isinstance(other, Mapping):
+        for key in sorted({*mine, *other}):
+            inner = f"{place}.{key}" if place else str(key)
+            yield from differences(mine.get(key), other.get(key), inner)
+    elif mine != other:
+        yield place, mine, other
+
+
+def _difference(different: list[tuple[str, Any, Any]], rank: int) -> str:
+    place, mine, other = min(different, key=lambda item: not item[0].startswith("versions"))
+    kind, _, name = place.partition(".")
+    if kind == "versions":
+        return f"{name} is {mine or 'not installed'} on rank 0 and {other or 'not installed'} on rank {rank}."
+    if kind == "sources":
+        return f"the source files of {name} differ between rank 0 and rank {rank}."
+    return f"{name or kind} is {mine!r} on rank 0 and {other!r} on rank {rank}."
+
+
+def _described(error: BaseException) -> dict[str, Any]:
+    message = str(error) if isinstance(error, PlaitError) else f"{type(error).__name__}: {first_line(error)}"
+    return {"kind": type(error).__name__, "message": message, "code": getattr(error, "exit_code", 1)}
+
+
+def _rebuilt(described: Mapping[str, Any], *, shown: bool = False, echo: bool = False) -> PlaitError:
+    """The error of another process, as an error of this one."""
+    rank = described.get("rank", 0)
+    kind = getattr(errors, str(described["kind"]), RunFailed)
+    plain = isinstance(kind, type) and issubclass(kind, PlaitError) and kind is not errors.Refused
+    rebuilt = (kind if plain else RunFailed)(f"rank {rank}: {described['message']}" if rank else described["message"])
+    rebuilt.exit_code, rebuilt.shown, rebuilt.echo = int(described["code"]), shown, echo
+    return rebuilt

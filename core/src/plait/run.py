@@ -1,0 +1,414 @@
+"""A run from start to end, resumed, and read back. Importing this imports no torch."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from plait.declare.options import load_object
+from plait.declare.recipe import Recipe, assemble
+from plait.declare.results import Metric, Plot, Table
+from plait.distributed.accelerator import make_accelerator
+from plait.distributed.processes import current
+from plait.distributed.ranks import Alone, differences, together
+from plait.errors import BadCheckpoint, BadInput, Interrupted, PlaitError, Refused, RunFailed
+from plait.planning import discovery
+from plait.planning.plan import Plan, make_plan
+from plait.storage import environment, files, places
+from plait.storage import progress as bars
+from plait.storage.directory import RunDirectory, default_path
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from plait.storage.recorder import Recorder
+    from plait.training.trainer import Trainer
+
+
+class Run:
+    """A finished (or interrupted) run.
+
+    Attributes:
+        path: its directory.
+        recipe: the resolved recipe.
+        metrics: ``<plugin>/<metric>`` -> value; ``...@export`` for the exported model, ``...@validation`` for the
+            trained one on the validation split; NaN where undefined.
+        details: ``<plugin>/<metric>`` -> {value, unit, better, note}.
+        artifacts: what installed plugins made of it: name -> file (``report``: the page of plait-report).
+        finished: whether it reached its end.
+    """
+
+    def __init__(self, directory: RunDirectory, model: nn.Module | None = None) -> None:
+        self.directory, self.path = directory, directory.path
+        self.recipe = directory.recipe()
+        self.artifacts = directory.artifacts()
+        result = directory.result()
+        self.finished = result is not None
+        self.details: dict[str, dict[str, Any]] = dict(result["details"]) if result else {}
+        for name, detail in (result or {}).get("validation", {}).items():
+            self.details[f"{name}@validation"] = detail
+        self.metrics = {k: float("nan") if d["value"] is None else d["value"] for k, d in self.details.items()}
+        self._model = model
+
+    @property
+    def export(self) -> Path:
+        """The folder of the exported model."""
+        return self.directory.export
+
+    @property
+    def model(self) -> nn.Module:
+        """The exported model in eval mode, rebuilt from the run directory when this process did not train it.
+
+        Raises:
+            BadCheckpoint: the run has no checkpoint yet.
+        """
+        if self._model is None:
+            self._model = _rebuilt(self.directory)
+        return self._model
+
+    def __repr__(self) -> str:
+        return f"Run({self.directory.shown!r}, finished={self.finished})"
+
+
+def run(
+    recipe: Plan | Recipe | Path | str | Mapping[str, Any] | None = None,
+    *,
+    out: Path | str | None = None,
+    go_on: bool | None = None,
+    progress: Any = False,
+    **changes: Any,
+) -> Run:
+    """Train, evaluate, export and report.
+
+    Under a launcher (torchrun, ``accelerate launch``) every process calls this alike, and they make one run together.
+
+    Args:
+        recipe: a plan (then without ``changes``), a recipe, a TOML file, a nested mapping, or nothing.
+        out: the run directory; default ``runs/<time>-<plugins>-s<seed>``. Several processes need it given.
+        go_on: if ``out`` holds a run of this very recipe, go on with it; default: only when a launcher starts its
+            processes again after one was lost.
+        progress: True for a progress bar on stderr.
+        changes: as in `plait.declare.recipe.assemble`: plugins, data, model, settings, epochs, steps, seed, device.
+
+    Raises:
+        BadInput: a bad name, option or file.
+        Refused: the plugins cannot work together.
+        RunFailed: something went wrong while running; the last checkpoint is kept.
+        Interrupted: stopped by a signal, after writing a checkpoint.
+    """
+    plan = recipe if isinstance(recipe, Plan) else make_plan(assemble(recipe, **changes))
+    processes = current().world
+    if out is None and processes > 1:
+        raise BadInput(f"{processes} processes make one run together: say where, with --out DIR (out=... in Python).")
+    directory = places.at(out if out is not None else default_path(plan.recipe))
+    return execute(plan, directory, go_on=go_on, progress=progress)
+
+
+def resume(path: Path | str, *, checkpoint: str | None = None, device: str | None = None, progress: Any = False) -> Run:
+    """Go on with a run that was killed or interrupted; a finished one is only read back.
+
+    Args:
+        path: the run directory.
+        checkpoint: a checkpoint's name; default the newest. Without any checkpoint the run starts over. Newer ones
+            are set aside as ``superseded-...``.
+        device: another device than the recipe's.
+        progress: True for a progress bar on stderr.
+
+    Raises:
+        BadCheckpoint: the checkpoint is damaged, foreign, or of another model (an intact older one is named).
+    """
+    directory = places.existing(path)
+    if directory.result() is not None and checkpoint is None:
+        return Run(directory)
+    plan = make_plan(assemble(directory.recipe(), device=device))
+    return execute(plan, directory, fresh=False, checkpoint=checkpoint, progress=progress)
+
+
+def load_run(path: Path | str) -> Run:
+    """Read a run directory back.
+
+    Raises:
+        BadInput: there is none.
+    """
+    return Run(places.existing(path))
+
+
+def execute(
+    plan: Plan,
+    directory: RunDirectory,
+    *,
+    fresh: bool = True,
+    go_on: bool | None = None,
+    checkpoint: str | None = None,
+    progress: Any = False,
+    artifacts: bool = True,
+) -> Run:
+    """Do what a plan says, from the empty directory to the exported model.
+
+    Args:
+        plan: judged; one with refusals is refused.
+        directory: where the run is written down.
+        fresh: begin a new run; False: go on with the one that is there.
+        go_on: of a fresh one, as in `run`.
+        checkpoint: of one that goes on: from which; default the newest.
+        progress: True for a progress bar on stderr, or a `plait.storage.progress.Silent` of the caller's own.
+        artifacts: ask the installed plugins for their artifacts at the end.
+
+    Raises:
+        Refused, BadInput, RunFailed, Interrupted: as `run` and `resume`.
+    """
+    plan.raise_if_refused()
+    recipe, process = plan.recipe, current()
+    if fresh and not (directory.launched_by(process) if go_on is None else go_on):
+        directory.must_be_free()  # before torch is imported and anything slow begins
+    accelerator = make_accelerator(recipe, directory.path)
+    bar = bars.make(progress if accelerator.is_main_process else False)
+    with together(accelerator, recipe.distributed.timeout) as ranks:
+        ranks.compare(_started_with(plan) if ranks.world > 1 else {})
+        empty = not directory.path.exists()
+        standing = ranks.decide("start", lambda: _begin(plan, directory, go_on) if fresh else "interrupted")
+        if not directory.shared and ranks.world > 1:
+            if process.local == 0 and not accelerator.is_main_process and standing != "new":
+                directory.fetch()
+            accelerator.wait_for_everyone()
+        if standing == "finished":
+            return Run(directory)
+
+        from plait import exporting
+        from plait.data.seeds import seed_everything, seed_noise
+        from plait.distributed.world import World
+        from plait.loading import build_model, load_data
+        from plait.storage.recorder import Recorder
+        from plait.training.trainer import Trainer
+
+        writes = accelerator.is_main_process
+        recorder = Recorder(directory, bar, accelerator if writes else None, writes=writes)
+        with directory.locked() if writes else contextlib.nullcontext():
+            if standing == "new" and writes:
+                _write_start(plan, directory, recorder, str(accelerator.device), ranks.world)
+            trainer = Trainer(recipe, plan.plugins, plan.composed, World(accelerator.device, accelerator), recorder)
+            with _written_down(recorder, ranks, artifacts, forget=empty and fresh), _explained(trainer, ranks):
+                seed_everything(recipe.seed)
+                data = load_data(recipe.data, recipe.seed)
+                for note in data.notes:
+                    recorder.note(note)
+                model = build_model(recipe.model, data.info)
+                plan.judge_loaded(data.info, model)
+                trainer.build(data, model)
+                views = trainer.views()  # a name given twice is refused now, not after the training
+                seed_noise(recipe.seed, trainer.rank)
+                if standing == "interrupted":
+                    _take_up(trainer, recorder, plan, ranks, checkpoint)
+
+                bar.start(trainer.total_steps, trainer.step, "+".join(recipe.plugins) or "plain")
+                with recorder.signals():
+                    trainer.fit()
+                    if trainer.step or not directory.saved_checkpoints():
+                        trainer.checkpoint()
+
+                bar.say("evaluating ...")
+                trainer.select()
+                results = trainer.evaluate(trainer.model, views)
+                validation = trainer.evaluate_validation()
+                model = trainer.whole_model()
+                if trainer.composed["export"]:
+                    model = trainer.composed["export"].chain("model", trainer=trainer, model=model).eval()
+                    exported = trainer.evaluate(model, views)
+                    results |= {f"{name}@export": value for name, value in exported.items()}
+                if writes:
+                    exporting.write(trainer, model.cpu(), directory.export)
+                figures, validated = _by_kind(results), _by_kind(validation)["details"]
+                recorder.event("result", step=trainer.step, **figures, validation=validated)
+        ranks.decide("written", lambda: None)
+    return Run(directory, model)
+
+
+# ---- the beginning -----------------------------------------------------------------------------------------------
+def _started_with(plan: Plan) -> dict[str, Any]:
+    """What every process of a run must have been started with."""
+    from importlib.metadata import version
+
+    return {
+        "versions": {**environment.versions(["torch", "accelerate", *plan.distributions]), "torch": version("torch")},
+        "sources": environment.sources_of(plan.distributions),
+        "recipe": json.loads(plan.recipe.model_dump_json()),
+    }
+
+
+def _begin(plan: Plan, directory: RunDirectory, go_on: bool | None) -> str:
+    """How the run stands, on rank 0: ``new`` in a directory made for it, ``interrupted``, or ``finished``."""
+    directory.fetch()
+    if not (directory.launched_by(current()) if go_on is None else go_on) or not directory.recipe_file.exists():
+        directory.create()
+        directory.launched(current())
+        return "new"
+    there = directory.recipe().model_dump(mode="json", exclude={"distributed", "device"})
+    other = list(differences(there, plan.recipe.model_dump(mode="json", exclude={"distributed", "device"})))
+    if other:
+        place, before, now = other[0]
+        raise BadInput(
+            f"{directory.shown} holds a run of another recipe ({place} is {before!r} there and {now!r} here): "
+            f"choose another --out, or `plait resume {directory.shown}`."
+        )
+    directory.launched(current())
+    return "finished" if directory.result() is not None else "interrupted"
+
+
+def _write_start(plan: Plan, directory: RunDirectory, recorder: Recorder, device: str, world: int) -> None:
+    described = environment.describe(device, plan.distributions, world)
+    files.write_text(directory.environment_file, json.dumps(described, indent=2))
+    files.write_text(directory.recipe_file, plan.recipe.to_toml())
+    recorder.event("plan", **plan.as_dict())
+
+
+def _take_up(trainer: Trainer, recorder: Recorder, plan: Plan, ranks: Alone, name: str | None) -> None:
+    """Go on from a checkpoint, or from the start when there is none."""
+    from plait.storage import checkpoints
+
+    directory = recorder.directory
+    newest = ranks.decide("checkpoint", lambda: saved.name if (saved := directory.checkpoint(name)) else None)
+    if newest is None:
+        if recorder.writes:
+            directory.tidy(None)
+        recorder.rewind(0)
+        recorder.event("plan", **plan.as_dict())
+        return
+    path = directory.checkpoints / newest
+    try:
+        state = checkpoints.load(path)
+    except BadCheckpoint as error:
+        if not path.exists():
+            raise BadCheckpoint(f"{error} Every machine of a run must see its directory.") from None
+        older = [p.stem for p in directory.saved_checkpoints() if p != path]
+        hint = f" Intact older ones may be: {', '.join(older)} (--checkpoint {older[-1]})." if older else ""
+        raise BadCheckpoint(f"{error}{hint}") from None
+    try:
+        trainer.load_state_dict(state)
+        size = int(state["events_bytes"])
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, PlaitError):
+            raise
+        raise BadCheckpoint(f"{path} does not fit this run: {type(error).__name__}: {error}.") from error
+    if recorder.writes:
+        directory.tidy(path)
+    recorder.rewind(size)
+    recorder.event("resumed", step=trainer.step, processes=trainer.world)
+
+
+# ---- the end -----------------------------------------------------------------------------------------------------
+def _by_kind(results: Mapping[str, Metric | Table | Plot]) -> dict[str, Any]:
+    """Figures, tables and plots as the result event keeps them."""
+    kinds: dict[str, type] = {"details": Metric, "tables": Table, "plots": Plot}
+    return {
+        kind: {name: asdict(value) for name, value in results.items() if isinstance(value, of_kind)}
+        for kind, of_kind in kinds.items()
+    }
+
+
+@contextlib.contextmanager
+def _explained(trainer: Trainer, ranks: Alone) -> Iterator[None]:
+    """While inside, this process shows the others that it lives; a broken exchange with them is given its reason."""
+    with ranks.alive(lambda: trainer.step):
+        try:
+            yield
+        except Exception as error:
+            reason = ranks.explain(error, trainer.step)
+            if reason is error:
+                raise
+            raise reason from error
+
+
+@contextlib.contextmanager
+def _written_down(recorder: Recorder, ranks: Alone, artifacts: bool, *, forget: bool) -> Iterator[None]:
+    """Close the record however the run ends: note the failure, make the artifacts, publish.
+
+    Args:
+        forget: leave nothing behind when the input is refused before anything was trained.
+    """
+    directory = recorder.directory
+    failure: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        recorder.progress.stop()
+        ranks.tell(error)
+        refused = isinstance(error, (BadInput, Refused)) and not directory.saved_checkpoints()
+        if forget and recorder.writes and refused:
+            shutil.rmtree(directory.path)
+            raise
+        failure = _noted(recorder, error)
+    finally:
+        recorder.progress.stop()
+        recorder.close()
+    if recorder.writes:
+        if artifacts:
+            _make_artifacts(directory)
+        with contextlib.suppress(RunFailed) if failure is not None else contextlib.nullcontext():
+            directory.publish()
+    if isinstance(failure, PlaitError):
+        raise failure from None
+    if failure is not None:
+        raise failure
+
+
+def _noted(recorder: Recorder, error: Exception) -> Exception:
+    """Write down what ended the run; returns what to tell the user."""
+    if isinstance(error, Interrupted):
+        newest = recorder.directory.checkpoint()
+        recorder.event("interrupted", step=int(newest.stem.removeprefix("step-")) if newest else 0)
+        told = Interrupted(f"{error} Go on with: plait resume {recorder.directory.shown}")
+        told.shown = error.shown
+        return told
+    with contextlib.suppress(RunFailed):  # a full disk must not hide what happened before
+        recorder.event("failed", error=str(error) or type(error).__name__)
+    return error
+
+
+def _make_artifacts(directory: RunDirectory) -> None:
+    """Ask every installed plugin; what fails is said and costs nothing else."""
+    entries, problems = discovery.collect("artifacts")
+    made: dict[str, str] = {}
+    for name, (plugin, path) in entries.items():
+        try:
+            file = load_object(str(path), f"artifact {name!r} of plugin {plugin!r}:")(directory.path)
+            made[name] = os.path.relpath(file, directory.path)
+        except Exception as error:  # a stranger's function may raise anything; the run itself is complete
+            problems[name] = f"the {name} could not be written: {error}"
+    for problem in problems.values():
+        print(problem, file=sys.stderr)
+    if made:
+        with contextlib.suppress(RunFailed):
+            files.write_text(directory.artifacts_file, json.dumps(made, indent=2))
+
+
+def _rebuilt(directory: RunDirectory) -> nn.Module:
+    """The exported model of a run that another process made, from its recipe and newest checkpoint, on the CPU."""
+    import torch
+
+    from plait.data.seeds import seed_everything
+    from plait.distributed.world import World
+    from plait.loading import build_model, load_data
+    from plait.storage import checkpoints
+    from plait.storage.recorder import Recorder
+    from plait.training.trainer import Trainer
+
+    path = directory.checkpoint()
+    if path is None:
+        raise BadCheckpoint(f"{directory.path} has no checkpoint to load a model from.")
+    plan = make_plan(assemble(directory.recipe(), device="cpu"))
+    recorder = Recorder(directory, bars.Silent(), None, writes=False)
+    seed_everything(plan.recipe.seed)
+    data = load_data(plan.recipe.data, plan.recipe.seed)
+    trainer = Trainer(plan.recipe, plan.plugins, plan.composed, World(torch.device("cpu")), recorder)
+    trainer.build(data, build_model(plan.recipe.model, data.info))
+    trainer.load_state_dict(checkpoints.load(path))
+    trainer.select()
+    model = trainer.composed["export"].chain("model", trainer=trainer, model=trainer.whole_model())
+    return model.eval().cpu()  # type: ignore[no-any-return]

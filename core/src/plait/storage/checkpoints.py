@@ -1,0 +1,102 @@
+"""Checkpoints: a tree of tensors and plain values in one safetensors file, written whole or not at all, checked on
+reading, and never executed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from plait.errors import BadCheckpoint
+from plait.storage.files import write_atomically
+
+FORMAT = 1
+TENSOR = "$tensor"
+
+
+def save(path: Path, tree: Mapping[str, Any]) -> None:
+    """Write a tree of dicts, lists, tensors, numbers, strings, booleans and None.
+
+    Raises:
+        TypeError: a value of another type (named by its place in the tree).
+        RunFailed: it could not be written; an older file at ``path`` is unchanged.
+    """
+    tensors: dict[str, Tensor] = {}
+    skeleton = json.dumps(_split(tree, "", tensors), allow_nan=True)
+    metadata = {"plait-format": str(FORMAT), "skeleton": skeleton, "sha256": _digest(skeleton, tensors)}
+
+    def write(temporary: Path) -> None:
+        try:
+            save_file(tensors, temporary, metadata)
+        except SafetensorError as error:  # its way to say that the disk is full
+            raise OSError(str(error)) from error
+
+    write_atomically(path, write)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a tree back, bit for bit.
+
+    Raises:
+        BadCheckpoint: no such file, not a plait checkpoint, another format version, truncated or changed.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+    except FileNotFoundError as error:
+        raise BadCheckpoint(f"{path}: no such checkpoint.") from error
+    except (SafetensorError, OSError, ValueError, UnicodeDecodeError) as error:
+        raise BadCheckpoint(
+            f"{path} is truncated or not a plait checkpoint ({error}). Nothing in it was executed."
+        ) from error
+    if "plait-format" not in metadata:
+        raise BadCheckpoint(f"{path} is a safetensors file but not a plait checkpoint.")
+    if metadata["plait-format"] != str(FORMAT):
+        raise BadCheckpoint(f"{path} has checkpoint format {metadata['plait-format']}, this plait-core reads {FORMAT}.")
+    if metadata.get("sha256") != _digest(metadata.get("skeleton", ""), tensors):
+        raise BadCheckpoint(f"{path} was changed after it was written: its content check fails.")
+    tree: dict[str, Any] = _join(json.loads(metadata["skeleton"]), tensors)
+    return tree
+
+
+def _split(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        # a copy of its own: two names may share memory (tied weights), which the file format does not express
+        tensors[place] = value.detach().cpu().contiguous().clone()
+        return {TENSOR: place}
+    if isinstance(value, Mapping):
+        return {str(k): _split(v, f"{place}/{k}", tensors) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_split(v, f"{place}/{i}", tensors) for i, v in enumerate(value)]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise TypeError(
+        f"a checkpoint cannot hold the {type(value).__name__} at {place}; use tensors, numbers, strings, lists, dicts."
+    )
+
+
+def _join(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if isinstance(value, dict):
+        if value.keys() == {TENSOR}:
+            return tensors[value[TENSOR]]
+        return {k: _join(v, tensors) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_join(v, tensors) for v in value]
+    return value
+
+
+def _digest(skeleton: str, tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(skeleton.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,151 @@
+"""What a run writes down while it trains: events, checkpoints, progress; and how it is asked to stop."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from types import FrameType
+from typing import TYPE_CHECKING, Any, TextIO
+
+from plait.errors import RunFailed
+from plait.storage import checkpoints
+from plait.storage.directory import RunDirectory
+from plait.storage.progress import Silent
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from torch import Tensor
+
+
+class Recorder:
+    """The one place that writes to the run directory. On ranks other than 0 it writes nothing.
+
+    Args:
+        directory: where.
+        progress: the bar.
+        accelerator: for the trackers (TensorBoard, MLflow, W&B), or None.
+        writes: whether this process writes.
+    """
+
+    def __init__(
+        self, directory: RunDirectory, progress: Silent, accelerator: Accelerator | None = None, writes: bool = True
+    ) -> None:
+        self.directory, self.progress, self.accelerator, self.writes = directory, progress, accelerator, writes
+        self._stop = False
+        self._shown = 0.0
+        self._file: TextIO | None = None
+
+    def event(self, kind: str, **values: Any) -> None:
+        """Append one event line.
+
+        Raises:
+            RunFailed: the disk is full or not writable.
+        """
+        if not self.writes:
+            return
+        line = json.dumps(
+            _finite({"event": kind, "time": round(time.time(), 3), **values}), allow_nan=False, default=str
+        )
+        try:
+            file = self._events()
+            file.write(line + "\n")
+            file.flush()
+        except OSError as error:
+            raise RunFailed(
+                f"{self.directory.events_file} could not be written: {error}. The last checkpoint is kept."
+            ) from error
+        if kind == "scalars" and self.accelerator is not None and self.accelerator.trackers:
+            self.accelerator.log(values["values"], step=values["step"])
+
+    def note(self, text: str) -> None:
+        """Show a line above the progress bar and keep it as an event."""
+        self.progress.say(text)
+        self.event("note", text=text)
+
+    def advance(self, step: int, loss: Tensor) -> None:
+        """Show progress, at most ten times a second."""
+        now = time.monotonic()
+        if now - self._shown >= 0.1:
+            self._shown = now
+            self.progress.advance(step, f"loss {loss.item():.4f}")
+
+    def checkpoint(self, step: int, state: dict[str, Any], keep: int) -> None:
+        """Write a checkpoint between two steps, then drop the oldest ones beyond ``keep``.
+
+        Raises:
+            RunFailed: it could not be written; the ones before are intact.
+        """
+        if not self.writes:
+            return
+        path = self.directory.checkpoints / f"step-{step:09d}.safetensors"
+        self.event("checkpoint", step=step, file=path.name)
+        checkpoints.save(path, {**state, "events_bytes": self._synced_size()})
+        for old in self.directory.saved_checkpoints()[:-keep]:
+            with contextlib.suppress(OSError):
+                old.unlink()
+        self.directory.publish()
+
+    def rewind(self, size: int) -> None:
+        """Cut the events back to what they were at the checkpoint, so a resumed file reads like an unbroken one."""
+        if self.writes and self.directory.events_file.exists():
+            self.close()
+            with open(self.directory.events_file, "r+b") as file:
+                file.truncate(min(size, os.fstat(file.fileno()).st_size))
+
+    def close(self) -> None:
+        """Close the events file; the next event opens it again."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _events(self) -> TextIO:
+        if self._file is None:
+            self._file = open(self.directory.events_file, "a", encoding="utf-8")  # noqa: SIM115 - kept open: one write a step
+        return self._file
+
+    def _synced_size(self) -> int:
+        file = self._events()
+        file.flush()
+        os.fsync(file.fileno())
+        return os.fstat(file.fileno()).st_size
+
+    # ---- stopping -----------------------------------------------------------------------------------------------
+    def stop_requested(self) -> bool:
+        """Whether a signal asked the run to stop at the next step boundary."""
+        return self._stop
+
+    @contextlib.contextmanager
+    def signals(self) -> Iterator[None]:
+        """Ctrl-C and SIGTERM ask for a stop between steps; a second Ctrl-C stops at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def ask(number: int, frame: FrameType | None) -> None:
+            if self._stop and number == signal.SIGINT:
+                raise KeyboardInterrupt
+            self._stop = True
+
+        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _finite(value: Any) -> Any:
+    """NaN and infinities as None: JSON has no word for them."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(k): _finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    return value

@@ -1,0 +1,193 @@
+"""Evaluation: named views of the test data, predictions made once per view, and the figures of a split."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from plait.data import Data, DataInfo, Split
+from plait.data.streams import in_order
+from plait.declare.results import Metric, Plot, Table
+from plait.distributed.world import shareable
+from plait.training.forward import Forward
+
+BATCH = 512
+"""Examples per forward pass in evaluation, where the split does not say how many it takes at once."""
+
+
+@dataclass(frozen=True)
+class View:
+    """A named version of the test data.
+
+    Attributes:
+        summary: one line.
+        transform: ``transform(batch) -> batch`` on raw batches (before the data's ``prepare``), or None. It treats each
+            example by itself (by its ``index``): batches are cut otherwise on several ranks.
+        split: another split than the test split, or None.
+        tags: what it is, e.g. ``{"corruption": "shot_noise", "severity": 3}``; plugins choose views by tags.
+    """
+
+    summary: str
+    transform: Callable[[Any], Any] | None = None
+    split: Split | None = None
+    tags: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """The model's outputs on one view: ``outputs`` [E, ...] float32 on the CPU, and every field but the input."""
+
+    view: View
+    outputs: Any
+    fields: Mapping[str, Any]
+
+
+class NoSuchView(KeyError):
+    """A plugin asked for a view that this evaluation has not (on the validation split there is only ``clean``)."""
+
+
+class Predictions(Mapping[str, Predicted]):
+    """View name -> predictions, computed at first use and kept, so several plugins share one forward pass.
+
+    Args:
+        forward: how a batch goes through the model.
+        model: what predicts.
+        views: by name.
+        test: the split of the views that bring none of their own.
+
+    Attributes:
+        used: how often a view was asked for; a plugin that asked for none has figures that no split changes.
+    """
+
+    def __init__(self, forward: Forward, model: torch.nn.Module, views: Mapping[str, View], test: Split) -> None:
+        self.model, self.views = model, views
+        self._forward, self._test = forward, test
+        self.used = 0
+        self._done: dict[str, Predicted] = {}
+
+    def __getitem__(self, name: str) -> Predicted:
+        if name not in self.views:
+            raise NoSuchView(name)
+        self.used += 1
+        if name not in self._done:
+            view = self.views[name]
+            split = view.split if view.split is not None else self._test
+            outputs, fields = predict(self._forward, self.model, split, view.transform)
+            self._done[name] = Predicted(view, outputs, fields)
+        return self._done[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.views)
+
+    def __len__(self) -> int:
+        return len(self.views)
+
+    def tagged(self, tag: str) -> dict[str, View]:
+        """The views that carry a tag."""
+        return {name: view for name, view in self.views.items() if tag in view.tags}
+
+
+@torch.no_grad()
+def predict(
+    forward: Forward, model: torch.nn.Module, split: Split, transform: Callable[[Any], Any] | None = None
+) -> tuple[Any, dict[str, Any]]:
+    """Outputs of a model in eval mode over a whole split: tensors joined to [E, ...], other outputs as a list.
+
+    Several ranks share the rows, and every rank has the results of all. Outputs that are no tensors with one row for
+    each example cannot be shared: then every rank computes everything.
+    """
+    size, world = getattr(split, "at_once", BATCH), forward.world
+    if world.size == 1:
+        return _predict(forward, model, in_order(split, size), transform)
+    world.equal_buffers(model)
+    rows = len(split)
+    if rows < world.size:
+        return _predict(forward, model, in_order(split, size), transform)
+    parts = world.parts(rows, size)
+    outputs, fields = _predict(forward, model, (split.__getitems__(part) for part in parts), transform)
+    mine = sum(len(part) for part in parts)
+    if not world.all_true(all(shareable(v, mine) for v in (outputs, *fields.values()))):
+        return _predict(forward, model, in_order(split, size), transform)
+    names = sorted(fields)
+    return world.joined(outputs), {n: world.joined(fields[n]) for n in names}
+
+
+def _predict(
+    forward: Forward, model: torch.nn.Module, batches: Iterable[Any], transform: Callable[[Any], Any] | None
+) -> tuple[Any, dict[str, Any]]:
+    was_training = model.training
+    model.eval()
+    outputs: list[Any] = []
+    fields: dict[str, list[Any]] = {}
+    try:
+        for batch in batches:
+            batch = transform(batch) if transform else batch
+            with forward.autocast():
+                out = forward(model, batch.to(forward.world.device))
+            outputs.append(out.float().cpu() if isinstance(out, Tensor) else out)
+            for name, value in _fields(batch):
+                if name != "input":
+                    fields.setdefault(name, []).append(value)
+    finally:
+        model.train(was_training)
+    return _join(outputs), {name: _join(values) for name, values in fields.items()}
+
+
+def _fields(batch: Any) -> Iterator[tuple[str, Any]]:
+    yield from (batch.items() if isinstance(batch, Mapping) else batch.to_dict().items())
+
+
+def _join(parts: list[Any]) -> Any:
+    if all(isinstance(p, Tensor) for p in parts):
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+    return parts[0] if len(parts) == 1 else parts
+
+
+def task_metrics(data: Data, predictions: Predictions) -> dict[str, Metric | Table | Plot]:
+    """The figures of `split_figures` on ``clean``: the loss, then those that are to be high."""
+    if not has_figures(data.info):
+        return {}
+    figures = split_figures(data, predictions["clean"].outputs, predictions["clean"].fields)
+    return dict(sorted(figures.items(), key=lambda item: item[0] != "loss"))
+
+
+def split_figures(data: Data, outputs: Any, fields: Mapping[str, Any]) -> dict[str, Metric]:
+    """What a split's predictions are worth: the data's own ``figures``, then those of its task.
+
+    Accuracy in % and cross-entropy in nats (classification), binary cross-entropy in nats, the mean over the labels
+    (multilabel), mean squared error (regression). By the first figure the best state is chosen.
+
+    Args:
+        data: its ``info`` and ``figures``.
+        outputs, fields: of `predict`.
+    """
+    own = {} if data.figures is None else data.figures(outputs, fields)
+    return {**own, **{n: figure for n, figure in _figures(data.info, outputs, fields).items() if n not in own}}
+
+
+def score(figures: Mapping[str, Metric]) -> float:
+    """The first figure, as a number of which more is better."""
+    first = next(iter(figures.values()))
+    return -first.value if first.better == "lower" else first.value
+
+
+def has_figures(info: DataInfo) -> bool:
+    """Whether the task has figures of its own."""
+    return info.task in ("classification", "multilabel", "regression")
+
+
+def _figures(info: DataInfo, outputs: Any, fields: Mapping[str, Any]) -> dict[str, Metric]:
+    if info.task == "regression":
+        return {"loss": Metric(float(functional.mse_loss(outputs, fields["target"])), "", "lower")}
+    label = fields["label"]
+    if info.task == "multilabel":
+        wrong = functional.binary_cross_entropy_with_logits(outputs, label.to(outputs.dtype))
+        return {"loss": Metric(float(wrong), "nats", "lower")}
+    accuracy = 100 * float((outputs.argmax(1) == label).double().mean())
+    loss = float(functional.cross_entropy(outputs, label))
+    return {"accuracy": Metric(accuracy, "%", "higher"), "loss": Metric(loss, "nats", "lower")}

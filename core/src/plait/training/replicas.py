@@ -1,0 +1,55 @@
+"""Norms and factors for models that hold many networks at once: parameters [N, ...], one slice for each replica.
+
+A method that reduces over the parameters of a network (a gradient norm, clipping, a trust ratio) must do so for every
+replica by itself. With ``replicas`` None these functions are the ordinary ones over all tensors together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+@torch.no_grad()
+def norm(tensors: Sequence[Tensor], replicas: int | None = None) -> Tensor:
+    """One Euclidean norm over all tensors together: 0-dim, or [N] for stacked replicas.
+
+    Args:
+        tensors: any shapes; with replicas each [N, ...].
+        replicas: N, or None for one network (``trainer.replicas``).
+
+    Raises:
+        ValueError: a tensor whose first dimension is not N.
+    """
+    if not tensors:
+        return torch.zeros(() if replicas is None else (replicas,))
+    if replicas is None:
+        whole: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(tensors), 2)))
+        return whole
+    odd = [tuple(t.shape) for t in tensors if t.ndim == 0 or len(t) != replicas]
+    if odd:
+        raise ValueError(f"a tensor of shape {odd[0]} among the parameters of {replicas} replicas [{replicas}, ...]")
+    each = [torch.linalg.vector_norm(t.reshape(replicas, -1), dim=1) for t in tensors]
+    norms: Tensor = torch.linalg.vector_norm(torch.stack(each), dim=0)
+    return norms
+
+
+@torch.no_grad()
+def scaled(tensors: Sequence[Tensor], factor: Tensor) -> list[Tensor]:
+    """Every tensor times a factor: 0-dim, or [N] with one value for each replica."""
+    if factor.ndim == 0:
+        return list(torch._foreach_mul(list(tensors), factor))
+    return [t * factor.reshape(-1, *[1] * (t.ndim - 1)).to(t) for t in tensors]
+
+
+@torch.no_grad()
+def clip_norm(parameters: Sequence[Tensor], limit: float, replicas: int | None = None) -> Tensor:
+    """Scale ``p.grad`` so that its norm (each replica's own norm) is at most ``limit``; returns the norm before."""
+    if replicas is None:
+        return torch.nn.utils.clip_grad_norm_(parameters, limit)
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    before = norm(gradients, replicas)
+    torch._foreach_copy_(gradients, scaled(gradients, (limit / (before + 1e-6)).clamp(max=1)))
+    return before

@@ -1,0 +1,300 @@
+"""The trainer: the woven step with a data set, a record and the loop. Plugins receive it in every hook of a run."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from plait.data import Data
+from plait.data.seeds import seed_noise
+from plait.data.streams import Stream, in_order
+from plait.declare.recipe import Recipe
+from plait.declare.results import Metric, Plot, Table
+from plait.declare.rules import Composed
+from plait.distributed.world import World
+from plait.errors import BadInput, Interrupted, blame, failing
+from plait.storage.recorder import Recorder
+from plait.training.evaluation import (
+    BATCH,
+    NoSuchView,
+    Predictions,
+    View,
+    has_figures,
+    predict,
+    score,
+    split_figures,
+)
+from plait.training.forward import Forward
+from plait.training.woven import Woven
+
+
+class Trainer(Woven):
+    """One training run in memory.
+
+    Args:
+        recipe, plugins, composed, world: as of `plait.training.woven.Woven`.
+        recorder: where the run is written down.
+
+    Attributes:
+        data: the data after every ``transform_data``.
+        folder: the run directory, for files of a plugin; write only where ``writes``.
+        writes: whether this process writes files (rank 0 does).
+        best: the best state on validation so far, when the recipe selects by it.
+    """
+
+    plugins: Mapping[str, Any]
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        plugins: Mapping[str, Any],
+        composed: Mapping[str, Composed],
+        world: World,
+        recorder: Recorder,
+    ) -> None:
+        super().__init__(recipe, plugins, composed, world)
+        self._recorder = recorder
+        self.folder: Path = recorder.directory.path
+        self.writes = recorder.writes
+        self.best: dict[str, Any] | None = None
+        self._streams: dict[str, Stream] = {}
+        self._waiting["streams"] = {}
+        self._notes: set[str] = set()
+        acting = ("optimizer_step", "objective", "example_weights", "loss_terms")
+        self._acting = list(dict.fromkeys(i.plugin for hook in acting for i in composed[hook].implementations))
+
+    # ---- building -----------------------------------------------------------------------------------------------
+    def build(self, data: Data, model: nn.Module) -> None:
+        """Put data and model together; the plugins transform both, then set themselves up."""
+        self.data: Data = self.composed["transform_data"].chain("data", trainer=self, data=data)
+        self.info = self.data.info
+        model = self.composed["transform_model"].chain("model", trainer=self, model=model, data=self.data)
+        model.to(self.device).train()
+        self.train_stream = self.stream("train")
+        train, per_epoch = self.recipe.train, self.train_stream.batches_per_epoch
+        steps = train.steps if train.steps is not None else per_epoch * (train.epochs or 0)
+        strategy = self.composed["fit"].owner()
+        if strategy is not None:
+            with blame(strategy.plugin):
+                steps = self.plugins[strategy.plugin].budget(steps, per_epoch)
+        forward = Forward(self._world, self.recipe.precision, self.data.prepare, self.data.forward, self.data.readout)
+        self.take(model, self.data.info, forward, steps)
+
+    def stream(self, name: str, split: str = "train", batch_size: int | None = None) -> Stream:
+        """An endless, resumable stream of batches; every name shuffles differently.
+
+        A split may bring a ``stream`` of its own, called with the arguments of `plait.data.streams.Stream` but the
+        split.
+
+        Args:
+            name: part of the shuffling's seed.
+            split: ``train``, ``validation`` or ``test``.
+            batch_size: examples over all ranks; default the recipe's.
+        """
+        if name not in self._streams:
+            chosen = getattr(self.data, split)
+            make = getattr(chosen, "stream", None) or functools.partial(Stream, chosen)
+            self._streams[name] = make(
+                name,
+                self.recipe.seed,
+                batch_size or self.recipe.train.batch_size,
+                augment=self.data.augment if split == "train" else None,
+                rank=self.rank,
+                world=self.world,
+                workers=self.recipe.train.workers,
+            )
+            if name in self._waiting["streams"]:
+                self._streams[name].load_state_dict(self._waiting["streams"].pop(name))
+        return self._streams[name]
+
+    # ---- the loop -----------------------------------------------------------------------------------------------
+    def fit(self) -> None:
+        """Train for the budget, or as the strategy plugin does it."""
+        owner = self.composed["fit"].owner()
+        if owner is not None:
+            owner({"trainer": self})
+        else:
+            self.train_until(self.total_steps)
+
+    def train_until(self, last_step: int) -> None:
+        """Ordinary steps until ``last_step`` is done, with logging, validation and checkpoints on the way.
+
+        Raises:
+            Interrupted: a signal asked for a stop; a checkpoint is written.
+            RunFailed: as `train_step`, or a plugin's ``ValueError``.
+        """
+        stream, every = self.train_stream, self.recipe.train.log_every
+        checkpoint_every = self.recipe.checkpoint.every_steps
+        while self.step < last_step:
+            if self.world > 1:
+                self.share = stream.share(stream.drawn)
+                seed_noise(self.recipe.seed, self.rank, self.step)  # a resumed run draws the dropout of an unbroken one
+            epoch = stream.epoch
+            batch = next(stream)
+            with failing(self.step + 1, *self._acting):
+                report = self.train_step(batch if self.device.type == "cpu" else batch.to(self.device))
+            self._recorder.advance(self.step, report.loss)
+            if self.step % every == 0:
+                terms = {name: self._world.mean(value, self.share) for name, value in report.terms.items()}
+                self.log({"train/loss": self._world.mean(report.loss, self.share), "train/lr": self.lr, **terms})
+            ended = stream.epoch > epoch
+            if (ended and stream.epoch % self.recipe.train.evaluate_every == 0) or self.step == self.total_steps:
+                self.validate()
+            if self._stop_requested():
+                self.checkpoint()
+                raise Interrupted(f"stopped after step {self.step} of {self.total_steps}.")
+            if self.step < self.total_steps and (self.step % checkpoint_every == 0 if checkpoint_every else ended):
+                self.checkpoint()
+
+    def _stop_requested(self) -> bool:
+        """Whether to stop at this step boundary; several ranks agree on it every ``log_every`` steps."""
+        if self.world == 1:
+            return self._recorder.stop_requested()
+        if self.step % self.recipe.train.log_every:
+            return False
+        return self._world.any_true(self._recorder.stop_requested())
+
+    def checkpoint(self) -> None:
+        """Write a checkpoint; call it between two steps.
+
+        Raises:
+            RunFailed: weights that are not finite, or a file that could not be written; older ones are intact.
+        """
+        self.require_finite_weights()
+        self._recorder.checkpoint(self.step, self.state_dict(), self.recipe.checkpoint.keep)
+
+    def log(self, values: Mapping[str, float]) -> None:
+        """Record scalars of this step: to ``metrics.jsonl``, to the loggers, and to the report's curves."""
+        self._recorder.event("scalars", step=self.step, values=dict(values))
+
+    def note(self, text: str) -> None:
+        """Show the user a line, once, and keep it for the report."""
+        if text not in self._notes:
+            self._notes.add(text)
+            self._recorder.note(text)
+
+    def say(self, text: str) -> None:
+        """Show the user a line above the progress bar; it is not kept."""
+        self._recorder.progress.say(text)
+
+    def begin_phase(self, steps: int, *, fresh: bool = False, weights: Mapping[str, Tensor] | None = None) -> None:
+        """As of `Woven`; the choice of the best state on validation starts anew, too."""
+        super().begin_phase(steps, fresh=fresh, weights=weights)
+        self.best = None
+
+    def end_phase(self) -> None:
+        """Put back the best state of this phase, if the recipe selects by validation and the phase was validated."""
+        if self.recipe.train.select == "best" and self.best is not None:
+            self.restore_model(self.best["model"])
+
+    # ---- evaluation ---------------------------------------------------------------------------------------------
+    def validate(self) -> None:
+        """The figures on the validation split; remembers the best state if the recipe selects by it."""
+        if not len(self.data.validation):
+            return
+        figures = self._validation_figures()
+        self.log({f"validation/{name}": metric.value for name, metric in figures.items()})
+        if self.recipe.train.select == "best" and all(p.selectable(self) for p in self.plugins.values()):
+            value = score(figures)
+            if self.best is None or value > self.best["score"]:
+                self.best = {"score": value, "step": self.step, "model": self.snapshot_model()}
+
+    def _validation_figures(self) -> dict[str, Metric]:
+        """`split_figures`; of an unusual task, whose objective a plugin gives and reports on, the loss."""
+        self.masks.hold()
+        if has_figures(self.info):
+            return split_figures(self.data, *predict(self.forward, self.model, self.data.validation))
+        self.model.eval()
+        losses = []
+        with torch.no_grad():
+            for batch in in_order(self.data.validation, BATCH):
+                there = batch.to(self.device)
+                losses.append(self.objective(self.call(self.model, there), there).float().cpu())
+        self.model.train()
+        return {"loss": Metric(float(torch.cat(losses, dim=-1).mean()), "", "lower")}
+
+    def views(self) -> dict[str, View]:
+        """``clean`` (the test split as it is) and the active plugins' views.
+
+        Raises:
+            BadInput: two plugins register one name.
+        """
+        views = {"clean": View("the test split as it is")}
+        owner = {"clean": "plait"}
+        for plugin, given in self.composed["views"].named(trainer=self):
+            for name, view in given.items():
+                if name in views:
+                    raise BadInput(
+                        f"the evaluation view {name!r} is registered by both {owner[name]!r} and {plugin!r}."
+                    )
+                views[name], owner[name] = view, plugin
+        return views
+
+    def evaluate(self, model: nn.Module, views: Mapping[str, View]) -> dict[str, Metric | Table | Plot]:
+        """Every active plugin's figures of a model as ``<plugin>/<name>``.
+
+        Raises:
+            BadInput: a plugin returned something else than metrics, tables and plots.
+        """
+        predictions = Predictions(self.forward, model, views, self.data.test)
+        merged: dict[str, Metric | Table | Plot] = {}
+        for plugin, results in self.composed["evaluate"].named(trainer=self, predictions=predictions):
+            if not isinstance(results, Mapping):
+                raise BadInput(
+                    f"plugin {plugin!r}: evaluate returned {type(results).__name__}; return a mapping of metrics."
+                )
+            for name, value in results.items():
+                if not isinstance(value, (Metric, Table, Plot)):
+                    raise BadInput(
+                        f"plugin {plugin!r}: evaluate gave a {type(value).__name__} for {name!r}; "
+                        "wrap it in plait.Metric."
+                    )
+                merged[f"{plugin}/{name}"] = value
+        return merged
+
+    def evaluate_validation(self) -> dict[str, Metric]:
+        """The plugins' metrics on the validation split, for choices that must not see the test.
+
+        There is one view, ``clean``. A plugin that asks for another view, or whose figures depend on no split, is left
+        out.
+        """
+        if not len(self.data.validation):
+            return {}
+        views = {"clean": View("the validation split as it is", split=self.data.validation)}
+        predictions = Predictions(self.forward, self.model, views, self.data.test)
+        merged: dict[str, Metric] = {}
+        for implementation in self.composed["evaluate"].implementations:
+            before = predictions.used
+            try:
+                with blame(implementation.plugin):
+                    results = implementation({"trainer": self, "predictions": predictions})
+            except NoSuchView:
+                continue
+            if predictions.used > before:
+                merged |= {f"{implementation.plugin}/{n}": v for n, v in results.items() if isinstance(v, Metric)}
+        return merged
+
+    def select(self) -> None:
+        """At the end: the state that is delivered, the best one where the recipe says so; masked weights are zero."""
+        if self.recipe.train.select == "best" and self.best is not None:
+            self.restore_model(self.best["model"])
+            self._recorder.event("selected", step=self.best["step"], score=self.best["score"])
+        self.masks.hold()
+
+    # ---- state --------------------------------------------------------------------------------------------------
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a resumed run needs, between two steps."""
+        streams = {name: stream.state_dict() for name, stream in self._streams.items()}
+        return {**super().state_dict(), "streams": self._waiting["streams"] | streams, "best": self.best}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state_dict`."""
+        super().load_state_dict(state)
+        for name, stream in self._streams.items():
+            stream.load_state_dict(self._waiting["streams"].pop(name))
+        self.best = state["best"]

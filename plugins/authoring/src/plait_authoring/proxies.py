@@ -1,0 +1,102 @@
+"""What a watched plugin is given in the place of batches, columns and predictions: the same, telling what is read."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from plait.data import Batch
+from plait.data.streams import column
+from plait.training.evaluation import Predicted, Predictions
+
+if TYPE_CHECKING:
+    from plait_authoring.watch import Watch
+
+
+class WatchedBatch(Batch):
+    """A batch that tells which of its fields are read."""
+
+    watch: Watch
+
+    @classmethod
+    def of(cls, batch: Batch, watch: Watch) -> WatchedBatch:
+        """The same fields, watched."""
+        watched = cls(batch)
+        watched.watch = watch
+        return watched
+
+    def __getitem__(self, name: str) -> Any:
+        self.watch.read(name)
+        return super().__getitem__(name)
+
+    def __contains__(self, name: object) -> bool:
+        self.watch.asked(name)
+        return super().__contains__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """As `dict.get`."""
+        self.watch.asked(name)
+        return super().get(name, default)
+
+    def take(self, rows: torch.Tensor) -> Batch:
+        """As `Batch.take`."""
+        return self.of(super().take(rows), self.watch)
+
+    def chunks(self, parts: int) -> list[Batch]:
+        """As `Batch.chunks`."""
+        return [self.of(part, self.watch) for part in super().chunks(parts)]
+
+    def to(self, device: torch.device | str) -> Batch:
+        """As `Batch.to`."""
+        return self.of(super().to(device), self.watch)
+
+
+class WatchedFields(dict[str, Any]):
+    """The columns of a split, or the fields of predictions, that tell which are read."""
+
+    watch: Watch
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Any], watch: Watch) -> WatchedFields:
+        """The same fields, watched."""
+        watched = cls(fields)
+        watched.watch = watch
+        return watched
+
+    def __getitem__(self, name: str) -> Any:
+        self.watch.read(name)
+        return super().__getitem__(name)
+
+    def __contains__(self, name: object) -> bool:
+        frame = inspect.currentframe()
+        caller = frame.f_back if frame is not None else None
+        if caller is None or caller.f_code is not column.__code__:  # `column` raises when there is no such field
+            self.watch.asked(name)
+        return super().__contains__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """As `dict.get`."""
+        self.watch.asked(name)
+        return super().get(name, default)
+
+
+class WatchedPredictions(Predictions):
+    """Predictions that tell which fields are read; the forward passes stay shared with the other plugins."""
+
+    def __init__(self, whole: Predictions, watch: Watch) -> None:
+        self._whole, self._watch = whole, watch
+        self.model, self.views = whole.model, whole.views
+
+    @property
+    def used(self) -> int:  # type: ignore[override]
+        """How often a view was asked for."""
+        return self._whole.used
+
+    def __getitem__(self, name: str) -> Predicted:
+        with self._watch.acting(None):
+            predicted = self._whole[name]
+        return replace(predicted, fields=WatchedFields.of(predicted.fields, self._watch))

@@ -1,0 +1,189 @@
+"""``plait verify``."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from plait_cli import completion, output, startup
+from plait_cli.parameters import AsJson, CacheFolder, Fresh, RayAddress, Settings, Workers, parse_settings
+
+if TYPE_CHECKING:
+    from plait_experiments.results import ClaimResult, Verification
+
+NOT_HELD = 4
+"""Exit code when a claim that gates does not hold."""
+
+COLOURS = {"holds": "green", "fails": "red", "guard broken": "red"}
+
+
+class Scale(StrEnum):
+    """The sizes of an experiment."""
+
+    LAPTOP = "laptop"
+    PAPER = "paper"
+
+
+def verify(
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="NAME", help="A plugin with claims.", autocompletion=completion.plugins),
+    ] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Every plugin that has claims; writes a scoreboard.")
+    ] = False,
+    join: Annotated[
+        bool, typer.Option("--scoreboard", help="Put the result into the scoreboard in --out, beside what is there.")
+    ] = False,
+    claims: Annotated[
+        list[str] | None, typer.Option("--claim", metavar="ID", help="Only this claim; repeatable.")
+    ] = None,
+    gating: Annotated[
+        bool,
+        typer.Option("--gating", help="Only the claims that decide the exit code, not those reported beside them."),
+    ] = False,
+    extra: Annotated[
+        bool, typer.Option("--extra", help="Also the long experiments that a claims file marks as extra.")
+    ] = False,
+    seeds: Annotated[
+        int | None, typer.Option("--seeds", metavar="N", help="How many seeds, instead of the claim's own.")
+    ] = None,
+    scale: Annotated[Scale, typer.Option("--scale", help="The size of the experiment.")] = Scale.LAPTOP,
+    workers: Workers = None,
+    ray: RayAddress = None,
+    cache: CacheFolder = None,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the HTML page and the JSON go.")] = Path(
+        "verify"
+    ),
+    settings: Settings = None,
+    fresh: Fresh = False,
+    as_json: AsJson = False,
+) -> None:
+    """Re-run a paper's claims on this machine and give a verdict on each.
+
+    Every run is kept: Ctrl-C loses nothing that is finished, and a second verification is instant. Exit code 0 when
+    every claim that gates holds, else 4.
+
+    Examples:
+
+      plait verify chase
+      plait verify fairsam --claim fair --seeds 10 --workers 4
+      plait verify chase --scale paper --ray auto
+      plait verify --all --extra --out docs/scoreboard
+      plait verify fairsam --extra --scoreboard --out docs/scoreboard
+    """
+    from plait_experiments import load
+    from plait.errors import BadInput
+
+    if everything == (name is not None):
+        raise BadInput("give one plugin, or --all.")
+    if everything and claims:
+        raise BadInput("--claim goes with one plugin, not with --all.")
+    if join and everything:
+        raise BadInput("--all writes a new scoreboard; --scoreboard puts one plugin's result into an old one.")
+    if gating and (claims or extra):
+        raise BadInput(f"give {'--claim' if claims else '--extra'} or --gating, not both.")
+    names = with_claims() if name is None else [name]
+    if not names:
+        raise BadInput("no installed plugin brings claims; pip install plait-chase, for example.")
+    books = [(one, load(one)) for one in names]  # refuses before anything starts
+    earlier = stored_scoreboard(out) if join else []
+    changes = parse_settings(settings or ())
+    startup.long()
+    from plait_experiments import verify as run
+    from plait_experiments.page import write_pages
+
+    found: list[Verification] = []
+    for one, book in books:
+        if everything:
+            output.note(f"verifying {one}")
+        found.append(
+            run(
+                book if book is not None else one,
+                only=[c.id for c in book.claims if c.gate] if gating and book is not None else claims or (),
+                extra=extra,
+                scale=scale.value,
+                seeds=seeds,
+                workers=workers,
+                ray=ray,
+                cache=cache,
+                settings=changes,
+                fresh=fresh,
+                progress=True,
+            )
+        )
+    files = write_pages(found, out)
+    if everything or join:
+        from plait_experiments.joining import join as joined
+        from plait_experiments.page import write_scoreboard
+
+        files += write_scoreboard(joined(earlier, found), out)
+    if as_json:
+        output.emit({"plugins": [v.as_dict() for v in found]} if everything else found[0].as_dict())
+    else:
+        for verification in found:
+            show(verification)
+        for path in files:
+            if path.suffix == ".html":
+                typer.echo(f"page: {path}")
+    if not all(v.holds for v in found):
+        raise typer.Exit(NOT_HELD)
+
+
+def stored_scoreboard(folder: Path) -> list[Verification]:
+    """The scoreboard that is there; a damaged one is refused before anything runs."""
+    from plait_experiments.joining import stored
+
+    return stored(folder)
+
+
+def with_claims() -> list[str]:
+    """Usable plugins that bring a ``claims.toml``; a bad file is an error, not a plugin without claims."""
+    from plait.planning import discovery as registry
+    from plait_experiments import load
+
+    return [name for name in registry.active_registry() if load(name) is not None]
+
+
+def show(found: Verification) -> None:
+    """Print every claim with its tables."""
+    from plait_experiments import tables
+
+    typer.echo(output.heading(tables.heading(found)))
+    for what, value in tables.facts(found):
+        typer.echo(f"{what + ':':9}{value}")
+    if found.settings:
+        typer.secho("settings were changed: this is another experiment than the claims describe.", fg="yellow")
+    for note in found.notes:
+        typer.secho(note, fg="yellow")
+    for result in found.claims:
+        show_claim(result)
+    typer.echo()
+    for result in found.claims:
+        reported = "" if result.claim.gate else " (reported only)"
+        typer.echo(f"{verdict(result)}  {result.claim.id}{reported}")
+
+
+def show_claim(result: ClaimResult) -> None:
+    """Print one claim."""
+    from plait_experiments import tables
+
+    typer.echo(f"\n{output.heading(result.claim.id)}: {result.claim.sentence}  {verdict(result)}")
+    if any(arm.values for arm in result.arms):
+        arms = output.table("", tables.ARM_COLUMNS, tables.arm_rows(result), right=(2, 3, 4))
+        expectations = output.table("", tables.EXPECTATION_COLUMNS, tables.expectation_rows(result), right=(1, 2, 3, 4))
+        output.show(arms, expectations)
+        columns, tried = tables.tuning_rows(result)
+        if tried:
+            output.show(output.table("", columns, tried, right=(2, 3)))
+    typer.echo(f"source: {result.claim.source}")
+    for text in tables.remarks(result):
+        typer.echo(f"- {text}")
+
+
+def verdict(result: ClaimResult) -> str:
+    """The verdict, coloured where the terminal can."""
+    return typer.style(result.verdict.value, fg=COLOURS.get(result.verdict.value, "yellow"), bold=True)

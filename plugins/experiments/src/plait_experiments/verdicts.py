@@ -1,0 +1,215 @@
+"""Verdicts on expectations, and from them on a claim."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from plait_experiments import statistics
+from plait_experiments.expressions import ROUNDING, Comparison
+from plait_experiments.statistics import Interval
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+Values = Mapping[tuple[str, str], Mapping[int, float | None]]
+"""(arm, metric) -> seed -> value; None or NaN where a run gave none, no entry where it did not finish."""
+
+
+class Verdict(StrEnum):
+    """What can be said of an expectation or a claim."""
+
+    HOLDS = "holds"
+    FAILS = "fails"
+    UNDECIDED = "undecided"
+    """The interval straddles the threshold, or some seeds are missing."""
+    GUARD_BROKEN = "guard broken"
+    """What was expected is there, but something else was lost for it."""
+    NOT_RUN = "not run"
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """An expectation against the figures.
+
+    Attributes:
+        text: the expectation.
+        guard: whether it is a guard.
+        verdict: of this expectation alone.
+        left, right: its sides at the means; None when nothing ran.
+        margin: by how much it holds (negative: fails), in the unit of its sides.
+        interval: of the margin, paired over seeds; None for counts, extremes and equalities, and for too few seeds.
+        exact: whether it is judged without an interval.
+        n: seeds that count.
+        missing: ``arm.metric`` -> seeds without a value.
+        paper_margin: the margin at the paper's own figures, where they are known.
+        note: a sentence on what limits the verdict.
+    """
+
+    text: str
+    guard: bool
+    verdict: Verdict
+    left: float | None = None
+    right: float | None = None
+    margin: float | None = None
+    interval: Interval | None = None
+    exact: bool = False
+    n: int = 0
+    missing: Mapping[str, Sequence[int]] | None = None
+    paper_margin: float | None = None
+    note: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The JSON form."""
+        return {
+            "expectation": self.text,
+            "guard": self.guard,
+            "verdict": self.verdict.value,
+            "left": self.left,
+            "right": self.right,
+            "margin": self.margin,
+            "interval": self.interval.as_dict() if self.interval else None,
+            "exact": self.exact,
+            "n": self.n,
+            "missing": {name: list(seeds) for name, seeds in (self.missing or {}).items()},
+            "paper_margin": self.paper_margin,
+            "note": self.note,
+        }
+
+
+def judge(
+    comparison: Comparison,
+    values: Values,
+    seeds: Sequence[int],
+    *,
+    guard: bool = False,
+    paper: Mapping[str, float] | None = None,
+) -> Judgement:
+    """Judge one expectation.
+
+    Only seeds with a finite value everywhere in the expectation count, so that arms stay paired. With a seed missing an
+    expectation can fail, but not hold: a run that crashed or diverged must not improve an average.
+
+    Args:
+        comparison: the expectation.
+        values: what was measured.
+        seeds: the seeds that were planned.
+        guard: whether it is a guard.
+        paper: ``arm.metric`` -> the paper's figure.
+    """
+    import numpy as np
+
+    missing = {
+        f"{arm}.{metric}": lost
+        for arm, metric in comparison.references
+        if (lost := [s for s in seeds if not _finite(values.get((arm, metric), {}).get(s))])
+    }
+    common = [s for s in seeds if not any(s in lost for lost in missing.values())]
+    at_paper = paper_margin(comparison, paper or {})
+    if not common:
+        note = f"no seed has a value of {' and of '.join(missing)}"
+        return Judgement(comparison.text, guard, Verdict.NOT_RUN, missing=missing, paper_margin=at_paper, note=note)
+    columns = {
+        reference: np.array([float(values[reference][s] or 0.0) for s in common]) for reference in comparison.references
+    }
+    left, right = (float(side) for side in comparison.sides(columns, len(seeds)))
+    margin = float(comparison.margin(columns, len(seeds)))
+    exact = not comparison.smooth
+    found: Interval | None = None
+    if comparison.operator == "==":
+        verdict, note = _of(bool(comparison.in_every_seed(columns, len(seeds)).all())), ""
+    elif not math.isfinite(margin):
+        verdict, note = Verdict.UNDECIDED, "the margin is undefined (a division by zero)"
+    elif exact:
+        verdict, note = _of(_reached(margin, comparison, left, right)), ""
+    else:
+        found = _interval(comparison, columns, len(seeds))
+        verdict, note = _by_interval(found, comparison, left, right, len(common))
+    if missing and verdict is Verdict.HOLDS:
+        verdict = Verdict.UNDECIDED
+    if missing:
+        lost_text = "; ".join(f"{name}: seed {', '.join(map(str, lost))}" for name, lost in missing.items())
+        note = "; ".join(filter(None, [note, f"without a value: {lost_text}"]))
+    return Judgement(
+        comparison.text,
+        guard,
+        verdict,
+        _or_none(left),
+        _or_none(right),
+        _or_none(margin),
+        found,
+        exact,
+        len(common),
+        missing,
+        at_paper,
+        note,
+    )
+
+
+def combine(judgements: Iterable[Judgement]) -> Verdict:
+    """The verdict on a claim: everything must hold, guards included; what fails is said before what is open."""
+    found = list(judgements)
+    expected = [j.verdict for j in found if not j.guard]
+    everything = [j.verdict for j in found]
+    if Verdict.FAILS in expected:
+        return Verdict.FAILS
+    if Verdict.FAILS in everything:
+        return Verdict.GUARD_BROKEN
+    if Verdict.NOT_RUN in everything or not found:
+        return Verdict.NOT_RUN
+    return Verdict.UNDECIDED if Verdict.UNDECIDED in everything else Verdict.HOLDS
+
+
+def paper_margin(comparison: Comparison, paper: Mapping[str, float]) -> float | None:
+    """The margin at the paper's own figures; None when one of them is unknown, or for a count over seeds."""
+    import numpy as np
+
+    names = {(arm, metric): f"{arm}.{metric}" for arm, metric in comparison.references}
+    if not comparison.smooth or any(name not in paper for name in names.values()):
+        return None
+    return _or_none(float(comparison.margin({r: np.array([paper[name]]) for r, name in names.items()}, 1)))
+
+
+# ---- inside ------------------------------------------------------------------------------------------------------
+def _interval(
+    comparison: Comparison, columns: Mapping[tuple[str, str], NDArray[np.float64]], seeds: int
+) -> Interval | None:
+    names = list(columns)
+    return statistics.interval(
+        list(columns.values()),
+        lambda *drawn: comparison.margin(dict(zip(names, drawn, strict=True)), seeds),
+    )
+
+
+def _by_interval(
+    found: Interval | None, comparison: Comparison, left: float, right: float, n: int
+) -> tuple[Verdict, str]:
+    if found is None:
+        return Verdict.UNDECIDED, f"an interval needs {statistics.LEAST} seeds, there {'are' if n > 1 else 'is'} {n}"
+    few = f"few seeds ({n})" if found.few else ""
+    if _reached(found.low, comparison, left, right):
+        return Verdict.HOLDS, few
+    if not _reached(found.high, comparison, left, right):
+        return Verdict.FAILS, few
+    return Verdict.UNDECIDED, "; ".join(filter(None, ["the interval straddles the threshold", few]))
+
+
+def _reached(margin: float, comparison: Comparison, left: float, right: float) -> bool:
+    slack = ROUNDING * max(1.0, abs(left), abs(right))
+    return margin > slack if comparison.strict else margin >= -slack
+
+
+def _of(held: bool) -> Verdict:
+    return Verdict.HOLDS if held else Verdict.FAILS
+
+
+def _finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
+
+
+def _or_none(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,132 @@
+"""The language of expectations: what it means, and that nothing else gets through."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from plait_experiments.expressions import LONGEST, Comparison, parse
+from plait.errors import BadInput
+
+COLUMNS = {("a", "m"): np.array([1.0, 2.0, 6.0]), ("b", "m"): np.array([2.0, 4.0, 3.0])}
+
+
+def margin(text: str) -> float:
+    return float(parse(text).margin(COLUMNS, 3))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a.m >= 1", 2.0),
+        ("a.m <= 1", -2.0),
+        ("mean(a.m) <= 0.9 * mean(b.m)", 0.9 * 3 - 3),
+        ("a.m - b.m >= -0.7", 0.7),
+        ("-a.m + 2 * b.m > 0", 3.0),
+        ("mean(a.m / b.m) >= 1", 0.0),
+        ("mean(a.m) / mean(b.m) >= 1", 0.0),
+        ("a.m / 0 >= 1", math.inf),
+        ("max(a.m) <= 5", -1.0),
+        ("min(a.m - b.m) >= -2", 0.0),
+        ("wins(a.m < b.m) >= 2", 0.0),
+        ("wins(a.m < b.m) >= 0.8 * seeds", 2 - 0.8 * 3),
+        ("abs(a.m - b.m) <= 2", 0.0),
+        ("abs(mean(a.m - b.m)) <= 2", 2.0),
+    ],
+)
+def test_margins(text: str, expected: float) -> None:
+    assert margin(text) == pytest.approx(expected)
+
+
+def test_columns_may_have_leading_axes_as_bootstrap_samples_do() -> None:
+    drawn = {key: np.stack([column, column[[0, 0, 1]]]) for key, column in COLUMNS.items()}
+    found = parse("mean(a.m) / mean(b.m) >= 1").margin(drawn, 3)
+    assert found.shape == (2,)
+    assert found[1] == pytest.approx((4 / 3) / (8 / 3) - 1)
+
+
+def test_what_has_an_interval() -> None:
+    assert parse("a.m - b.m >= 0").smooth
+    assert parse("mean(a.m) <= 0.9 * mean(b.m)").smooth
+    for text in ("wins(a.m < b.m) >= 4", "max(a.m) <= 1", "a.m == 160", "min(a.m) > 0"):
+        assert not parse(text).smooth
+
+
+def test_references_in_order_of_appearance() -> None:
+    assert parse("wins(b.x < a.m) >= seeds - a.m").references == [("b", "x"), ("a", "m")]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "1",
+        "a.m",
+        "1 < 2",
+        "a.m < b.m < 3",
+        "a.m != 1",
+        "a.m in b.m",
+        "not a.m < 1",
+        "a.m < 1 and b.m < 1",
+        "a.m ** 2 < 1",
+        "a.m % 2 < 1",
+        "a.m // 2 < 1",
+        "a.m @ b.m < 1",
+        "a.m.x < 1",
+        "a < 1",
+        "a[0] < 1",
+        "a.m < 'text'",
+        "a.m < True",
+        "a.m < None",
+        "a.m < 1j",
+        "a.m < 1e999",
+        "a.m < inf",
+        "mean(a.m, b.m) < 1",
+        "mean() < a.m",
+        "mean(*a.m) < 1",
+        "mean(x=a.m) < 1",
+        "wins(a.m) < 1",
+        "mean(a.m < 1) < 1",
+        "__import__('os').system('true') < a.m",
+        "(lambda: 1)() < a.m",
+        "[x for x in a.m] < 1",
+        "(a := 1) < a.m",
+        "f'{a.m}' < a.m",
+        "a.m <",
+        "a.m < 1; b.m < 1",
+        "a.m < 1\nb.m < 1",
+        "\0a.m < 1",
+        "a.m < " + "9" * 399,
+        "(" * 390 + "a.m",
+        "-" * 100 + "a.m < 1",
+        "a.m < 1 " + " " * LONGEST,
+    ],
+)
+def test_everything_else_is_bad_input(text: str) -> None:
+    with pytest.raises(BadInput):
+        parse(text)
+
+
+PIECES = ["a.m", "b.m", "seeds", "mean(", "wins(", "abs(", "max(", ")", "(", "<", "<=", "==", "+", "-", "*", "/", "0.9"]
+PIECES += ["1e308", "4", ",", " ", "[", "]", "lambda:", "import", "__class__", ".", "and", "if", "else", "\n", "#", "'"]
+
+
+@given(st.one_of(st.text(max_size=60), st.lists(st.sampled_from(PIECES), max_size=25).map("".join)))
+def test_any_text_is_parsed_or_bad_input(text: str) -> None:
+    try:
+        made = parse(text)
+    except BadInput:
+        return
+    assert isinstance(made, Comparison)
+    columns: Any = {r: np.array([1.0, 2.0]) for r in made.references}
+    assert isinstance(float(made.margin(columns, 2)), float)
+
+
+@given(st.sampled_from(["a.m", "2 * a.m", "a.m - b.m", "mean(a.m) - b.m"]), st.floats(-1e6, 1e6))
+def test_the_two_directions_mirror_each_other(side: str, threshold: float) -> None:
+    assert margin(f"{side} >= {threshold!r}") == pytest.approx(-margin(f"{side} <= {threshold!r}"))

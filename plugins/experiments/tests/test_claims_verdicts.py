@@ -1,0 +1,181 @@
+"""Statistics and verdicts against results made by hand."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from plait_experiments import statistics
+from plait_experiments.expressions import parse
+from plait_experiments.statistics import difference, interval, summary
+from plait_experiments.verdicts import Judgement, Verdict, combine, judge
+
+NAN = float("nan")
+
+
+def verdict(text: str, a: Sequence[float | None], b: Sequence[float | None] = (), planned: int = 0) -> Judgement:
+    values = {("a", "m"): dict(enumerate(a)), ("b", "m"): dict(enumerate(b))}
+    return judge(parse(text), values, range(planned or max(len(a), len(b))))
+
+
+# ---- one expectation ---------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("text", "a", "b", "expected"),
+    [
+        ("a.m - b.m >= -0.7", [84.8, 84.9, 84.7, 84.9, 84.8], [84.2, 84.4, 84.1, 84.3, 84.2], Verdict.HOLDS),
+        ("a.m - b.m >= -0.7", [82.0, 82.1, 81.9, 82.2, 82.0], [84.2, 84.4, 84.1, 84.3, 84.2], Verdict.FAILS),
+        ("a.m - b.m >= -0.7", [84, 82, 86, 83, 84.2], [84.2, 84.4, 84.1, 84.3, 84.2], Verdict.UNDECIDED),
+        ("mean(a.m) <= 0.9 * mean(b.m)", [8.1, 8.3, 8.0, 8.2, 8.1], [10.1, 10.2, 10.0, 9.9, 10.1], Verdict.HOLDS),
+        ("mean(a.m) <= 0.9 * mean(b.m)", [9.5, 9.6, 9.4, 9.5, 9.6], [10.1, 10.2, 10.0, 9.9, 10.1], Verdict.FAILS),
+        ("wins(a.m < b.m) >= 4", [1, 1, 1, 1, 3], [2, 2, 2, 2, 2], Verdict.HOLDS),
+        ("wins(a.m < b.m) >= 4", [1, 1, 1, 3, 3], [2, 2, 2, 2, 2], Verdict.FAILS),
+        ("wins(a.m < b.m) >= 4", [1, 1, 1, 1, 2], [2, 2, 2, 2, 2], Verdict.HOLDS),
+        ("wins(a.m < b.m) >= 5", [1, 1, 1, 1, 2], [2, 2, 2, 2, 2], Verdict.FAILS),  # a tie is not a win
+        ("a.m == 160", [160, 160, 160], [], Verdict.HOLDS),
+        ("a.m == 160", [160, 160, 161], [], Verdict.FAILS),
+        ("a.m == 160", [159, 160, 161], [], Verdict.FAILS),  # the mean would hide it
+        ("a.m == b.m", [1.5, 2.5], [1.5, 2.5], Verdict.HOLDS),
+        ("max(a.m) <= 1e-4", [1e-6, 2e-5], [], Verdict.HOLDS),
+        ("max(a.m) <= 1e-4", [1e-6, 2e-4], [], Verdict.FAILS),
+        ("a.m <= b.m", [1, 1, 1], [1, 1, 1], Verdict.HOLDS),  # every seed ties exactly at the threshold
+        ("a.m < b.m", [1, 1, 1], [1, 1, 1], Verdict.FAILS),
+        ("a.m <= 0.9 * b.m", [6.3, 6.3, 6.3], [7, 7, 7], Verdict.HOLDS),  # rounding is no miss
+        ("a.m / b.m >= 1", [1, 2, 3], [0, 0, 0], Verdict.UNDECIDED),
+        ("a.m >= 0", [1.0], [], Verdict.UNDECIDED),
+        ("a.m >= 0", [1.0, 2.0], [], Verdict.UNDECIDED),
+    ],
+)
+def test_verdicts(text: str, a: list[float], b: list[float], expected: Verdict) -> None:
+    assert verdict(text, a, b).verdict is expected
+
+
+@pytest.mark.parametrize("gone", [None, NAN, math.inf])
+def test_a_seed_without_a_value_can_refute_but_not_support(gone: float | None) -> None:
+    good, bad = [5.0, 5.1, 4.9, 5.0], [1.0, 1.1, 0.9, 1.0]
+    assert verdict("a.m >= 3", [*good, 5.0]).verdict is Verdict.HOLDS
+    open_one = verdict("a.m >= 3", [*good, gone])
+    assert open_one.verdict is Verdict.UNDECIDED
+    assert open_one.missing == {"a.m": [4]} and "a.m: seed 4" in open_one.note
+    assert verdict("a.m >= 3", [*bad, gone]).verdict is Verdict.FAILS
+    assert verdict("wins(a.m > b.m) >= 4", [*good, gone], [0.0] * 5).verdict is Verdict.UNDECIDED
+    assert verdict("a.m == 5", [5.0, 5.0, gone]).verdict is Verdict.UNDECIDED
+
+
+def test_seeds_stay_paired_when_one_arm_lacks_one() -> None:
+    found = verdict("a.m - b.m >= 0", [1.0, NAN, 3.0, 4.0], [0.5, 100.0, 2.5, 3.5])
+    assert found.n == 3 and found.margin == pytest.approx(0.5)
+
+
+def test_seeds_that_never_ran_count_as_missing() -> None:
+    found = verdict("a.m >= 0", [1.0, 2.0, 1.5], planned=5)
+    assert found.verdict is Verdict.UNDECIDED and found.missing == {"a.m": [3, 4]}
+
+
+def test_nothing_ran() -> None:
+    found = verdict("a.m - b.m >= 0", [], [1.0, 2.0])
+    assert found.verdict is Verdict.NOT_RUN and found.margin is None
+
+
+def test_few_seeds_are_said_to_be_few() -> None:
+    assert "few seeds (5)" in verdict("a.m >= 0", [1.0, 2.0, 1.5, 1.2, 1.1]).note
+    assert verdict("a.m >= 0", [1.0 + 0.01 * i for i in range(12)]).note == ""
+
+
+def test_the_papers_margin_stands_beside_ours() -> None:
+    values = {("a", "m"): {0: 1.0}, ("b", "m"): {0: 2.0}}
+    paper = {"a.m": 74.03, "b.m": 74.70}
+    assert judge(parse("a.m - b.m >= -0.7"), values, [0], paper=paper).paper_margin == pytest.approx(0.03)
+    assert judge(parse("a.m - b.m >= -0.7"), values, [0], paper={"a.m": 1.0}).paper_margin is None
+    assert judge(parse("wins(a.m < b.m) >= 1"), values, [0], paper=paper).paper_margin is None
+
+
+# ---- a claim -----------------------------------------------------------------------------------------------------
+def of(word: Verdict, guard: bool = False) -> Judgement:
+    return Judgement("a.m >= 0", guard, word)
+
+
+@pytest.mark.parametrize(
+    ("expected", "guards", "verdict"),
+    [
+        ([Verdict.HOLDS, Verdict.HOLDS], [Verdict.HOLDS], Verdict.HOLDS),
+        ([Verdict.HOLDS, Verdict.FAILS], [Verdict.HOLDS], Verdict.FAILS),
+        ([Verdict.HOLDS], [Verdict.FAILS], Verdict.GUARD_BROKEN),
+        ([Verdict.FAILS], [Verdict.FAILS], Verdict.FAILS),
+        ([Verdict.UNDECIDED], [Verdict.FAILS], Verdict.GUARD_BROKEN),
+        ([Verdict.HOLDS, Verdict.UNDECIDED], [Verdict.HOLDS], Verdict.UNDECIDED),
+        ([Verdict.HOLDS], [Verdict.UNDECIDED], Verdict.UNDECIDED),
+        ([Verdict.NOT_RUN], [], Verdict.NOT_RUN),
+        ([Verdict.HOLDS], [Verdict.NOT_RUN], Verdict.NOT_RUN),
+        ([Verdict.NOT_RUN, Verdict.FAILS], [], Verdict.FAILS),
+        ([], [], Verdict.NOT_RUN),
+    ],
+)
+def test_claims(expected: list[Verdict], guards: list[Verdict], verdict: Verdict) -> None:
+    assert combine([*map(of, expected), *(of(word, True) for word in guards)]) is verdict
+
+
+# ---- statistics --------------------------------------------------------------------------------------------------
+def test_interval_is_scipys_at_the_widened_level() -> None:
+    values = np.array([1.0, 2.5, 3.0, 4.5, 2.0, 3.3])
+    found = interval([values], lambda c: c.mean(-1))
+    wide = statistics._widened(0.95, len(values))
+    rng = np.random.default_rng(0)
+    theirs = stats.bootstrap((values,), np.mean, confidence_level=wide, n_resamples=9999, method="BCa", rng=rng)
+    assert found is not None and found.method == "BCa" and found.few
+    assert (found.low, found.high) == pytest.approx(tuple(theirs.confidence_interval), abs=0.15)
+
+
+@pytest.mark.parametrize(("n", "least"), [(5, 0.87), (10, 0.91), (30, 0.91)])
+def test_intervals_cover_the_truth(n: int, least: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics, "RESAMPLES", 999)
+    rng, hits, trials = np.random.default_rng(7), 0, 300
+    for _ in range(trials):
+        one, other = rng.normal(size=(2, n)) + np.array([[3.0], [1.0]])
+        found = interval([one, other], lambda a, b: a.mean(-1) - b.mean(-1))
+        assert found is not None
+        hits += found.low <= 2.0 <= found.high
+    assert least <= hits / trials <= 0.99
+
+
+def test_pairing_removes_what_the_seeds_share() -> None:
+    seeds = np.array([0.0, 10.0, 20.0, 30.0, 40.0])
+    found = interval([seeds + 1.0 + 0.01 * np.arange(5), seeds], lambda a, b: a.mean(-1) - b.mean(-1))
+    assert found is not None and 0.99 < found.low <= found.high < 1.05
+
+
+def test_degenerate_data() -> None:
+    mean = lambda c: c.mean(-1)
+    assert interval([np.array([1.0, 2.0])], mean) is None
+    same = interval([np.full(4, 2.5)], mean)
+    assert same is not None and (same.low, same.high, same.method, same.few) == (2.5, 2.5, "constant", False)
+    ties = interval([np.array([0.0, 0.0, 0.0, 0.0, 1.0])], mean)
+    assert ties is not None and ties.low <= 0.2 <= ties.high
+    assert interval([np.array([1.0, 2.0, 3.0])], lambda c: c.mean(-1) * np.nan) is None
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=3, max_size=8))
+def test_an_interval_is_ordered_and_within_the_data(values: list[float]) -> None:
+    column = np.array(values)
+    found = interval([column], lambda c: c.mean(-1))
+    assert found is not None and found.low <= found.high
+    slack = 1e-9 * max(1.0, float(np.abs(column).max()))
+    assert column.min() - slack <= found.low and found.high <= column.max() + slack
+
+
+def test_summary_and_difference() -> None:
+    found = summary([1.0, 2.0, 3.0, NAN, None])
+    assert (found.mean, found.n, found.undefined) == (2.0, 3, 2)
+    assert found.standard_error == pytest.approx(1 / math.sqrt(3))
+    assert summary([]).mean is None and summary([1.0]).standard_error is None
+    paired = difference({0: 1.0, 1: 2.0, 2: 3.0, 3: NAN}, {0: 1.5, 1: 2.5, 2: 3.6, 4: 9.0})
+    assert paired.paired and paired.summary.n == 3 and paired.interval is not None
+    assert paired.summary.mean == pytest.approx(1.6 / 3)
+    apart = difference({0: 1.0, 1: 3.0}, {5: 4.0, 6: 6.0})
+    assert not apart.paired and apart.summary.mean == 3.0 and apart.interval is None
+    assert difference({}, {0: 1.0}).summary.mean is None

@@ -1,0 +1,162 @@
+"""plait verify, and the claims in plait info, with a plugin of a stranger's."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PLUGIN = """
+from plait import Plugin
+
+class DemoPlugin(Plugin):
+    name = "demo"
+    summary = "has claims"
+    paper = "A Paper, 2024"
+    contract = 1
+"""
+CLAIMS = """
+schema = 1
+
+[metrics.accuracy]
+name = "task/accuracy"
+better = "higher"
+unit = "%"
+
+[scales.laptop]
+seeds = [0, 1, 2]
+
+[scales.laptop.recipe]
+device = "cpu"
+data = { name = "tiny-images" }
+model = { name = "tiny-cnn" }
+train = { steps = 50 }
+
+[arms.trained]
+about = "fifty steps"
+
+[arms.untrained]
+set = { "train.steps" = 0 }
+
+[[claims]]
+id = "learns"
+sentence = "Training helps."
+source = "section 1"
+expect = ["trained.accuracy - untrained.accuracy > 0"]
+minutes = { laptop = 0.1 }
+
+[[claims]]
+id = "harms"
+sentence = "Training harms."
+source = "section 2"
+ours = true
+reconstruction = "[inferred]: all of it"
+expect = ["untrained.accuracy - trained.accuracy > 0"]
+minutes = { laptop = 0.1 }
+
+[[claims]]
+id = "aside"
+sentence = "Training is asked about, beside the gate."
+source = "section 3"
+gate = false
+expect = ["trained.accuracy - untrained.accuracy > 0"]
+minutes = { laptop = 0.1 }
+"""
+Program = Callable[..., Any]
+
+
+@pytest.fixture
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("site")
+    package = folder / "plait_demo"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "plugin.py").write_text(PLUGIN)
+    (package / "claims.toml").write_text(CLAIMS)
+    info = folder / "plait_demo-0.3.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: plait-demo\nVersion: 0.3\n")
+    (info / "entry_points.txt").write_text("[plait]\ndemo = plait_demo.plugin:DemoPlugin\n")
+    return folder
+
+
+def test_verify(program: Program, site: Path, tmp_path: Path) -> None:
+    false = program("verify", "demo", "--workers", "2", "--cache", "cache", "--json", packages=(site,))
+    assert false.code == 4, false.err
+    document = false.document
+    assert [c["verdict"] for c in document["claims"]] == ["holds", "fails", "holds"]
+    assert document["holds"] is False and document["cells"] == {"ran": 6, "cached": 0}
+    assert json.loads((tmp_path / "verify" / "demo.json").read_text())["claims"] == document["claims"]
+
+    true = program("verify", "demo", "--claim", "learns", "--cache", "cache", packages=(site,))
+    assert true.code == 0, true.err
+    assert "holds" in true.out and "demo 0.3 at laptop scale" in true.out
+    assert "0 run now, 6 from the cache" in true.out and "page: verify/demo.html" in true.out
+    assert "[inferred]" not in true.out
+
+    text = program("verify", "demo", "--cache", "cache", packages=(site,))
+    assert text.code == 4 and "Reconstruction: [inferred]: all of it" in text.out
+    assert "trained.accuracy - untrained.accuracy > 0" in text.out and "±" in text.out
+
+
+def test_everything_gives_a_scoreboard(
+    call: Callable[..., Any], site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from plait.planning.discovery import pretend
+
+    monkeypatch.syspath_prepend(site)
+    plugin = importlib.import_module("plait_demo.plugin").DemoPlugin
+    with pretend(plugin, alone=True):
+        made = call("verify", "--all", "--gating", "--workers", "0", "--cache", "cache", "--out", "board", "--json")
+    assert made.code == 4, made.err
+    assert [one["plugin"] for one in made.document["plugins"]] == ["demo"]
+    text = (tmp_path / "board" / "scoreboard.md").read_text()
+    assert "beside the gate" not in text
+    assert "| Training helps. | holds |" in text and "| Training harms. | fails |" in text
+    assert "`harms`: [inferred]: all of it" in text
+    assert {p.name for p in (tmp_path / "board").iterdir()} >= {"scoreboard.html", "scoreboard.json", "demo.html"}
+
+    with pretend(plugin, alone=True):
+        again = ("verify", "demo", "--workers", "0", "--cache", "cache", "--scoreboard", "--out", "board")
+        one = call(*again, "--claim", "aside")
+    assert one.code == 0, one.err
+    text = (tmp_path / "board" / "scoreboard.md").read_text()
+    assert "beside the gate" in text and "| Training harms. | fails |" in text  # the earlier verdicts stay
+    assert "from an earlier verification" in text and "page: board/scoreboard.html" in one.out
+
+
+def test_info_shows_claims_and_refuses_bad_ones(program: Program, site: Path) -> None:
+    shown = program("info", "demo", packages=(site,))
+    assert shown.code == 0 and "plait verify demo" in shown.out and "Training helps." in shown.out
+    (claim, *_) = program("info", "demo", "--json", packages=(site,)).document["paper_claims"]
+    assert claim["id"] == "learns" and claim["minutes"] == {"laptop": 0.1}
+    file = site / "plait_demo" / "claims.toml"
+    file.write_text(CLAIMS.replace("trained.accuracy - untrained", "trained.acuracy - untrained"))
+    for command in ("info", "verify"):
+        bad = program(command, "demo", packages=(site,))
+        assert bad.code == 2 and "plait_demo/claims.toml: claims.learns.expect.0" in bad.err
+    file.write_text(CLAIMS.replace('"train.steps" = 0', '"train.setps" = 0'))
+    bad = program("info", "demo", packages=(site,))
+    assert bad.code == 2 and "arms.untrained" in bad.err and "train.setps" in bad.err
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        ([], "give one plugin, or --all"),
+        (["chase", "--all"], "give one plugin, or --all"),
+        (["--all", "--claim", "x"], "--claim goes with one plugin"),
+        (["chase", "--claim", "x", "--gating"], "give --claim or --gating"),
+        (["chase", "--gating", "--extra"], "give --extra or --gating"),
+        (["nobody"], "no plugin named 'nobody'"),
+        (["task"], "brings no claims.toml"),
+        (["task", "--scale", "moon"], "moon"),
+    ],
+)
+def test_bad_calls(call: Callable[..., Any], args: list[str], said: str) -> None:
+    answer = call("verify", *args)
+    assert answer.code == 2 and said in answer.err

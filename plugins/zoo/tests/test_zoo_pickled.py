@@ -1,0 +1,81 @@
+"""Arrays are read out of pickles; nothing in them is run, and nothing that they ask for is looked up."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+
+from plait_zoo.pickled import DTYPES, ArrayUnpickler, Name, Refused, StoredArray
+
+
+def read(content: bytes, encoding: Literal["latin1", "bytes"] = "latin1", **further: Any) -> Any:
+    return ArrayUnpickler(io.BytesIO(content), encoding=encoding, **further).load()
+
+
+ARRAYS = st.sampled_from(sorted(DTYPES)).flatmap(
+    lambda name: npst.arrays(DTYPES[name], npst.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4))
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(array=ARRAYS, protocol=st.integers(2, 5), fortran=st.booleans(), encoding=st.sampled_from(["latin1", "bytes"]))
+def test_what_numpy_wrote_comes_back(array: Any, protocol: int, fortran: bool, encoding: Any) -> None:
+    array = np.asfortranarray(array) if fortran else array
+    found = read(pickle.dumps({"a": [array, 3]}, protocol), encoding)["a"]
+    assert found[1] == 3 and isinstance(found[0], StoredArray)
+    back = found[0].numpy()
+    assert back.dtype == array.dtype and back.shape == array.shape
+    assert back.tobytes() == array.tobytes()  # also nan
+
+
+@pytest.mark.parametrize(
+    "array",
+    [np.array([1, 2], ">i4"), np.array(["a"]), np.array([None]), np.array([1 + 2j]), np.array(["2020"], "M8[Y]")],
+)
+def test_other_arrays_are_refused(array: Any) -> None:
+    with pytest.raises(Refused):
+        read(pickle.dumps(array, 2)).numpy()
+
+
+def test_an_array_of_another_size_than_it_says_is_refused() -> None:
+    content = pickle.dumps(np.arange(4, dtype=np.uint8), 2)
+    with pytest.raises(Refused, match=r"shape \(5,\) with 4 values"):
+        read(content.replace(b"K\x04\x85", b"K\x05\x85", 1)).numpy()
+
+
+class Evil:
+    def __init__(self, function: Any, *arguments: Any) -> None:
+        self.call = (function, arguments)
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_nothing_is_run(tmp_path: Path, protocol: int) -> None:
+    mark = tmp_path / "executed"
+    for evil in (Evil(os.system, f"touch {mark}"), Evil(eval, f"open({str(mark)!r}, 'w')"), Evil(np.load, str(mark))):
+        with pytest.raises(Refused, match=r"the name \w+"):
+            read(pickle.dumps(evil, protocol))
+    assert not mark.exists()
+
+
+def test_a_reader_may_know_further_names() -> None:
+    class Two(Name):
+        def __call__(self, *arguments: object) -> int:
+            return 2
+
+    content = pickle.dumps(Evil(os.getpid), 2)
+    module = os.getpid.__module__
+    assert read(content, further={(module, "getpid"): Two()}) == 2
+    with pytest.raises(Refused, match=f"the name {module}.getpid"):
+        read(content)
