@@ -12,9 +12,11 @@ A generated part stands between ``<!-- KIND:ARGUMENT -->`` and ``<!-- end -->``.
     plan:ARGUMENTS   what ``plait plan ARGUMENTS`` prints, with this repository's plugins and those of stand_ins.py
     says:COMMANDS    the message that the last of these commands (separated by `` ; ``, without ``plait``) ends with
     claims:PLUGIN    its claims with the verdicts and figures of docs/scoreboard/scoreboard.json
-    names:PACKAGE    its public names, for the API reference
+    names:PACKAGE MODULE ...
+                     the public names of these modules, for the API reference
     methods          this repository's methods, one line each
-    rules            the rules of the conformance suite
+    tools            its tools likewise
+    checks           the checks of the conformance kit
     matrix:PART      pairs, sets, models, data or refusals of docs/composition-matrix.json, which --matrix makes anew
 """
 
@@ -34,8 +36,8 @@ if str(HERE) not in sys.path:  # the tests load this file by its path
 from making import matrix, messages, names, verdicts  # noqa: E402
 from making.shared import PLUGINS, only_ours, plugin_folders, table  # noqa: E402
 
-from plait.planning import discovery# noqa: E402
-from plait.hooks import HookSpecs, hook_names# noqa: E402
+from plait.hooks import HookSpecs, hook_names  # noqa: E402
+from plait.planning import discovery  # noqa: E402
 
 
 def pages() -> list[Path]:
@@ -47,19 +49,19 @@ def pages() -> list[Path]:
 def render(text: str) -> str:
     """A page with its generated parts made anew."""
 
-    def made(match: re.Match[str]) -> str:
+    def renewed(match: re.Match[str]) -> str:
         part = PARTS[match["kind"]](match["argument"] or "")
         return f"{match[1]}{part}\n{match[4]}"
 
     with only_ours():
-        return PART.sub(made, text)
+        return PART.sub(renewed, text)
 
 
 # ---- the kinds ---------------------------------------------------------------------------------------------------
 def options_table(name: str) -> str:
     """The options of a plugin, a data source, a model or the recipe."""
     from plait.declare.recipe import Recipe
-    from plait_cli import describing
+    from plait_cli import fields
 
     if name == "recipe":
         model: Any = Recipe
@@ -77,7 +79,7 @@ def options_table(name: str) -> str:
             re.sub("([<>]=?) ", "\\1\u00a0", o["bounds"]),  # a bound is not broken over lines
             o["description"],
         ]
-        for o in describing.options(model)
+        for o in fields.options(model)
         if (name, o["name"]) != ("recipe", "plugins")
     ]
     return table(["option", "type", "default", "bounds", "what it is"], rows)
@@ -120,11 +122,25 @@ def methods_table(_: str) -> str:
     return table(["method", "what it does", "paper"], rows)
 
 
-def rules_table(_: str) -> str:
-    """The rules of the conformance suite, in its order."""
-    from plait.testing.conformance import rules
+def tools_table(_: str) -> str:
+    """The tools with their commands and pages."""
+    from plait_cli.groups import plugin_commands
 
-    return table(["rule", "what it asks"], [[f"`{one.name}`", one.asks] for one in rules()])
+    rows = []
+    for name, folder in plugin_folders().items():
+        item = discovery.find_plugin(name)
+        if item.plugin and set(item.hooks) <= {"commands", "artifacts"}:
+            link = f"[plait-{name}](../{folder.relative_to(HERE.parent)}/README.md)"
+            commands = ", ".join(f"`plait {command}`" for command in plugin_commands(name))
+            rows.append([link, commands, item.plugin.summary])
+    return table(["package", "commands", "what it does"], rows)
+
+
+def checks_table(_: str) -> str:
+    """The checks of the conformance kit, in its order."""
+    from plait_authoring.conformance import checks
+
+    return table(["check", "what it asks"], [[f"`{check.name}`", check.asks] for check in checks()])
 
 
 PARTS: dict[str, Callable[[str], str]] = {
@@ -137,7 +153,8 @@ PARTS: dict[str, Callable[[str], str]] = {
     "claims": verdicts.claims_part,
     "names": names.names_part,
     "methods": methods_table,
-    "rules": rules_table,
+    "tools": tools_table,
+    "checks": checks_table,
     "matrix": matrix.matrix_part,
 }
 PART = re.compile(rf"(<!-- (?P<kind>{'|'.join(PARTS)})(?::(?P<argument>.*?))? -->\n).*?(<!-- end -->)", re.S)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from plait import CONTRACT_VERSION, Ownership, DataSource, Plugin, hookimpl
+from plait import CONTRACT_VERSION, DataSource, Ownership, Plugin, hookimpl
 
 MISSING = {"rusty": "plait_rusty.plugin:RustyPlugin"}
 """Installed in name only: name -> an import path that leads nowhere."""
@@ -132,7 +132,7 @@ class Trim(Plugin):
     """A mask owner that does not say what it owns."""
 
     name = "trim"
-    summary = "masks without a claim"
+    summary = "masks without an owner"
     contract = 1
 
     @hookimpl

@@ -14,6 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from plait.planning import discovery
+
 Call = Callable[..., Any]
 
 TWO_OWNERS = """

@@ -117,7 +117,8 @@ def test_full_disk_for_real(tmp_path: Path) -> None:
     """A file-size limit makes the kernel refuse the write, as a full disk does."""
     good(tmp_path / "x")
     code = (
-        "import resource, signal, torch, sys; from pathlib import Path; from plait import errors; from plait.storage import checkpoints\n"
+        "import resource, signal, torch, sys; from pathlib import Path\n"
+        "from plait import errors; from plait.storage import checkpoints\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "try: checkpoints.save(Path(sys.argv[1]), {'w': torch.zeros(10000)})\n"
         "except errors.RunFailed as e: print('refused', e)"

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from making.shared import DOCS, ROOT, only_ours, table
+from making.shared import DOCS, ROOT, installed, only_ours, table
 from plait.planning import discovery
-from plait.testing.matrix import Matrix, make
-from plait.testing.strangers import classes_in
+from plait_authoring.matrix import Matrix, make
+from plait_authoring.strangers import classes_in
 
 FILE = DOCS / "composition-matrix.json"
 Outcome = Mapping[str, Any]
@@ -20,32 +20,24 @@ Outcome = Mapping[str, Any]
 def with_examples() -> Iterator[None]:
     """The registry with this repository's plugins and those under ``examples/``."""
     classes = [plugin for file in sorted(ROOT.glob("examples/*/pyproject.toml")) for plugin in classes_in(file.parent)]
-    with only_ours():
-        before = discovery.installed
-        found = (
-            *before(),
-            *(discovery.examine(discovery.Installed(p.name, f"plait-{p.name}", "0.1.0"), p) for p in classes),
-        )
-        discovery.installed = lambda: found  # type: ignore[assignment]
-        try:
-            yield
-        finally:
-            discovery.installed = before
+    examples = [discovery.examine(discovery.Installed(p.name, f"plait-{p.name}", "0.1.0"), p) for p in classes]
+    with only_ours(), installed([*discovery.installed(), *examples]):
+        yield
 
 
 def write() -> Matrix:
     """Try every set anew and write the file."""
     with with_examples():
-        made = make(large=True, say=print)
-    if not made.crashed:
-        FILE.write_text(json.dumps(made.as_dict(), indent=1) + "\n", encoding="utf-8")
-    return made
+        matrix = make(large=True, say=print)
+    if not matrix.crashed:
+        FILE.write_text(json.dumps(matrix.as_dict(), indent=1) + "\n", encoding="utf-8")
+    return matrix
 
 
 def stored() -> dict[str, Any]:
     """The outcomes as they were when the file was written."""
-    found: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8"))
-    return found
+    matrix: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8"))
+    return matrix
 
 
 # ---- the parts ---------------------------------------------------------------------------------------------------
@@ -56,9 +48,9 @@ def matrix_part(which: str) -> str:
 
 def _pairs(_: str) -> str:
     """Plugins by plugins: on the diagonal each alone, below it the pair turned round where that is another run."""
-    found = stored()
-    names = found["plugins"]
-    outcomes = {tuple(one["plugins"]): one for one in found["sets"]}
+    matrix = stored()
+    names = matrix["plugins"]
+    outcomes = {tuple(outcome["plugins"]): outcome for outcome in matrix["sets"]}
     rows = [
         [f"**{row}**", *(_word(outcomes.get((row,) if row == column else (row, column))) for column in names)]
         for row in names
@@ -68,25 +60,25 @@ def _pairs(_: str) -> str:
 
 def _grid(which: str) -> str:
     """Models or data by plugins."""
-    found = stored()
+    matrix = stored()
     kind = "model" if which == "models" else "data"
-    cells = {(one[kind], tuple(one["plugins"])): one for one in found[which]}
+    cells = {(outcome[kind], tuple(outcome["plugins"])): outcome for outcome in matrix[which]}
     rows = []
-    for component in dict.fromkeys(one[kind] for one in found[which]):
-        alone = [(), *((name,) for name in found["plugins"])]
+    for component in dict.fromkeys(outcome[kind] for outcome in matrix[which]):
+        alone = [(), *((name,) for name in matrix["plugins"])]
         rows.append([f"`{component}`", *(_word(cells.get((component, names))) for names in alone)])
-    return table([kind, "no plugin", *found["plugins"]], rows)
+    return table([kind, "no plugin", *matrix["plugins"]], rows)
 
 
 def _sets(_: str) -> str:
     """Every set with what the run came to."""
     rows = []
-    for one in stored()["sets"]:
-        masks = ", ".join(map(str, one.get("masks", ()))) or "-"
-        again = f"step {int(one['resumed'].removeprefix('step-'))}" if "resumed" in one else "-"
-        hooks = ", ".join(dict.fromkeys(f"`{h}`" for hooks in one.get("hooks", {}).values() for h in hooks))
-        figures = len(one.get("metrics", ()))
-        rows.append([" + ".join(one["plugins"]), _word(one), one.get("steps", "-"), masks, figures, again, hooks])
+    for outcome in stored()["sets"]:
+        masks = ", ".join(map(str, outcome.get("masks", ()))) or "-"
+        again = f"step {int(outcome['resumed'].removeprefix('step-'))}" if "resumed" in outcome else "-"
+        hooks = ", ".join(dict.fromkeys(f"`{h}`" for hooks in outcome.get("hooks", {}).values() for h in hooks))
+        names, figures = " + ".join(outcome["plugins"]), len(outcome.get("metrics", ()))
+        rows.append([names, _word(outcome), outcome.get("steps", "-"), masks, figures, again, hooks])
     columns = [
         "plugins",
         "verdict",
@@ -101,18 +93,18 @@ def _sets(_: str) -> str:
 
 def _refusals(_: str) -> str:
     """Why each refused set is refused, and the fix."""
-    found = stored()
-    refused = [one for part in ("sets", "models", "data") for one in found[part] if one["status"] == "refused"]
+    outcomes = [outcome for part in ("sets", "models", "data") for outcome in stored()[part]]
+    refused = [outcome for outcome in outcomes if outcome["status"] == "refused"]
     if not refused:
         return "None."
-    rows = [[" + ".join(one["plugins"]), one["rule"], one["sentence"], one["fix"]] for one in refused]
+    rows = [[" + ".join(o["plugins"]), o["rule"], o["sentence"], o["fix"]] for o in refused]
     return table(["plugins", "rule", "why", "fix"], rows)
 
 
-def _word(one: Outcome | None) -> str:
-    if one is None:
+def _word(outcome: Outcome | None) -> str:
+    if outcome is None:
         return ""
-    return f"refused ({one['rule']})" if one["status"] == "refused" else str(one["status"])
+    return f"refused ({outcome['rule']})" if outcome["status"] == "refused" else str(outcome["status"])
 
 
 __all__: Sequence[str] = ("matrix_part", "stored", "with_examples", "write")

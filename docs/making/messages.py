@@ -42,10 +42,10 @@ def said(commands: str, *, whole: bool) -> str:
     with only_ours(stand_ins=_stand_ins(commands)), _empty_folder():
         for line in lines:
             out, err = _run(shlex.split(line))
-    found = ENDS.search(err)
-    if not whole and found is None:
+    end = ENDS.search(err)
+    if not whole and end is None:
         raise SystemExit(f"make_tables: `plait {lines[-1]}` was to end with a message, and did not:\n{err}")
-    printed = (out if whole else "") + (err[found.start() :] if found else "")
+    printed = (out if whole else "") + (err[end.start() :] if end else "")
     return f"```console\n$ plait {lines[-1]}\n{_plain(printed).rstrip()}\n```"
 
 

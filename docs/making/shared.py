@@ -24,11 +24,11 @@ def plugin_folders() -> dict[str, Path]:
 
 
 def _entry_points() -> list[tuple[Path, dict[str, str]]]:
-    found = []
+    folders = []
     for file in sorted(ROOT.glob("plugins/*/pyproject.toml")):
         project = tomllib.loads(file.read_text(encoding="utf-8"))["project"]
-        found.append((file.parent, dict(project.get("entry-points", {}).get("plait", {}))))
-    return found
+        folders.append((file.parent, dict(project.get("entry-points", {}).get("plait", {}))))
+    return folders
 
 
 PLUGINS: dict[str, str] = {name: path for _, points in _entry_points() for name, path in points.items()}
@@ -38,15 +38,22 @@ PLUGINS: dict[str, str] = {name: path for _, points in _entry_points() for name,
 @contextmanager
 def only_ours(stand_ins: Collection[str] = ()) -> Iterator[None]:
     """The registry with this repository's plugins, and the named stand-ins, only."""
-    found = [item for item in discovery.discover() if item.name == discovery.BUILTIN]
+    items = [item for item in discovery.discover() if item.name == discovery.BUILTIN]
     for name, path in PLUGINS.items():
         module, _, attribute = path.partition(":")
         plugin = getattr(import_module(module), attribute)
-        found.append(discovery.examine(discovery.Installed(name, f"plait-{name}", "0.1.0"), plugin))
-    found += [_stand_in(name, thing) for name, thing in _strangers().items() if name in stand_ins]
-    discovery.mark_duplicates(found)
+        items.append(discovery.examine(discovery.Installed(name, f"plait-{name}", "0.1.0"), plugin))
+    items += [_stand_in(name, thing) for name, thing in _strangers().items() if name in stand_ins]
+    discovery.mark_duplicates(items)
+    with installed(items):
+        yield
+
+
+@contextmanager
+def installed(items: Sequence[discovery.Installed]) -> Iterator[None]:
+    """These and no others count as installed, under the names that they have here."""
     before = discovery.installed
-    discovery.installed = lambda: tuple(found)  # type: ignore[assignment]
+    discovery.installed = lambda: tuple(items)  # type: ignore[assignment]
     try:
         yield
     finally:

@@ -8,25 +8,24 @@ from functools import cache
 from typing import Any
 
 from making.shared import DOCS, table
-import plait_experiments as claims
-from plait_experiments.schema import Claim
-from plait.report.formatting import number
+from plait_experiments.schema import Claim, load
+from plait_report.formatting import number
 
 SCOREBOARD = DOCS / "scoreboard" / "scoreboard.json"
 
 
 def claims_part(plugin: str) -> str:
     """The table of a plugin's claims, then the figures of every claim that was run."""
-    book = claims.load(plugin)
+    book = load(plugin)
     if book is None:
         return "This plugin has no claims of its own."
-    found = _scoreboard().get(plugin, {})
-    results: dict[str, Mapping[str, Any]] = {result["id"]: result for result in found.get("claims", ())}
+    entry = _scoreboard().get(plugin, {})
+    results: dict[str, Mapping[str, Any]] = {result["id"]: result for result in entry.get("claims", ())}
     rows = [_row(claim, results.get(claim.id)) for claim in book.claims]
     parts = [table(["id", "verdict", "claim", "source"], rows)]
     ran = [claim for claim in book.claims if _arms(results.get(claim.id))]
     if ran:
-        parts.append(_setting(found))
+        parts.append(_setting(entry))
     for claim in ran:
         parts += _figures(claim, results[claim.id])
     return "\n\n".join(parts)
@@ -56,12 +55,12 @@ def _arms(result: Mapping[str, Any] | None) -> list[tuple[str, Mapping[str, Any]
     return [(name, arm) for name, arm in arms if any(m.get("mean") is not None for m in arm["metrics"].values())]
 
 
-def _setting(found: Mapping[str, Any]) -> str:
-    environment = found.get("environment", {})
+def _setting(entry: Mapping[str, Any]) -> str:
+    environment = entry.get("environment", {})
     torch = environment.get("versions", {}).get("torch", "")
     machine = ", ".join(filter(None, [str(environment.get("device_name") or ""), f"torch {torch}" if torch else ""]))
-    changed = "".join(f", {key}={value}" for key, value in found.get("settings", {}).items())
-    return f"Run at {found['scale']} scale{changed}: {found['about']}. {machine}."
+    changed = "".join(f", {key}={value}" for key, value in entry.get("settings", {}).items())
+    return f"Run at {entry['scale']} scale{changed}: {entry['about']}. {machine}."
 
 
 def _figures(claim: Claim, result: Mapping[str, Any]) -> list[str]:
@@ -85,20 +84,20 @@ def _figures(claim: Claim, result: Mapping[str, Any]) -> list[str]:
     return [lead, table(columns, rows), table(["expected", "margin [95 % interval]", "verdict"], expected)]
 
 
-def _expectation(found: Mapping[str, Any]) -> list[str]:
-    text = f"guard: `{found['expectation']}`" if found["guard"] else f"`{found['expectation']}`"
-    margin = f"{'+' if found['margin'] > 0 else ''}{number(found['margin'])}"
-    if found["interval"]:
-        margin += f" [{number(found['interval']['low'])}, {number(found['interval']['high'])}]"
-    return [text, margin, found["verdict"]]
+def _expectation(judged: Mapping[str, Any]) -> list[str]:
+    text = f"guard: `{judged['expectation']}`" if judged["guard"] else f"`{judged['expectation']}`"
+    margin = f"{'+' if judged['margin'] > 0 else ''}{number(judged['margin'])}"
+    if judged["interval"]:
+        margin += f" [{number(judged['interval']['low'])}, {number(judged['interval']['high'])}]"
+    return [text, margin, judged["verdict"]]
 
 
 def _value(arm: Mapping[str, Any], metric: str) -> str:
-    found = arm["metrics"].get(metric, {})
-    if found.get("mean") is None:
+    summary = arm["metrics"].get(metric, {})
+    if summary.get("mean") is None:
         return "-"
-    error = found.get("standard_error")
-    return number(found["mean"]) + (f" ± {float(f'{error:.2g}'):g}" if error is not None else "")
+    error = summary.get("standard_error")
+    return number(summary["mean"]) + (f" ± {float(f'{error:.2g}'):g}" if error is not None else "")
 
 
 def _line(text: str) -> str:

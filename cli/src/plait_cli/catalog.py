@@ -10,7 +10,7 @@ from typing import Any
 from plait.declare.recipe import Recipe
 from plait.errors import BadInput, PlaitError
 from plait.storage.directory import RunDirectory
-from plait.storage.places import url_of
+from plait.storage.places import stores, url_of
 
 DEPTH = 4
 """How deep below a folder runs are looked for (``runs/<experiment>/seed-3``)."""
@@ -65,9 +65,7 @@ def find(root: Path, depth: int = DEPTH) -> Iterator[RunDirectory]:
     """
     url = url_of(root)
     if url is not None:
-        from plait.storage.stores import published_below
-
-        yield from published_below(url, depth)
+        yield from stores(url).published_below(url, depth)
         return
     directory = RunDirectory(root)
     try:

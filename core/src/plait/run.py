@@ -17,7 +17,7 @@ from plait.declare.recipe import Recipe, assemble
 from plait.declare.results import Metric, Plot, Table
 from plait.distributed.accelerator import make_accelerator
 from plait.distributed.processes import current
-from plait.distributed.ranks import Alone, differences, together
+from plait.distributed.ranks import Ranks, differences, together
 from plait.errors import BadCheckpoint, BadInput, Interrupted, PlaitError, Refused, RunFailed
 from plait.planning import discovery
 from plait.planning.plan import Plan, make_plan
@@ -268,7 +268,7 @@ def _write_start(plan: Plan, directory: RunDirectory, recorder: Recorder, device
     recorder.event("plan", **plan.as_dict())
 
 
-def _take_up(trainer: Trainer, recorder: Recorder, plan: Plan, ranks: Alone, name: str | None) -> None:
+def _take_up(trainer: Trainer, recorder: Recorder, plan: Plan, ranks: Ranks, name: str | None) -> None:
     """Go on from a checkpoint, or from the start when there is none."""
     from plait.storage import checkpoints
 
@@ -313,7 +313,7 @@ def _by_kind(results: Mapping[str, Metric | Table | Plot]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _explained(trainer: Trainer, ranks: Alone) -> Iterator[None]:
+def _explained(trainer: Trainer, ranks: Ranks) -> Iterator[None]:
     """While inside, this process shows the others that it lives; a broken exchange with them is given its reason."""
     with ranks.alive(lambda: trainer.step):
         try:
@@ -326,7 +326,7 @@ def _explained(trainer: Trainer, ranks: Alone) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _written_down(recorder: Recorder, ranks: Alone, artifacts: bool, *, forget: bool) -> Iterator[None]:
+def _written_down(recorder: Recorder, ranks: Ranks, artifacts: bool, *, forget: bool) -> Iterator[None]:
     """Close the record however the run ends: note the failure, make the artifacts, publish.
 
     Args:

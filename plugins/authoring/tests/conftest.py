@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import torch
+
 from plait_authoring.fixtures import call, environment, install, package, program
 
 __all__ = ["call", "environment", "install", "package", "program"]

@@ -1,4 +1,4 @@
-"""A plugin that uses most of the contract and keeps every rule of the conformance suite; its parts."""
+"""A plugin that uses most of the contract and passes every check of the conformance suite; its parts."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -13,10 +14,10 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 import plait
-from plait import Ownership, Data, DataInfo, DataSource, ModelSource, Options, Plugin, hookimpl
+from plait import Data, DataInfo, DataSource, ModelSource, Options, Ownership, Plugin, hookimpl
+from plait.planning.task import TinyImagesOptions
 from plait.planning.tiny import TinyCNN
 from plait.planning.tiny import load as load_tiny
-from plait.planning.task import TinyImagesOptions
 
 
 class InnerOptions(Options):
@@ -49,7 +50,7 @@ class Good(Plugin):
     """Reads and provides fields, weighs, penalises, wraps the step, owns a mask, evaluates, exports."""
 
     name = "good"
-    summary = "keeps every rule"
+    summary = "passes every check"
     contract = plait.CONTRACT_VERSION
     Options = GoodOptions
     suggests_data = ("tiny-images",)
@@ -67,13 +68,13 @@ class Good(Plugin):
         """A score for each example."""
         return frozenset({"field:score"})
 
-    def claims(self) -> tuple[Claim, ...]:
+    def ownership(self) -> tuple[Ownership, ...]:
         """The second convolution."""
-        return (Claim("parameters", "conv2.*"),)
+        return (Ownership("parameters", "conv2.*"),)
 
     def setup(self, trainer: Any) -> None:
         """Take the mask; begin the counts."""
-        self.mask = trainer.masks.claim(self.name, ["conv2.weight"])["conv2.weight"]
+        self.mask = trainer.masks.own(self.name, ["conv2.weight"])["conv2.weight"]
         self.centre = trainer.add_module("good.centre", nn.Linear(4, 1))
         self.seen, self.total = 0, torch.zeros(())
 
@@ -100,6 +101,11 @@ class Good(Plugin):
     def commands(self) -> Mapping[str, str]:
         """One."""
         return {"show": "good_plugin:show"}
+
+    @hookimpl
+    def artifacts(self) -> Mapping[str, str]:
+        """One."""
+        return {"size": "good_plugin:write_size"}
 
     @hookimpl
     def transform_data(self, data: Data) -> Data:
@@ -188,6 +194,13 @@ def build(options: Options, info: DataInfo) -> TinyCNN:
 def show(number: int = 1) -> None:
     """A command."""
     print(number)
+
+
+def write_size(run_directory: Path) -> Path:
+    """An artifact."""
+    file = run_directory / "size.txt"
+    file.write_text(f"{(run_directory / 'metrics.jsonl').stat().st_size} bytes", encoding="utf-8")
+    return file
 
 
 def flipped_once(options: Options) -> None:

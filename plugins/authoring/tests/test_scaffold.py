@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import re
 import subprocess
 import sys
@@ -15,10 +16,12 @@ import pytest
 
 from plait.errors import BadInput
 from plait.hooks import HookSpecs, hook_names
-from plait.planning import discovery as registry
+from plait.planning import discovery
 from plait.planning.discovery import pretend
-from plait_authoring.scaffold import DEFAULT_HOOKS, FAMILIES, check_name, choose_hooks, new_plugin
-from plait_authoring.scaffold.naming import LONGEST
+from plait.plugin import Plugin
+from plait_authoring.scaffold import DEFAULT_HOOKS, check_name, choose_hooks, families, new_plugin
+from plait_authoring.scaffold.contents import render
+from plait_authoring.scaffold.names import LONGEST, Names
 
 LONG = "a-" + "b" * (LONGEST - 2)
 PACKAGES: dict[str, tuple[str, ...]] = {
@@ -61,8 +64,6 @@ def test_bad_and_taken_names_are_refused_and_leave_nothing(name: str, said: str,
 
 
 def test_the_name_of_an_installed_plugin_is_refused_with_its_distribution(tmp_path: Path) -> None:
-    from plait.plugin import Plugin
-
     class Taken(Plugin):
         name = "taken-one"
         contract = 1
@@ -132,11 +133,20 @@ def test_hooks_and_families() -> None:
 
 
 def test_every_family_of_the_contract_is_one_to_choose() -> None:
-    families = {vars(HookSpecs)[hook].plait_family for hook in hook_names()}
-    assert {choose_hooks([family])[0] for family in families} >= set(FAMILIES.values())
-    for family in families:
+    of_contract = {hook: vars(HookSpecs)[hook].plait_family for hook in hook_names()}
+    for family in of_contract.values():
         (hook,) = choose_hooks([family])
-        assert vars(HookSpecs)[hook].plait_family == family
+        assert of_contract[hook] == family
+    assert families() == {
+        "data": "data_sources",
+        "model": "models",
+        "loss": "loss_terms",
+        "mask_update": "update_masks",
+        "evaluation": "evaluate",
+        "strategy": "fit",
+        "afterwards": "export",
+        "cli": "commands",
+    }
 
 
 # ---- what is written ---------------------------------------------------------------------------------------------
@@ -144,8 +154,6 @@ def test_every_family_of_the_contract_is_one_to_choose() -> None:
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every package, importable from one folder that also has what an installation adds: their entry points."""
     folder = tmp_path_factory.mktemp("site")
-    new_plugin(LONG, ["all"], folder / "made")
-    new_plugin("z", ["all"], folder / "made")
     for name, hooks in PACKAGES.items():
         made = new_plugin(name, hooks, folder / "made")
         project = tomllib.loads((made / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -172,7 +180,7 @@ def results(site: Path) -> dict[str, list[tuple[str, str]]]:
         output = (site / f"output-{number}.txt").open("w")
         process = subprocess.Popen(command, env=environment(site), cwd=site, stdout=output, stderr=output)
         started.append((process, report, output))
-    found: dict[str, list[tuple[str, str]]] = {name: [] for name in PACKAGES}
+    outcomes: dict[str, list[tuple[str, str]]] = {name: [] for name in PACKAGES}
     for process, report, output in started:
         process.wait(timeout=500)
         output.close()
@@ -182,8 +190,8 @@ def results(site: Path) -> dict[str, list[tuple[str, str]]]:
             name = next(part for part in where if part.startswith("plait-")).removeprefix("plait-")
             bad = [child for child in case if child.tag in ("failure", "error")]
             outcome = f"{bad[0].get('message')}\n{bad[0].text}" if bad else "skipped" if len(case) else "passed"
-            found[name].append((f"{where[where.index('tests') + 1]}::{case.get('name')}", outcome))
-    return found
+            outcomes[name].append((f"{where[where.index('tests') + 1]}::{case.get('name')}", outcome))
+    return outcomes
 
 
 @pytest.mark.parametrize("name", PACKAGES)
@@ -197,16 +205,30 @@ def test_a_new_package_passes_its_own_tests(name: str, results: dict[str, list[t
     assert passed.count("test_conformance") >= 10
 
 
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files of packages with a random half of the hooks each, and of names as long and as short as can be."""
+    folder, draw = tmp_path_factory.mktemp("samples"), random.Random(0)
+    chosen: dict[str, tuple[str, ...]] = {LONG: tuple(hook_names()), "z": tuple(hook_names())}
+    chosen |= {f"some-{n}": tuple(h for h in hook_names() if draw.random() < 0.5) or ("fit",) for n in range(60)}
+    for name, hooks in chosen.items():
+        for file, text in render(Names(name), hooks).items():
+            place = folder / name / file
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_text(text, encoding="utf-8")
+    return folder
+
+
 @pytest.mark.parametrize("command", ["check", "format --check"])
-def test_new_packages_are_clean(command: str, site: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "ruff", *command.split(), "--no-cache", "made"],  # each by its own settings
-        cwd=site,
+def test_new_packages_are_clean(command: str, site: Path, samples: Path) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "ruff", *command.split(), "--no-cache", str(site / "made"), str(samples)],
+        cwd=site,  # each by its own settings
         capture_output=True,
         text=True,
         timeout=60,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert ended.returncode == 0, ended.stdout + ended.stderr
 
 
 def test_every_template_is_filled(site: Path) -> None:
@@ -223,7 +245,7 @@ def test_looking_at_a_new_plugin_imports_no_torch(site: Path) -> None:
 @pytest.mark.slow
 def test_types_are_strict(site: Path, tmp_path: Path) -> None:
     folder = site / "made" / "plait-every"
-    done = subprocess.run(
+    ended = subprocess.run(
         [sys.executable, "-m", "mypy", "--cache-dir", str(tmp_path / "mypy")],
         cwd=folder,
         env={**environment(site), "MYPYPATH": "src"},
@@ -231,20 +253,20 @@ def test_types_are_strict(site: Path, tmp_path: Path) -> None:
         text=True,
         timeout=300,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert ended.returncode == 0, ended.stdout + ended.stderr
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PACKAGES)
 def test_the_claims_of_a_new_package_hold(name: str, site: Path, tmp_path: Path) -> None:
-    code = f"import plait_experiments; print(plait_experiments.verify({name!r}, cache={str(tmp_path)!r}).holds)"
-    done = subprocess.run(
+    code = f"from plait_experiments.verification import verify; print(verify({name!r}, cache={str(tmp_path)!r}).holds)"
+    ended = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=environment(site), capture_output=True, text=True, timeout=500
     )
-    assert done.stdout.strip().endswith("True"), done.stdout + done.stderr
+    assert ended.stdout.strip().endswith("True"), ended.stdout + ended.stderr
 
 
 def test_reserved_names_are_those_that_a_plugin_may_not_have() -> None:
-    for name in sorted(registry.RESERVED):
+    for name in sorted(discovery.RESERVED):
         with pytest.raises(BadInput, match="reserved"):
             check_name(name)

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 import plait
-from plait_experiments import load
-from plait_experiments.experiment import check
 from plait.declare.recipe import Recipe
 from plait_chase.arms import exported, torch_pruning
 from plait_chase.errors import ChaseError
 from plait_chase.yardsticks import count_weights, prune_with_torch_pruning
+from plait_experiments import load
+from plait_experiments.experiment import check
 
 RECIPE = {
     "data": {"name": "tiny-images"},

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from plait_dbadfl.defences import RobustAggregation, make_defence
-from plait_dbadfl.engines import ENGINES, Engine, Gossip, Swarm, make_engine
+from plait_dbadfl.engines import ENGINES, Gossip, Swarm, make_engine
 from plait_dbadfl.errors import DbadflError
-from plait_dbadfl.matching import random_matching, waves
+from plait_dbadfl.interactions import random_matching, waves
 from plait_dbadfl.mixing import Mixing, make_mixing
 from plait_dbadfl.topologies import make_topology
 

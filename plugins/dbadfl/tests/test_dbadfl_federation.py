@@ -2,50 +2,48 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
-from plait_dbadfl.config import (
-    AttackConfig,
-    FederationConfig,
-    LocalConfig,
-    PredictorConfig,
-    ScanConfig,
-    ShadowConfig,
-    SplitConfig,
-)
 from plait_dbadfl.defences import make_defence
 from plait_dbadfl.detection import Detection, Detector
 from plait_dbadfl.errors import DbadflError
 from plait_dbadfl.federation import Federation
 from plait_dbadfl.local import Attack, NodeSGD, Training
-from plait_dbadfl.poisoning import Poison, Schedule
+from plait_dbadfl.options import AttackOptions, FederationOptions, ScanOptions, SGDOptions, ShadowOptions, SplitOptions
+from plait_dbadfl.poisoning import Poison
 from plait_dbadfl.reference import ImageData, digits, digits_mlp
 from plait_dbadfl.sampling import draw_batch
 from plait_dbadfl.scan import pair_sequences
-from plait_dbadfl.shadows import block_diagonal, shadow_families
+from plait_dbadfl.shadows import block_diagonal, shadow_families, simulate_shadows
 from plait_dbadfl.topologies import make_topology
 from plait_dbadfl.triggers import Trigger
 
 DATA = digits(0)
-QUICK = FederationConfig(
-    seed=4,
-    local=LocalConfig(steps=3, batch=8),
-    attack=AttackConfig(attackers=4),
-    scan=ScanConfig(rounds=4),
-    shadow=ShadowConfig(networks=3, topology="same-family"),
-    predictor=PredictorConfig(epochs=3),
+QUICK = FederationOptions(
+    arm="none",
+    attackers=4,
+    local_steps=3,
+    scan_rounds=4,
+    shadows=3,
+    shadow_topology="same-family",
+    predictor_epochs=3,
 )
 
 
-def federation(family: str = "ring", nodes: int = 12, config: FederationConfig = QUICK, **attack: object) -> Federation:
-    config = replace(config, attack=replace(config.attack, **attack))  # type: ignore[arg-type]
-    return Federation(digits_mlp(0), DATA, make_topology(family, nodes, seed=1), config, implementation="grouped")
+SMALL_BATCH = SGDOptions(batch=8)
+
+
+def federation(family: str = "ring", nodes: int = 12, sgd: SGDOptions = SMALL_BATCH, **changes: object) -> Federation:
+    """QUICK with changes."""
+    topology = make_topology(family, nodes, seed=1)
+    options = QUICK.changed(**changes)
+    return Federation(digits_mlp(0), DATA, topology, options, seed=4, sgd=sgd, implementation="grouped")
 
 
 def models(training: Training) -> Tensor:
@@ -73,7 +71,7 @@ def test_a_ratio_of_zero_is_the_clean_run_bit_for_bit() -> None:
 
 
 def test_no_threshold_is_centralized_all_and_infinity_is_naive(detection: Detection) -> None:
-    for tau, arm in ((0.0, "centralized-all"), (math.inf, "naive")):
+    for tau, arm in ((0.0, "centralized-all"), ("inf", "naive")):
         want = after(federation(arm=arm), 3)
         for clusters in ("clusters-predicted", "clusters-random", "clusters-oracle"):
             assert torch.equal(want, after(federation(arm=clusters, tau=tau), 3, detection=detection))
@@ -114,8 +112,7 @@ def test_one_round_is_what_a_loop_over_nodes_computes() -> None:
 
 
 def test_federated_averaging_keeps_all_models_equal() -> None:
-    config = replace(QUICK, engine="fedavg", weights="average")
-    spread = after(federation("complete", 8, config, arm="naive"), 2)
+    spread = after(federation("complete", 8, arm="naive", engine="fedavg", weights="average"), 2)
     assert torch.allclose(spread, spread[:1].expand_as(spread), atol=1e-6)
 
 
@@ -150,7 +147,7 @@ def test_node_sgd_is_torchs_sgd_with_a_rate_per_node() -> None:
 
 def test_the_distance_term_holds_attackers_near_their_start() -> None:
     def moved(alpha: float) -> Tensor:
-        fed = federation(arm="naive", alpha=alpha)
+        fed = federation(arm="naive", loss_alpha=alpha)
         training = fed.training(keep_start=True)
         start, sent = models(training), []
         plain = training.engine.aggregate
@@ -171,8 +168,7 @@ def test_the_distance_term_holds_attackers_near_their_start() -> None:
 
 
 def test_an_exploding_update_is_refused_with_node_and_round() -> None:
-    fed = federation(arm="naive", gamma=100.0, schedule=Schedule(start=1))
-    fed.config = replace(fed.config, local=LocalConfig(steps=3, batch=8, lr=1e30))
+    fed = federation(sgd=SGDOptions(batch=8, lr=1e30), arm="naive", gamma=100.0, attack_start=1)
     with pytest.raises(DbadflError, match=r"round \d+: node \d+ has NaN or infinite parameters"):
         fed.run(3)
 
@@ -185,7 +181,7 @@ def test_scaling_without_a_kept_start_is_refused() -> None:
 
 # ---- schedule ----------------------------------------------------------------------------------------------------
 def test_an_attack_that_has_not_begun_leaves_the_clean_run() -> None:
-    late = federation(arm="naive", schedule=Schedule(start=2))
+    late = federation(arm="naive", attack_start=2)
     assert torch.equal(after(late, 2), after(federation(arm="none"), 2))
     assert not torch.equal(after(late, 3), after(federation(arm="none"), 3))
 
@@ -212,7 +208,7 @@ def test_arms_stamp_the_same_expected_pixels() -> None:
     ("engine", "options"), [("dfedavg", {}), ("dfedavgm", {}), ("dpsgd", {}), ("swarm", {}), ("gossip", {"age": True})]
 )
 def test_an_attack_resumed_in_the_middle_of_a_round_ends_in_the_same_bits(engine: str, options: dict) -> None:
-    fed = federation(arm="naive", gamma=1.5, config=replace(QUICK, engine=engine, engine_options=options))
+    fed = federation(arm="naive", gamma=1.5, engine=engine, **options)
     attack = fed.plan().attack(0)
 
     def run(interrupted: int | None) -> Tensor:
@@ -289,8 +285,10 @@ def test_predictions_do_not_read_the_true_distances() -> None:
 
 
 def test_a_nearer_attacker_gives_the_stronger_signal() -> None:
-    fed = federation(nodes=24, config=replace(QUICK, local=LocalConfig(), scan=ScanConfig(rounds=12)))
-    fed = fed.with_attack(attackers=6, placement="list", positions=(0, 1, 2, 8, 9, 16))
+    fed = federation(
+        nodes=24, sgd=SGDOptions(), local_steps=5, scan_rounds=12, attackers=6, placement="list",
+        positions=(0, 1, 2, 8, 9, 16),
+    )  # fmt: skip
     detection = Detection(torch.zeros(6, 6), fed.attacker_hops, fed.scan().run(12), {})
     signal = detection.signal_by_hop()
     far = [v for d, v in signal.items() if d >= 6]
@@ -298,10 +296,12 @@ def test_a_nearer_attacker_gives_the_stronger_signal() -> None:
 
 
 # ---- shadows -----------------------------------------------------------------------------------------------------
-def test_networks_in_one_stack_are_scanned_like_each_alone() -> None:
-    config = replace(QUICK, shadow=replace(QUICK.shadow, data="all", at_once=12))
-    together = replace(config, shadow=replace(config.shadow, at_once=36))
-    alone, stacked = federation(config=config).shadows(), federation(config=together).shadows()
+def test_networks_in_one_stack_are_scanned_like_each_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    fed, several = federation(shadow_data="all"), partial(simulate_shadows, at_once=36)
+    monkeypatch.setattr("plait_dbadfl.federation.simulate_shadows", partial(simulate_shadows, at_once=12))
+    alone = fed.shadows()
+    monkeypatch.setattr("plait_dbadfl.federation.simulate_shadows", several)
+    stacked = fed.shadows()
     assert torch.equal(alone.distances, stacked.distances)
     # Batches differ, since one stack draws them together; what each network is does not.
     assert stacked.sequences.shape == (3 * 6, 4, 6) and stacked.network.tolist() == [
@@ -333,23 +333,23 @@ def test_shadows_of_attackers_use_no_image_of_a_benign_node(monkeypatch: pytest.
     fed.shadows()
     assert seen and seen <= own
     seen.clear()
-    federation(config=replace(QUICK, shadow=replace(QUICK.shadow, data="all"))).shadows()
+    federation(shadow_data="all").shadows()
     assert seen - own
 
 
 def test_shadow_families_are_those_declared() -> None:
-    config = ShadowConfig()
-    assert shadow_families(config, "ring", 32) == ("ring", "torus", "watts-strogatz", "erdos-renyi")
-    assert "torus" not in shadow_families(config, "ring", 31)  # a prime number of nodes makes no torus
-    assert shadow_families(replace(config, topology="same-family"), "torus", 32) == ("torus",)
-    assert "ring" not in shadow_families(replace(config, topology="other-family"), "ring", 32)
+    options = ShadowOptions()
+    assert shadow_families(options, "ring", 32) == ("ring", "torus", "watts-strogatz", "erdos-renyi")
+    assert "torus" not in shadow_families(options, "ring", 31)  # a prime number of nodes makes no torus
+    assert shadow_families(ShadowOptions(shadow_topology="same-family"), "torus", 32) == ("torus",)
+    assert "ring" not in shadow_families(ShadowOptions(shadow_topology="other-family"), "ring", 32)
     with pytest.raises(DbadflError, match="cannot redraw"):
-        shadow_families(replace(config, topology="same-family"), "file graph.csv", 32)
+        shadow_families(ShadowOptions(shadow_topology="same-family"), "file graph.csv", 32)
 
 
 def test_a_shadow_seed_equal_to_the_runs_is_refused() -> None:
     with pytest.raises(DbadflError, match="shadow seed=4 equals the seed of the run"):
-        FederationConfig(seed=4, shadow=ShadowConfig(seed=4))
+        federation(shadow_seed=4)
 
 
 # ---- arms and defences -------------------------------------------------------------------------------------------
@@ -374,7 +374,7 @@ def test_scanning_again_in_the_course_of_the_attack_changes_the_run() -> None:
 
 
 def test_an_attack_works_and_the_median_weakens_it() -> None:
-    fed = federation(config=replace(QUICK, local=LocalConfig()), arm="centralized-all", pixels=4.0)
+    fed = federation(sgd=SGDOptions(), local_steps=5, arm="centralized-all", pixels=4.0)
     clean, attacked = fed.run(30, arm="none"), fed.run(30, evaluate_every=10)
     defended = fed.run(30, defence=lambda: make_defence("median"))
     assert clean.final.ma > 0.8 and clean.final.asr < 0.05
@@ -408,27 +408,41 @@ def test_cross_losses_are_the_senders_models_on_the_receivers_batches() -> None:
     ("make", "message"),
     [
         (lambda: federation(attackers=12), r"attackers=12 is outside 1\.\.11"),
-        (lambda: AttackConfig(attackers=0), "attackers=0 must be at least 1"),
-        (lambda: AttackConfig(arm="clusters-oracle", attackers=1), "centralized-one"),
+        (lambda: federation(attackers=0), "attackers=0: Input should be greater than or equal to 1"),
+        (lambda: federation(arm="clusters-oracle", attackers=1), "^arm='clusters-oracle' with attackers=1"),
+        (lambda: federation(engine="dpsgd", attacker_steps=4), "^engine 'dpsgd' exchanges models after every step"),
         (lambda: federation(attackers=1).detect(), "centralized-one"),
         (lambda: federation(placement="list", positions=(0, 1, 2, 12)), "position 12"),
         (lambda: federation(target=10), r"target=10 is outside the classes 0\.\.9"),
-        (lambda: AttackConfig(target=-1), "target=-1"),
-        (lambda: AttackConfig(ratio=1.2), r"ratio=1.2 is outside \[0, 1\]"),
-        (lambda: ScanConfig(ratio=-0.1), r"r_s\)=-0.1 is outside \[0, 1\]"),
-        (lambda: AttackConfig(tau=-1), "tau=-1"),
-        (lambda: AttackConfig(gamma=101), "gamma=101"),
-        (lambda: AttackConfig(arm="random"), "'random' is unknown"),
-        (lambda: SplitConfig(alpha=0), "alpha=0"),
-        (lambda: LocalConfig(lr=0), "lr=0 must be positive"),
+        (lambda: federation(n_clusters=5), r"n_clusters=5 is outside 1\.\.4"),
         (lambda: federation(nodes=200, attackers=4), "need 1600 images"),
         (lambda: federation(arm="clusters-predicted").plan(), "needs predicted distances"),
         (lambda: federation().run(0), "rounds=0"),
-        (lambda: federation("ring", 12, replace(QUICK, engine="fedavg")), "complete graph"),
+        (lambda: federation(engine="fedavg"), "complete graph"),
     ],
 )
 def test_impossible_federations_are_refused(make: Callable[[], object], message: str) -> None:
     with pytest.raises(DbadflError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: AttackOptions(target=-1), "target"),
+        (lambda: AttackOptions(ratio=1.2), "ratio"),
+        (lambda: ScanOptions(scan_ratio=-0.1), "scan_ratio"),
+        (lambda: AttackOptions(tau=-1), "from 0 to 1e6 hops"),
+        (lambda: AttackOptions(gamma=101), "gamma"),
+        (lambda: AttackOptions(arm="random"), "centralized-one"),
+        (lambda: AttackOptions(shedule="single"), "shedule"),
+        (lambda: SplitOptions(split_alpha=0), "split_alpha"),
+        (lambda: SGDOptions(lr=0), "lr"),
+        (lambda: SGDOptions(momentum=1.0), "momentum"),
+    ],
+)
+def test_options_out_of_bounds_are_refused_by_name(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
         make()
 
 
@@ -450,9 +464,9 @@ def test_data_that_do_not_fit_are_refused() -> None:
 def test_a_detection_is_scored_beside_its_controls() -> None:
     fed = federation()
     pairs = fed.shadows()
-    detector = Detector.train(pairs.sequences, pairs.distances, QUICK.predictor, 0)
-    found = detector.detect(fed.scan().run(4), fed.attacker_hops, tau=2)
-    assert set(found.scores) == {"lstm", "median", "linear", "shuffled"}
-    assert all(s.pairs == 6 for s in found.scores.values())
-    assert found.mae_ratio == found.scores["lstm"].mae / found.scores["median"].mae
-    assert len(pair_sequences(found.features)[0]) == 6
+    detector = Detector.train(pairs.sequences, pairs.distances, QUICK, 0)
+    detection = detector.detect(fed.scan().run(4), fed.attacker_hops, tau=2)
+    assert set(detection.scores) == {"lstm", "median", "linear", "shuffled"}
+    assert all(s.pairs == 6 for s in detection.scores.values())
+    assert detection.mae_ratio == detection.scores["lstm"].mae / detection.scores["median"].mae
+    assert len(pair_sequences(detection.features)[0]) == 6

@@ -7,40 +7,40 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
-from plait_dbadfl.config import AttackConfig, FederationConfig, LocalConfig, PredictorConfig, ScanConfig, ShadowConfig
 from plait_dbadfl.course import AttackCourse
 from plait_dbadfl.engines import make_engine
 from plait_dbadfl.errors import DbadflError
 from plait_dbadfl.federation import Federation
 from plait_dbadfl.local import Training
-from plait_dbadfl.pace import Pace, lowered, passes, whole_epochs
-from plait_dbadfl.poisoning import Schedule
+from plait_dbadfl.options import FederationOptions, LocalOptions, SGDOptions
+from plait_dbadfl.pace import Pace, lowered, passes
 from plait_dbadfl.reference import digits, digits_mlp
 from plait_dbadfl.topologies import make_topology
 
 DATA = digits(0)
-ATTACK: dict[str, Any] = {"arm": "naive", "attackers": 4}
+STEP = set(SGDOptions.model_fields)
 
 
-def federation(
-    engine: str = "dfedavg", attack: dict[str, Any] | None = None, options: dict[str, Any] | None = None, **local: Any
-) -> Federation:
-    given: dict[str, Any] = {"steps": 3, "batch": 8} | local
-    config = FederationConfig(
-        seed=4,
+def federation(engine: str = "dfedavg", **given: Any) -> Federation:
+    """A small federation under the naive attack, with changes."""
+    sgd = SGDOptions(**({"batch": 8} | {name: value for name, value in given.items() if name in STEP}))
+    usual = FederationOptions(
         engine=engine,
-        engine_options=options or {},
         weights="average" if engine == "fedavg" else None,
-        local=LocalConfig(**given),
-        attack=AttackConfig(**(ATTACK | (attack or {}))),
-        scan=ScanConfig(rounds=2),
-        shadow=ShadowConfig(networks=2, topology="same-family"),
-        predictor=PredictorConfig(epochs=2),
+        arm="naive",
+        attackers=4,
+        local_steps=3,
+        scan_rounds=2,
+        shadows=2,
+        shadow_topology="same-family",
+        predictor_epochs=2,
     )
-    graph = "complete" if engine == "fedavg" else "ring"
-    return Federation(digits_mlp(0), DATA, make_topology(graph, 12, seed=1), config, implementation="grouped")
+    options = usual.changed(**{name: value for name, value in given.items() if name not in STEP})
+    topology = make_topology("complete" if engine == "fedavg" else "ring", 12, seed=1)
+    return Federation(digits_mlp(0), DATA, topology, options, seed=4, sgd=sgd, implementation="grouped")
 
 
 def course(fed: Federation) -> AttackCourse:
@@ -70,7 +70,8 @@ def test_whole_epochs_is_what_torchs_scheduler_makes_of_float_milestones(epochs:
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
     marks: Any = [0.2 * epochs, 0.8 * epochs]
     scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones=marks, gamma=0.1)
-    counted = whole_epochs((0.2, 0.8), epochs)
+    options = LocalOptions(attacker_epochs=epochs, attacker_lr_milestones=(0.2, 0.8), attacker_lr_at="whole-epochs")
+    counted = options.milestones
     for epoch in range(epochs):
         want = optimizer.param_groups[0]["lr"]
         assert lowered(epoch, torch.tensor([epochs]), counted, 0.1).item() == pytest.approx(want)
@@ -82,15 +83,15 @@ def test_whole_epochs_is_what_torchs_scheduler_makes_of_float_milestones(epochs:
 
 def test_the_ancestors_six_epochs_never_lower_the_rate() -> None:
     milestones = {"attacker_epochs": 6, "attacker_lr_milestones": (0.2, 0.8)}
-    assert LocalConfig(**milestones).milestones == (0.2, 0.8)
-    assert LocalConfig(**milestones, attacker_lr_at="whole-epochs").milestones == ()
-    assert LocalConfig(**milestones | {"attacker_epochs": 10}, attacker_lr_at="whole-epochs").milestones == (0.2, 0.8)
+    assert LocalOptions(**milestones).milestones == (0.2, 0.8)
+    assert LocalOptions(**milestones, attacker_lr_at="whole-epochs").milestones == ()
+    assert LocalOptions(**milestones | {"attacker_epochs": 10}, attacker_lr_at="whole-epochs").milestones == (0.2, 0.8)
 
 
 # ---- steps -------------------------------------------------------------------------------------------------------
 def test_a_round_is_what_a_loop_of_optimizers_over_nodes_computes() -> None:
     fed = federation(
-        attack={"gamma": 2.0},
+        gamma=2.0,
         attacker_steps=7, attacker_lr=0.3, attacker_lr_milestones=(0.2, 0.8), momentum=0.9, weight_decay=0.01,
         fresh_momentum=True,
     )  # fmt: skip
@@ -122,10 +123,10 @@ def test_a_round_is_what_a_loop_of_optimizers_over_nodes_computes() -> None:
 
 @pytest.mark.parametrize("engine", ["dfedavg", "dfedavgm", "swarm", "gossip", "fedavg"])
 def test_as_many_steps_as_the_others_are_the_others_bit_for_bit(engine: str) -> None:
-    options = {"fedavg": {"drawn": 5}, "swarm": {"steps": "fixed"}}.get(engine, {})
-    plain = after(federation(engine, options=options, momentum=0.5), 3)
-    assert torch.equal(plain, after(federation(engine, options=options, momentum=0.5, attacker_steps=3), 3))
-    assert not torch.equal(plain, after(federation(engine, options=options, momentum=0.5, attacker_steps=5), 3))
+    options = {"fedavg": {"drawn": 5}, "swarm": {"swarm_steps": "fixed"}}.get(engine, {})
+    plain = after(federation(engine, **options, momentum=0.5), 3)
+    assert torch.equal(plain, after(federation(engine, **options, momentum=0.5, attacker_steps=3), 3))
+    assert not torch.equal(plain, after(federation(engine, **options, momentum=0.5, attacker_steps=5), 3))
 
 
 @pytest.mark.parametrize("engine", ["dfedavg", "swarm"])
@@ -163,12 +164,12 @@ def test_attackers_may_take_fewer_steps() -> None:
 
 @pytest.mark.parametrize(
     ("engine", "options"),
-    [("dfedavg", {}), ("gossip", {}), ("swarm", {"steps": "geometric"}), ("fedavg", {"drawn": 6})],
+    [("dfedavg", {}), ("gossip", {}), ("swarm", {"swarm_steps": "geometric"}), ("fedavg", {"drawn": 6})],
 )
 def test_arms_share_benign_batches_however_long_attackers_train(engine: str, options: dict[str, Any]) -> None:
     drawn: dict[int | None, list[Tensor]] = {}
     for steps in (None, 1, 6):
-        run = course(federation(engine, {"schedule": Schedule(start=1)}, options, attacker_steps=steps))
+        run = course(federation(engine, attack_start=1, **options, attacker_steps=steps))
         batches = drawn.setdefault(steps, [])
         while run.training.round < 2 + (engine == "dfedavg"):
             if (nodes := run.training.active()) is None or bool(run.federation.benign[nodes].any()):
@@ -189,7 +190,7 @@ def test_arms_share_benign_batches_however_long_attackers_train(engine: str, opt
 
 
 def test_only_the_rounds_of_the_attack_are_longer() -> None:
-    fed = federation(attack={"schedule": Schedule("single", 0, (1, 1, 3, 9))}, attacker_steps=10)
+    fed = federation(schedule="single", attack_rounds=(1, 1, 3, 9), attacker_steps=10)
     run, lengths, acting = course(fed), [], []
     total = run.training.engine.steps_of(5)
     for _ in range(5):
@@ -205,15 +206,15 @@ def test_only_the_rounds_of_the_attack_are_longer() -> None:
     "attack", [{"arm": "none"}, {"pixels": 0.0}, {"arm": "centralized-one"}, {"arm": "naive-4", "attackers": 5}]
 )
 def test_whoever_attacks_takes_the_attackers_steps(attack: dict[str, Any]) -> None:
-    run = course(federation(attack=attack, attacker_steps=8))
-    found = run.attack()
-    acting = torch.tensor([], dtype=torch.int64) if found is None else found.acting()
+    run = course(federation(**attack, attacker_steps=8))
+    attack_now = run.attack()
+    acting = torch.tensor([], dtype=torch.int64) if attack_now is None else attack_now.acting()
     counts = run.training.engine.local_counts
     assert torch.equal((counts == 8).nonzero().flatten(), acting.sort().values)
 
 
 def test_whoever_scans_in_the_course_of_the_attack_trains_as_everybody_does() -> None:
-    fed = federation(attack={"arm": "clusters-predicted", "redetect_every": 3}, attacker_steps=5)
+    fed = federation(arm="clusters-predicted", redetect_every=3, attacker_steps=5)
     detector = fed.detector(control=False)
     training = fed.training(rounds=9)
     run = AttackCourse(fed, training, 9, detection=fed.detect(detector), detector=detector)
@@ -232,7 +233,7 @@ def test_whoever_scans_in_the_course_of_the_attack_trains_as_everybody_does() ->
 # ---- passes ------------------------------------------------------------------------------------------------------
 def test_an_epoch_is_as_many_steps_as_a_nodes_images_fill_batches() -> None:
     assert passes(torch.tensor([1, 8, 9, 16, 17]), 8, 3).tolist() == [3, 3, 6, 6, 9]
-    fed = federation(epochs=2, attacker_epochs=5, batch=32)
+    fed = federation(local_epochs=2, attacker_epochs=5, batch=32)
     batches = -(-fed.owned.lengths // 32)
     want = torch.where(fed.benign, 2, 5) * batches
     run, taken = course(fed), torch.zeros(12, dtype=torch.int64)
@@ -244,7 +245,7 @@ def test_an_epoch_is_as_many_steps_as_a_nodes_images_fill_batches() -> None:
 
 
 def test_scans_and_shadows_pass_over_their_own_images() -> None:
-    fed = federation(epochs=1, attacker_epochs=4)
+    fed = federation(local_epochs=1, attacker_epochs=4)
     scan = fed.scan()
     assert torch.equal(scan.training.engine.local_counts, -(-fed.owned.lengths // 8))
     pairs = fed.shadows()
@@ -265,7 +266,7 @@ def test_momentum_starts_afresh_in_every_round_if_asked() -> None:
     ("engine", "options"),
     [
         ("dfedavg", {}),
-        ("swarm", {"steps": "geometric"}),
+        ("swarm", {"swarm_steps": "geometric"}),
         ("gossip", {"age": True}),
         ("fedavg", {"drawn": 6}),
     ],
@@ -275,7 +276,7 @@ def test_a_run_stopped_among_attackers_further_steps_ends_in_the_same_bits(
     engine: str, options: dict[str, Any], at: int
 ) -> None:
     fed = federation(
-        engine, {"gamma": 1.5}, options, attacker_steps=7, attacker_lr_milestones=(0.2, 0.8), momentum=0.9,
+        engine, gamma=1.5, **options, attacker_steps=7, attacker_lr_milestones=(0.2, 0.8), momentum=0.9,
         fresh_momentum=True,
     )  # fmt: skip
 
@@ -300,20 +301,20 @@ def test_a_run_stopped_among_attackers_further_steps_ends_in_the_same_bits(
 # ---- refusals ----------------------------------------------------------------------------------------------------
 def test_impossible_numbers_are_refused() -> None:
     for bad, message in (
-        ({"attacker_steps": 0}, "attacker_steps=0"),
-        ({"epochs": 0}, "epochs=0"),
+        ({"attacker_steps": 0}, "attacker_steps"),
+        ({"local_epochs": 0}, "local_epochs"),
         ({"attacker_steps": 2, "attacker_epochs": 2}, "choose one"),
-        ({"attacker_lr_milestones": (0.2, 1.0)}, "between 0 and 1"),
+        ({"attacker_lr_milestones": (0.2, 1.0)}, "less than 1"),
         ({"attacker_lr_decay": 0.0}, "attacker_lr_decay"),
-        ({"attacker_lr_at": "epochs"}, "attacker_lr_at='epochs' is unknown"),
+        ({"attacker_lr_at": "epochs"}, "'share' or 'whole-epochs'"),
         ({"attacker_lr_at": "whole-epochs"}, "give attacker_epochs"),
     ):
-        with pytest.raises(DbadflError, match=message):
-            LocalConfig(**bad)  # type: ignore[arg-type]
+        with pytest.raises(ValidationError, match=message):
+            LocalOptions(**bad)  # type: ignore[arg-type]
     with pytest.raises(DbadflError, match="after every step"):
         federation("dpsgd", attacker_steps=4)
     with pytest.raises(DbadflError, match="local_epochs"):
-        federation("swarm", options={"steps": "geometric"}, epochs=1)
+        federation("swarm", swarm_steps="geometric", local_epochs=1)
     with pytest.raises(DbadflError, match="at least one local step"):
         Pace(torch.tensor([1, 0]))
     fed = federation()

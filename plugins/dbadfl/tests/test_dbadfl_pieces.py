@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import functools
 import gzip
 import struct
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
 import pytest
 import torch
-from plait_authoring.kill import first_difference
 from torch import Tensor, nn
 
 import plait
 from plait.errors import BadInput
+from plait_authoring.kill import first_difference
 from plait_dbadfl import names, sweep
 from plait_dbadfl.clothes import IMAGES, LABELS, load, read_idx
-from plait_dbadfl.config import PredictorConfig, ShadowConfig
 from plait_dbadfl.data_options import SharedClothesOptions
 from plait_dbadfl.defences import DEFENCES, Mean, make_defence
 from plait_dbadfl.detection import Detection, Detector
@@ -25,7 +24,7 @@ from plait_dbadfl.engines import ENGINES
 from plait_dbadfl.items import Item, companions, parse_item
 from plait_dbadfl.mixing import make_mixing
 from plait_dbadfl.nodes import NodesBatch
-from plait_dbadfl.options import DbadflOptions
+from plait_dbadfl.options import DbadflOptions, FederationOptions, PredictorOptions
 from plait_dbadfl.placement import place_attackers
 from plait_dbadfl.presets import PRESETS
 from plait_dbadfl.stacking import Implementation, Stacked
@@ -98,7 +97,7 @@ def test_the_ancestors_preset_replaces_the_model_in_its_rounds(tmp_path: Path) -
 
 # ---- names ---------------------------------------------------------------------------------------------------------
 def test_the_lists_of_names_are_those_of_what_they_name() -> None:
-    assert set(names.ENGINES) == set(ENGINES)
+    assert set(get_args(names.Engines)) == set(ENGINES)
     assert set(names.DEFENCES) == set(DEFENCES)
     assert {"auto", *LAYOUTS} == set(get_args(names.Triggers))
     assert {"auto", *get_args(names.Computed)} == set(get_args(Implementation))
@@ -163,11 +162,11 @@ def test_renumbering_the_nodes_renumbers_the_result(name: str) -> None:
 def test_a_detector_and_its_findings_are_read_back_whole() -> None:
     generator = torch.Generator().manual_seed(0)
     sequences, distances = torch.rand(20, 4, 6, generator=generator), torch.randint(1, 6, (20,), generator=generator)
-    config = PredictorConfig(epochs=2)
-    made = Detector.train(sequences, distances, config, 3)
-    again = Detector.from_state(made.state_dict(), config, 3)
+    options = PredictorOptions(predictor_epochs=2)
+    trained = Detector.train(sequences, distances, options, 3)
+    again = Detector.from_state(trained.state_dict(), options, 3)
     features, hops = torch.rand(4, 5, 5, 3, generator=generator), make_topology("ring", 5).hops(range(5))
-    one, two = (d.detect(features, hops, tau=2) for d in (made, again))
+    one, two = (d.detect(features, hops, tau=2) for d in (trained, again))
     assert first_difference(one.state_dict(), two.state_dict()) is None
     read = Detection.from_state(one.state_dict())
     assert first_difference(read.state_dict(), one.state_dict()) is None and read.mae_ratio == one.mae_ratio
@@ -213,9 +212,8 @@ def test_broken_idx_files_are_named(folder: Path) -> None:
 
 # ---- the comparison of all rules ----------------------------------------------------------------------------------
 def test_the_sweep_chooses_on_validation_and_compares_on_fresh_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweep, "ShadowConfig", functools.partial(ShadowConfig, networks=2))
+    monkeypatch.setattr(sweep, "FederationOptions", partial(FederationOptions, shadows=2, predictor_epochs=1))
     monkeypatch.setattr(sweep, "TUNING", (100,))
-    monkeypatch.setattr(PredictorConfig, "__init__", functools.partialmethod(PredictorConfig.__init__, epochs=1))
     grid = {"mean": ({},), "krum": ({"f": 0}, {"f": 1}), "clipping": ({"tau": 1e-9}, {"tau": 100.0})}
     chosen = choose(("ring",), 12, grid)
     # f = 1 is illegal on a ring; a radius of nothing is local training: no exchange infects it, and it learns little

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from plait_authoring.kill import final_state, first_difference, forked, resume_until_done
 from safetensors import safe_open
 
 import plait
@@ -22,7 +21,8 @@ from plait.errors import BadInput
 from plait.loading import build_model, load_data
 from plait.run import Run
 from plait.storage import checkpoints
-from plait_dbadfl import translate
+from plait_authoring.kill import final_state, first_difference, forked, resume_until_done
+from plait_dbadfl import assembly
 from plait_dbadfl.defences import make_defence
 from plait_dbadfl.federation import Federation
 from plait_dbadfl.options import DbadflOptions
@@ -47,7 +47,7 @@ def stacked(made: Run) -> torch.Tensor:
     return torch.cat([w.flatten(1) for w in weights.values()], 1)
 
 
-def library(made: Run, **attack: Any) -> Federation:
+def library(made: Run, **changes: Any) -> Federation:
     """The same federation in plain PyTorch."""
     options = DbadflOptions.model_validate(made.recipe.plugins["dbadfl"])
     data = load_data(made.recipe.data, made.recipe.seed)
@@ -57,11 +57,7 @@ def library(made: Run, **attack: Any) -> Federation:
     fields: Any = (data.train, data.test)
     train, test = (s.fields for s in fields)
     images = ImageData(train["input"], train["label"], test["input"], test["label"], data.info.num_classes)
-    graph, again = translate.topology(options, made.recipe.seed)
-    config = translate.configuration(options, made.recipe)
-    config = replace(config, attack=replace(config.attack, **attack))
-    trigger = translate.trigger(options, 8, 8)
-    return Federation(network, images, graph, config, trigger, implementation="grouped", topology_options=again)
+    return assembly.federation(options, made.recipe, network, images).changed(**changes)
 
 
 def after(federation: Federation, rounds: int, defence: str | None = None) -> torch.Tensor:

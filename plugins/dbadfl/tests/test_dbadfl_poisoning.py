@@ -6,13 +6,15 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from plait_dbadfl.assignment import assign_parts, assign_shared
 from plait_dbadfl.budgets import poison_ratios
 from plait_dbadfl.errors import DbadflError
+from plait_dbadfl.options import AttackOptions
 from plait_dbadfl.poisoning import (
     Poison,
-    Schedule,
+    active,
     check_finite,
     distance_to_start,
     poison,
@@ -268,18 +270,16 @@ def test_the_distance_term_is_the_norm_over_all_parameters_of_a_node() -> None:
 
 
 def test_schedules_say_who_acts_when() -> None:
-    assert [bool(Schedule(start=2).active(t, 3).all()) for t in range(4)] == [False, False, True, True]
-    single = Schedule(kind="single", rounds=(12, 14))
-    assert single.active(12, 3).tolist() == [True, False, True] and single.active(14, 3).tolist() == [
-        False,
-        True,
-        False,
-    ]
-    assert not bool(single.active(13, 3).any())
+    late = AttackOptions(attackers=3, attack_start=2)
+    assert [bool(active(late, t).all()) for t in range(4)] == [False, False, True, True]
+    single = AttackOptions(attackers=3, schedule="single", attack_rounds=(12, 14))
+    assert active(single, 12).tolist() == [True, False, True] and active(single, 14).tolist() == [False, True, False]
+    assert not bool(active(single, 13).any())
     for options, message in (
-        ({"kind": "single"}, "needs the rounds"),
-        ({"start": -1}, "negative"),
-        ({"kind": "x"}, "x"),
+        ({"schedule": "single"}, "needs the rounds"),
+        ({"attack_start": -1}, "attack_start"),
+        ({"attack_rounds": (1,)}, "use schedule='single'"),
+        ({"schedule": "x"}, "'multi' or 'single'"),
     ):
-        with pytest.raises(DbadflError, match=message):
-            Schedule(**options)  # type: ignore[arg-type]
+        with pytest.raises(ValidationError, match=message):
+            AttackOptions(**options)  # type: ignore[arg-type]

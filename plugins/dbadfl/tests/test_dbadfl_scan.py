@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from plait_dbadfl.config import PredictorConfig
 from plait_dbadfl.errors import DbadflError
+from plait_dbadfl.options import PredictorOptions
 from plait_dbadfl.predictor import (
     DistancePredictor,
     LastValuePredictor,
@@ -22,7 +22,7 @@ from plait_dbadfl.predictor import (
 from plait_dbadfl.sampling import generator
 from plait_dbadfl.scan import Signatures, make_signatures, pair_matrix, pair_sequences, probe_features
 
-QUICK = PredictorConfig(epochs=40)
+QUICK = PredictorOptions(predictor_epochs=40)
 
 
 # ---- signatures --------------------------------------------------------------------------------------------------
@@ -177,16 +177,16 @@ def test_a_prediction_does_not_depend_on_the_order_of_the_pair(
 
 def test_training_repeats_with_its_seed_and_leaves_the_global_generator_alone() -> None:
     x, d = decaying(60, 0)
-    config = PredictorConfig(epochs=30, batch=16)
+    options = PredictorOptions(predictor_epochs=30, predictor_batch=16)
     torch.manual_seed(11)
     want = torch.rand(3)
     torch.manual_seed(11)
-    first = DistancePredictor(config, 5).fit(x, d)
+    first = DistancePredictor(options, 5).fit(x, d)
     assert torch.equal(torch.rand(3), want)
-    again, other = (DistancePredictor(config, s).fit(x, d) for s in (5, 6))
+    again, other = (DistancePredictor(options, s).fit(x, d) for s in (5, 6))
     assert all(torch.equal(w, again.state_dict()[name]) for name, w in first.state_dict().items())
     assert not torch.equal(first.state_dict()["head.weight"], other.state_dict()["head.weight"])
-    fresh = DistancePredictor(config, 99)
+    fresh = DistancePredictor(options, 99)
     fresh.load_state_dict(first.state_dict())
     guess = first.predict(x)
     assert float(guess.max()) > 1 and torch.equal(fresh.predict(x), guess)
@@ -194,7 +194,7 @@ def test_training_repeats_with_its_seed_and_leaves_the_global_generator_alone() 
 
 def test_the_class_head_learns_too_and_stays_within_its_classes() -> None:
     x, d = decaying(400, 0)
-    predictor = DistancePredictor(PredictorConfig(epochs=40, head="class", max_distance=6), 0).fit(x, d)
+    predictor = DistancePredictor(PredictorOptions(predictor_epochs=40, head="class", max_distance=6), 0).fit(x, d)
     x, d = decaying(200, 1)
     guess = predictor.predict(x)
     assert float(guess.min()) >= 1 and float(guess.max()) <= 6

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from plait_dbadfl import topologies
 from plait_dbadfl.errors import DbadflError
 from plait_dbadfl.mixing import Mixing, _second_eigenvalue, make_mixing
-from plait_dbadfl.topologies import TOPOLOGIES, from_edges, make_topology, read_edges
+from plait_dbadfl.names import TOPOLOGIES
+from plait_dbadfl.topologies import from_edges, make_topology, read_edges
 
 NAMES = [name for name in TOPOLOGIES if name != "file"]
 

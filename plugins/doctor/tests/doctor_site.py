@@ -14,8 +14,7 @@ import pytest
 
 import plait
 from plait.planning import discovery
-from plait_doctor import Case, Finding
-from plait_doctor.finding import guarded
+from plait_doctor.finding import Case, Finding, guarded
 from plait_doctor.probe import Probe
 
 Site = Callable[..., Path]

@@ -17,7 +17,8 @@ import pytest
 from doctor_site import GOOD, Site, answering, finding_of, findings_of, site_fixture  # noqa: F401
 from filelock import FileLock
 
-from plait_doctor import Case, Finding, hardware
+from plait_doctor import hardware
+from plait_doctor.finding import Case, Finding
 from plait_doctor.probe import Probe
 
 
@@ -143,9 +144,8 @@ def test_runs_of_this_folder(tmp_path: Path) -> None:
     assert "fuser -v" in stuck.fix
     assert count.details == {"finished": 0, "running": 1, "interrupted": 1, "failed": 0, "damaged": 1}
     assert count.status == "ok" and count.fix.endswith(f"plait resume {tmp_path / 'runs/whole'}")
-    assert [finding.status for finding in findings_of("folder:runs", case)] == ["warning", "ok"], (
-        "a free lock is no lock"
-    )
+    statuses = [finding.status for finding in findings_of("folder:runs", case)]
+    assert statuses == ["warning", "ok"], "a free lock is no lock"
     itself = findings_of("folder:runs", Case(held))
     assert itself[-1].details["interrupted"] == 1
 
@@ -191,9 +191,8 @@ def test_releases_are_asked_for_only_online(
     late = findings["plait-late release"]
     assert late.status == "warning" and "1.2 is out of date: 1.10 is out" in late.found
     assert late.fix == "pip install -U plait-late"
-    assert (
-        findings["plait-new release"].status == "ok" and findings["plait-new release"].found == "1.2, the newest is 1.2"
-    )
+    new = findings["plait-new release"]
+    assert new.status == "ok" and new.found == "1.2, the newest is 1.2"
     foreign = findings["plait-foreign release"]
     assert foreign.status == "ok" and not foreign.fix and "by Somebody, not by We" in foreign.found
     assert findings["plait-lone release"].found == findings["plait-core release"].found == "not on PyPI"

@@ -8,8 +8,8 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from plait_experiments.schema import Book, parse_book
 from plait.declare.recipe import Recipe
+from plait_experiments.schema import Book, parse_book
 
 VALUES: dict[str, Any] = {
     "schema": 1,
@@ -23,14 +23,15 @@ VALUES: dict[str, Any] = {
             "tuning_seeds": [100, 101],
             "recipe": {
                 "device": "cpu",
-                "data": {"name": "tiny-images", "train": 64},
+                "data": {"name": "tiny-images", "train": 64, "size": 8, "noise": 0.02},
                 "model": {"name": "tiny-cnn", "width": 4},
                 "train": {"steps": 12, "batch_size": 32},
+                "checkpoint": {"every_steps": 100},
             },
         }
     },
     "arms": {
-        "trained": {"set": {"train.steps": 60, "data.train": 256}},
+        "trained": {"set": {"train.steps": 40}},
         "untrained": {"set": {"train.steps": 0}},
     },
     "claims": [
@@ -47,14 +48,14 @@ VALUES: dict[str, Any] = {
 
 def values(**changes: Any) -> dict[str, Any]:
     """A copy of `VALUES` with dotted keys replaced (``arms__trained__set``)."""
-    made = copy.deepcopy(VALUES)
+    changed = copy.deepcopy(VALUES)
     for key, value in changes.items():
         *parents, last = key.split("__")
-        place: Any = made
+        place: Any = changed
         for part in parents:
             place = place[int(part)] if part.isdigit() else place.setdefault(part, {})
         place[int(last) if last.isdigit() else last] = value
-    return made
+    return changed
 
 
 def book(**changes: Any) -> Book:

@@ -126,8 +126,8 @@ def test_interval_costs_one_and_a_share(tmp_path: Path) -> None:
 
 def test_figures_against_the_exported_model_by_hand(tmp_path: Path) -> None:
     """Oracle: the exported model on the test split corrupted by the library, group accuracies in a loop."""
-    from plait.planning.tiny import load
     from plait.planning.task import TinyImagesOptions
+    from plait.planning.tiny import load
     from plait_fairsam import corrupt
 
     done = run(tmp_path, {"severities": [2, 4], "corruptions": ["gaussian_noise", "impulse_noise"]}, steps=40)

@@ -156,9 +156,9 @@ class Team:
     """
 
     def __init__(self, processes: int | None = None, restarts: int = 0, go_on: bool = False) -> None:
-        from plait.distributed.launcher import check_count
         from plait.distributed.processes import current
         from plait.errors import BadInput
+        from plait_cli.launcher import check_count
 
         self.processes, self.restarts, self.go_on = processes, restarts, go_on
         if processes is None:
@@ -171,7 +171,7 @@ class Team:
 
     def work(self, order: dict[str, Any], path: Path) -> None:
         """Let the processes do an order of `plait_cli.worker`."""
-        from plait.distributed.launcher import launch
+        from plait_cli.launcher import launch
 
         again = f"plait resume {path} --nproc {self.processes}"
         assert self.processes is not None

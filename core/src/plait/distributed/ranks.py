@@ -32,36 +32,8 @@ PATIENCE = 2.5
 _counter = itertools.count()
 
 
-class Alone:
-    """One process: nothing to tell and nobody to wait for."""
-
-    rank, world = 0, 1
-
-    def decide(self, name: str, make: Callable[[], Any]) -> Any:
-        """What ``make`` gives."""
-        return make()
-
-    def compare(self, mine: Mapping[str, Any]) -> None:
-        """Nobody differs."""
-
-    def tell(self, error: BaseException) -> None:
-        """Nobody listens."""
-
-    def explain(self, error: Exception, step: int) -> Exception:
-        """The error is its own reason."""
-        return error
-
-    def leave(self) -> None:
-        """Nobody is left."""
-
-    @contextlib.contextmanager
-    def alive(self, step: Callable[[], int]) -> Iterator[None]:
-        """No signs of life are needed."""
-        yield
-
-
-class Ranks(Alone):
-    """Several processes.
+class Ranks:
+    """The processes of a run, or the one process that makes it alone.
 
     Args:
         rank, world: this process among all.
@@ -157,7 +129,7 @@ class Ranks(Alone):
 
     def explain(self, error: Exception, step: int) -> Exception:
         """The reason behind a broken exchange of tensors; any other error is returned as it is."""
-        if not broken_exchange(error):
+        if self.world == 1 or not broken_exchange(error):
             return error
         before = self._beats()
         with contextlib.suppress(RuntimeError):
@@ -221,6 +193,9 @@ class Ranks(Alone):
         When another process has failed and this one still waits for it (an exchange of tensors cannot be broken off),
         the process ends.
         """
+        if self.world == 1:
+            yield
+            return
         ended = threading.Event()
 
         def beat() -> None:
@@ -268,19 +243,18 @@ class Ranks(Alone):
 
 
 @contextlib.contextmanager
-def together(accelerator: Accelerator, timeout: float) -> Iterator[Alone]:
+def together(accelerator: Accelerator, timeout: float) -> Iterator[Ranks]:
     """The conversation of the processes that Accelerate has brought together; they fail and end together.
 
     Args:
         timeout: seconds that a process waits for the others.
     """
-    if accelerator.num_processes == 1:
-        yield Alone()
-        return
+    from torch.distributed import HashStore  # type: ignore[attr-defined]
     from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 
     # every run of a process has keys of its own
-    store = PrefixStore(f"plait/{next(_counter)}", _get_default_store())
+    shared = HashStore() if accelerator.num_processes == 1 else _get_default_store()
+    store = PrefixStore(f"plait/{next(_counter)}", shared)
     ranks = Ranks(accelerator.process_index, accelerator.num_processes, store, timeout)
     try:
         yield ranks

@@ -181,6 +181,8 @@ def _load(entry: EntryPoint) -> Installed:
         plugin = entry.load()
     except (Exception, SystemExit) as error:
         item.status, item.reason = "broken", f"importing {entry.value} failed: {type(error).__name__}: {error}"
+        if isinstance(error, ImportError) and (error.name or "").partition(".")[0] == "plait":
+            item.reason += f". It may be written for a newer plait-core than {__version__}: pip install -U plait-core"
         return item
     return examine(item, plugin)
 

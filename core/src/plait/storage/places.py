@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 
 from plait.errors import BadInput
 from plait.storage.directory import RunDirectory
 
+GROUP = "plait.places"
 URL = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+):/+(.+)")
 
 
@@ -23,14 +26,28 @@ def at(path: Path | str) -> RunDirectory:
     """The run directory of a path, or of a URL (``s3://bucket/run``).
 
     Raises:
-        BadInput: the store's package is not installed.
+        BadInput: nothing installed opens runs at URLs, or the store's own package is missing.
     """
     url = url_of(path)
-    if url is None:
-        return RunDirectory(path)
-    from plait.storage.stores import StoredDirectory
+    directory: RunDirectory = RunDirectory(path) if url is None else stores(url).StoredDirectory(url)
+    return directory
 
-    return StoredDirectory(url)
+
+def stores(url: str) -> Any:
+    """The installed module that opens runs at URLs: the first entry point of the group ``plait.places``.
+
+    It has ``StoredDirectory(url)``, a `RunDirectory`, and ``published_below(url, depth)``, an iterator of them.
+
+    Raises:
+        BadInput: there is none, or it cannot be imported.
+    """
+    entries = entry_points(group=GROUP)
+    if not entries:
+        raise BadInput(f'{url}: no installed package opens runs on object stores; see "Object stores" on the site.')
+    try:
+        return next(iter(entries)).load()
+    except ImportError as error:
+        raise BadInput(f"{url}: {next(iter(entries)).value} cannot be imported: {error}") from error
 
 
 def existing(path: Path | str) -> RunDirectory:

@@ -23,7 +23,7 @@ def smoothing_term(logits: Any, losses: Tensor, epsilon: float, weights: Tensor 
         ValueError: logits that do not belong to these losses.
     """
     if not isinstance(logits, Tensor) or logits.shape[:-1] != losses.shape:
-        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ValueError(f"label smoothing needs logits [*{tuple(losses.shape)}, K] from the model, got {found}")
+        given = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(f"label smoothing needs logits [*{tuple(losses.shape)}, K] from the model, got {given}")
     difference = -logits.log_softmax(-1).mean(-1) - losses
     return epsilon * (difference if weights is None else weights * difference).mean(-1).sum()

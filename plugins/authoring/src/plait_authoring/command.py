@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from plait_cli import completion, output
+from plait_cli import output
 from plait_cli.parameters import AsJson
 
 WHAT = {
@@ -17,6 +17,7 @@ WHAT = {
     "claims.toml": "what it claims, for plait verify",
     "data.py": "a data source",
     "model.py": "a model",
+    "artifacts.py": "files made of every run",
     "commands.py": "commands: plait NAME ...",
     "test_method.py": "the method against calculations by hand",
     "test_plugin.py": "tiny runs in which every option counts",
@@ -27,6 +28,21 @@ WHAT = {
 """What is worth opening in a new package, in this order."""
 
 
+def _complete_hooks(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+    """Hooks and their families after the last comma, without those that are named before it."""
+    from plait.hooks import HookSpecs, hook_names
+    from plait_authoring.scaffold import families
+
+    before, comma, begun = incomplete.rpartition(",")
+    meanings = {hook: (getattr(HookSpecs, hook).__doc__ or "").partition("\n")[0] for hook in hook_names()}
+    meanings |= {family: f"the hook {hook}" for family, hook in families().items()}
+    return [
+        (f"{before}{comma}{word}", meaning.replace("[", "(").replace("]", ")"))  # shells show it through rich
+        for word, meaning in meanings.items()
+        if word.startswith(begun) and word not in before.split(",")
+    ]
+
+
 def new(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The plugin's name, as in plait run -p NAME.")],
     hooks: Annotated[
@@ -35,7 +51,7 @@ def new(
             "--hooks",
             metavar="HOOK,...",
             help="Hooks to begin with, or families (loss), or all; default a loss term and metrics.",
-            autocompletion=completion.hooks,
+            autocompletion=_complete_hooks,
         ),
     ] = None,
     path: Annotated[Path, typer.Option("--path", metavar="DIR", help="Where the folder plait-NAME is made.")] = Path(

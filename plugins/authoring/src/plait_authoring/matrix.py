@@ -18,12 +18,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from plait.planning import discovery as registry
-from plait.planning.plan import make_plan
+from plait.declare.rules import Rule
 from plait.errors import PlaitError
 from plait.hooks import rule_of
-from plait.declare.rules import Rule
-from plait.testing.trials import STEPS, Outcome, Say, at_hand, recipe, trial, usable
+from plait.planning import discovery
+from plait.planning.plan import make_plan
+from plait_authoring.strangers import classes_in
+from plait_authoring.tiny import STEPS
+from plait_authoring.trials import Outcome, Say, at_hand, recipe, trial, usable
 
 TRIPLES = 10
 """Triples that are tried; all of them where there are no more."""
@@ -107,22 +109,22 @@ def make(
         large: models of more than `LARGE` parameters too.
         say: told each outcome as it comes.
     """
-    made = Matrix(sorted(usable() if names is None else names), seed=seed)
+    matrix = Matrix(sorted(usable() if names is None else names), seed=seed)
 
     def told(outcome: Outcome) -> Outcome:
         say(line(outcome))
         return outcome
 
-    for chosen in sets(made.plugins, triples, seed):
-        made.sets.append(told(trial(chosen)))
+    for chosen in sets(matrix.plugins, triples, seed):
+        matrix.sets.append(told(trial(chosen)))
     if components:
-        alone: list[tuple[str, ...]] = [(), *((name,) for name in made.plugins)]
+        alone: list[tuple[str, ...]] = [(), *((name,) for name in matrix.plugins)]
         for name in _at_hand("models"):
             if large or parameters(name) <= LARGE:
-                made.models += [told(trial(chosen, model=name, resume=False)) for chosen in alone]
+                matrix.models += [told(trial(chosen, model=name, resume=False)) for chosen in alone]
         for name in _at_hand("data_sources"):
-            made.data += [told(trial(chosen, data=name, resume=False)) for chosen in alone]
-    return made
+            matrix.data += [told(trial(chosen, data=name, resume=False)) for chosen in alone]
+    return matrix
 
 
 def parameters(model: str) -> int:
@@ -138,8 +140,8 @@ def parameters(model: str) -> int:
 
 def _at_hand(hook: str) -> Iterator[str]:
     """The registered components that need nothing, but for the core's own, on which the sets are tried."""
-    for name, (_, source) in sorted(registry.collect(hook)[0].items()):
-        if name != registry.FALLBACK[hook] and at_hand(source):
+    for name, (_, source) in sorted(discovery.collect(hook)[0].items()):
+        if name != discovery.FALLBACK[hook] and at_hand(source):
             yield name
 
 
@@ -161,9 +163,8 @@ def line(outcome: Outcome) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; 1 when a set crashed."""
-    from plait.testing.strangers import classes_in, installed
-
-    parser = argparse.ArgumentParser(prog="python -m plait_authoring.matrix", description=(__doc__ or "").split("\n")[0])
+    about = (__doc__ or "").partition("\n")[0]
+    parser = argparse.ArgumentParser(prog="python -m plait_authoring.matrix", description=about)
     parser.add_argument("names", nargs="*", metavar="PLUGIN", help="combine only these")
     parser.add_argument(
         "--with", action="append", default=[], metavar="FOLDER", dest="folders", help="a plugin's folder"
@@ -180,10 +181,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         classes = [plugin for folder in given.folders for plugin in classes_in(Path(folder))]
-        new = [plugin for plugin in classes if plugin.name not in registry.active_registry()]
-        with installed(*new, distribution="folder"):
-            made = make(
-                [registry.find_plugin(name).name for name in given.names] or None,
+        new = [plugin for plugin in classes if plugin.name not in discovery.active_registry()]
+        with discovery.pretend(*new, distribution="folder"):
+            matrix = make(
+                [discovery.find_plugin(name).name for name in given.names] or None,
                 triples=given.triples,
                 seed=given.seed,
                 components=not given.no_components,
@@ -194,10 +195,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     if given.json:
-        print(json.dumps(made.as_dict(), indent=1))
-    counts = {status: sum(o.status == status for o in made.outcomes) for status in ("runs", "refused", "crashed")}
+        print(json.dumps(matrix.as_dict(), indent=1))
+    counts = {status: sum(o.status == status for o in matrix.outcomes) for status in ("runs", "refused", "crashed")}
     say(f"{STEPS} steps each: " + ", ".join(f"{count} {status}" for status, count in counts.items()))
-    return int(bool(made.crashed))
+    return int(bool(matrix.crashed))
 
 
 if __name__ == "__main__":

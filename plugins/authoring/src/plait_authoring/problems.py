@@ -141,7 +141,7 @@ def state_problems(value: Any, place: str = "") -> Iterator[str]:
         yield f"state_dict(){place} is a {type(value).__module__}.{type(value).__qualname__}."
 
 
-# ---- the batch --------------------------------------------------------------------------------------------------------
+# ---- the batch ---------------------------------------------------------------------------------------------------
 def batch_size(batch: Any) -> int | None:
     """B of a plait batch, also of one whose fields are [N, B, ...]; None for a batch of another kind."""
     shape = batch_shape(batch)

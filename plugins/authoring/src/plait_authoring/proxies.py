@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 
@@ -13,17 +14,27 @@ from plait.data import Batch
 from plait.data.streams import column
 from plait.training.evaluation import Predicted, Predictions
 
-if TYPE_CHECKING:
-    from plait_authoring.watch import Watch
+
+class Listener(Protocol):
+    """Who is told."""
+
+    def read(self, name: Any) -> None:
+        """A field is read."""
+
+    def asked(self, name: Any) -> None:
+        """Somebody asks whether there is such a field."""
+
+    def acting(self, who: None) -> AbstractContextManager[None]:
+        """The core works for the plugin."""
 
 
 class WatchedBatch(Batch):
     """A batch that tells which of its fields are read."""
 
-    watch: Watch
+    watch: Listener
 
     @classmethod
-    def of(cls, batch: Batch, watch: Watch) -> WatchedBatch:
+    def of(cls, batch: Batch, watch: Listener) -> WatchedBatch:
         """The same fields, watched."""
         watched = cls(batch)
         watched.watch = watch
@@ -58,10 +69,10 @@ class WatchedBatch(Batch):
 class WatchedFields(dict[str, Any]):
     """The columns of a split, or the fields of predictions, that tell which are read."""
 
-    watch: Watch
+    watch: Listener
 
     @classmethod
-    def of(cls, fields: Mapping[str, Any], watch: Watch) -> WatchedFields:
+    def of(cls, fields: Mapping[str, Any], watch: Listener) -> WatchedFields:
         """The same fields, watched."""
         watched = cls(fields)
         watched.watch = watch
@@ -87,7 +98,7 @@ class WatchedFields(dict[str, Any]):
 class WatchedPredictions(Predictions):
     """Predictions that tell which fields are read; the forward passes stay shared with the other plugins."""
 
-    def __init__(self, whole: Predictions, watch: Watch) -> None:
+    def __init__(self, whole: Predictions, watch: Listener) -> None:
         self._whole, self._watch = whole, watch
         self.model, self.views = whole.model, whole.views
 

@@ -1,6 +1,7 @@
 """``pytest --plait-plugin NAME``: the conformance suite of an installed plugin, without a test file.
 
-pytest imports this at every start in an environment with plait-authoring, so it imports nothing of plait until the option is given.
+pytest imports this at its every start in an environment with plait-authoring, so nothing of plait is imported until the
+option is given.
 """
 
 from __future__ import annotations

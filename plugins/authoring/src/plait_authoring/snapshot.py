@@ -44,7 +44,9 @@ class Snapshot:
         for name in changed(self.buffers, after.buffers):
             yield f"the buffer {name!r}"
         if self.modes != after.modes:
-            now = {after.modes[name] for name in self.modes if after.modes.get(name, self.modes[name]) != self.modes[name]}
+            now = {
+                after.modes[name] for name in self.modes if after.modes.get(name, self.modes[name]) != self.modes[name]
+            }
             yield f"the training mode of the model (it is left in {'training' if True in now else 'eval'} mode)"
         for name, flag in self.trained.items():
             if after.trained.get(name, flag) != flag:

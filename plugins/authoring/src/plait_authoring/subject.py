@@ -1,4 +1,4 @@
-"""The plugin under test, and the tiny runs that its checks share: each is made once, when the first check asks for it."""
+"""The plugin under test, and the tiny runs that its checks share, each made when the first check asks for it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from plait.planning import discovery
 from plait.plugin import Plugin
 from plait.run import execute
 from plait.storage import places
-
 from plait_authoring.tiny import TinyRun, apart, described, interval, steady, tiny_recipe
 from plait_authoring.verdicts import DoesNotApply
 

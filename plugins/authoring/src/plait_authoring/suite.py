@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from plait.plugin import Plugin
-
     from plait_authoring.conformance import Check
     from plait_authoring.subject import Subject
 
@@ -50,7 +49,6 @@ def plait_plugin_suite(
     """
     from plait.errors import BadInput
     from plait.plugin import Plugin
-
     from plait_authoring.conformance import checks
 
     if not isinstance(plugin, str) and not (isinstance(plugin, type) and issubclass(plugin, Plugin)):

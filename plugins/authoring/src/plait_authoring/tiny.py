@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import plait.run
 from plait.declare.recipe import Recipe, assemble
 from plait.declare.rules import Implementation
 from plait.errors import PlaitError, first_line
 from plait.planning import discovery
 from plait.planning.plan import Plan, make_plan
+from plait.run import execute
 from plait.storage import places
-
 from plait_authoring.kill import forked
 
 STEPS = 12
@@ -132,7 +131,7 @@ def apart(
             with steady():
                 plan = make_plan(recipe)
                 _mark_steps(plan, began, kill_after)
-                plait.run.execute(plan, places.at(path), fresh=fresh, checkpoint=checkpoint, artifacts=False)
+                execute(plan, places.at(path), fresh=fresh, checkpoint=checkpoint, artifacts=False)
         except Exception as error:
             note.write_text(described(error), encoding="utf-8")
             raise

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from plait.errors import PlaitError
-from plait.testing.killing import preload
+from plait_authoring.kill import preload
 
 LAUNCHER = ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "TORCHELASTIC_USE_AGENT_STORE")
 
@@ -80,8 +80,8 @@ def together(
         while len(codes) < world and time.monotonic() - start < limit:
             for child, rank in children.items():
                 if rank not in codes:
-                    done, status = os.waitpid(child, os.WNOHANG)
-                    if done:
+                    ended, status = os.waitpid(child, os.WNOHANG)
+                    if ended:
                         codes[rank] = (os.waitstatus_to_exitcode(status), time.monotonic() - start)
                 elif rank == until:
                     _kill([c for c, r in children.items() if r not in codes])
@@ -89,8 +89,8 @@ def together(
         hung = [rank for rank in range(world) if rank not in codes]
         _kill([child for child, rank in children.items() if rank in hung])
         assert not hung, f"rank {hung} still ran after {limit} s"
-        said = [json.loads(note.read_text()) if note.exists() else {} for note in notes]
-        return [Ended(codes[r][0], seconds=codes[r][1], **said[r]) for r in range(world)]
+        notes_of = [json.loads(note.read_text()) if note.exists() else {} for note in notes]
+        return [Ended(codes[r][0], seconds=codes[r][1], **notes_of[r]) for r in range(world)]
 
 
 def _kill(children: Sequence[int]) -> None:
@@ -100,9 +100,9 @@ def _kill(children: Sequence[int]) -> None:
 
 def free_port() -> int:
     """A port of this machine that nobody listens on."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        return int(bound.getsockname()[1])
 
 
 def _work(action: Callable[[int], object], rank: int, note: Path) -> NoReturn:

@@ -4,33 +4,24 @@ from __future__ import annotations
 
 import re
 import tempfile
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from plait.planning import discovery as registry
+from plait.declare.recipe import Recipe
+from plait.declare.rules import Implementation, Rule
 from plait.declare.sources import DataSource, ModelSource
-from plait.planning.plan import Plan, make_plan
-from plait.planning.discovery import data_source, model_source
-from plait.storage.directory import RunDirectory
 from plait.errors import PlaitError
 from plait.hooks import rule_of
-from plait.declare.recipe import Recipe, assemble
-from plait.declare.rules import Implementation, Rule
+from plait.planning import discovery
+from plait.planning.plan import Plan, make_plan
+from plait.run import execute
+from plait.storage import places
+from plait.storage.directory import RunDirectory
+from plait_authoring.kill import final_state, first_difference
+from plait_authoring.tiny import STEPS, around, described, tiny_recipe
 
-STEPS = 12
-SETTINGS: Mapping[str, Any] = {
-    "device": "cpu",
-    "train.batch_size": 32,
-    "train.log_every": 1,
-    "checkpoint.every_steps": 5,
-    "checkpoint.keep": 1000,
-}
-"""A dozen steps in three epochs of the generated data, with checkpoints that do not fall on an epoch's end."""
-DATA: Mapping[str, Any] = {"data.train": 128}
-"""Options of the generated data."""
 OFFER = re.compile(r"--(data|model) ([^\s,;]+?)(?=[.,;]?(?:\s|$))")
 
 Status = Literal["runs", "refused", "crashed"]
@@ -82,15 +73,13 @@ def recipe(names: Sequence[str], *, data: str | None = None, model: str | None =
     Raises:
         BadInput: unknown names, or options that cannot be used.
     """
-    data = data or registry.FALLBACK["data_sources"]
-    chosen = {**SETTINGS, **(DATA if data == registry.FALLBACK["data_sources"] else {})}
     options: dict[str, Mapping[str, Any]] = {}
     for name in names:
-        plugin = registry.find_plugin(name).plugin
+        plugin = discovery.find_plugin(name).plugin
         assert plugin is not None
         options[name] = dict(plugin.tiny)
-    model = model or registry.FALLBACK["models"]
-    return assemble(plugins=options, data=data, model=model, settings=chosen, steps=steps)
+    fallback = discovery.FALLBACK
+    return tiny_recipe(options, data=data or fallback["data_sources"], model=model or fallback["models"], steps=steps)
 
 
 def trial(
@@ -139,12 +128,13 @@ def _not_planned(outcome: Outcome, error: PlaitError) -> Outcome:
 
 def offers(plan: Plan) -> dict[str, str]:
     """The data source and the model that the refusals' fixes name first and that can be used as they are."""
-    found: dict[str, str] = {}
+    offered: dict[str, str] = {}
     for refusal in plan.refusals:
         for kind, name in OFFER.findall(refusal.fix):
-            if kind not in found and at_hand(data_source(name) if kind == "data" else model_source(name)):
-                found[kind] = name
-    return found
+            source = discovery.data_source(name) if kind == "data" else discovery.model_source(name)
+            if kind not in offered and at_hand(source):
+                offered[kind] = name
+    return offered
 
 
 def at_hand(source: DataSource | ModelSource | None) -> bool:
@@ -156,29 +146,27 @@ def at_hand(source: DataSource | ModelSource | None) -> bool:
 
 # ---- the run -----------------------------------------------------------------------------------------------------
 def _run(plan: Plan, outcome: Outcome, path: Path, resume: bool) -> Outcome:
-    from plait import run as running
-    from plait.testing.killing import final_state, first_difference
-
     called: dict[str, set[str]] = {name: set() for name in plan.plugins}
     _observe(plan, called, outcome.masks)
     outcome.status = "crashed"
     try:
-        run = running._execute(plan, RunDirectory(path), False, fresh=True)
+        run = execute(plan, places.at(path), artifacts=False)
         outcome.steps = _steps(run.directory)
         outcome.metrics = list(run.metrics)
         saved = run.directory.saved_checkpoints()
         if resume and len(saved) > 1:
             before = final_state(path)
-            running.resume(path, checkpoint=saved[0].stem)
+            again = make_plan(run.directory.recipe())
+            execute(again, run.directory, fresh=False, checkpoint=saved[0].stem, artifacts=False)
             difference = first_difference(before, final_state(path))
             if difference is not None:
                 raise AssertionError(f"resumed from {saved[0].stem}, it ends with another {difference.lstrip('/')}")
             outcome.resumed = saved[0].stem
     except (Exception, SystemExit) as error:
-        outcome.error = _described(error)
+        outcome.error = described(error).partition("\n")[0]
         return outcome
     outcome.status = "runs"
-    own = {name: hooks for name, hooks in called.items() if name != registry.BUILTIN}
+    own = {name: hooks for name, hooks in called.items() if name != discovery.BUILTIN}
     outcome.hooks = {name: sorted(hooks) for name, hooks in own.items() if hooks}
     outcome.unreached = [
         f"{i.plugin}: {hook}"
@@ -199,16 +187,15 @@ def _acts(hook: str) -> bool:
 
 def _observe(plan: Plan, called: dict[str, set[str]], changes: list[int]) -> None:
     """Note every call of a hook, and the steps after which masks had changed."""
-    for composed in plan.composed.values():
-        composed.implementations = [_observed(i, called[i.plugin], changes) for i in composed.implementations]
+    around(plan, lambda known: _observed(known, called[known.plugin], changes))
 
 
-def _observed(one: Implementation, called: set[str], changes: list[int]) -> Implementation:
+def _observed(implementation: Implementation, called: set[str], changes: list[int]) -> Implementation:
     last: list[int] = []
 
     def noted(*values: Any) -> Any:
-        called.add(one.hook)
-        return one.function(*values)
+        called.add(implementation.hook)
+        return implementation.function(*values)
 
     def watched(trainer: Any, *values: Any) -> Any:
         before = trainer.masks.checksum()
@@ -219,31 +206,21 @@ def _observed(one: Implementation, called: set[str], changes: list[int]) -> Impl
         last[:] = [after]
         return answer
 
-    if one.hook == "update_masks":
-        return replace(one, function=watched, arguments=("trainer", *one.arguments))
-    return replace(one, function=noted)
+    if implementation.hook == "update_masks":
+        return replace(implementation, function=watched, arguments=("trainer", *implementation.arguments))
+    return replace(implementation, function=noted)
 
 
 def _steps(directory: RunDirectory) -> int:
     return max((int(e["step"]) for e in directory.events() if isinstance(e.get("step"), int)), default=0)
 
 
-def _described(error: BaseException) -> str:
-    """An error in a line, with its innermost place when it is nobody's message."""
-    first = next(iter(str(error).splitlines()), "")
-    if isinstance(error, (PlaitError, AssertionError)):
-        return f"{type(error).__name__}: {first}"
-    frames = traceback.extract_tb(error.__traceback__)
-    place = f" ({'/'.join(Path(frames[-1].filename).parts[-2:])}, line {frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {first}{place}"
-
-
 def usable() -> list[str]:
     """The installed plugins that take part in a run, sorted; what only registers data, models or commands does not."""
     return sorted(
         name
-        for name, item in registry.active_registry().items()
-        if name != registry.BUILTIN and (not item.hooks or any(_acts(hook) for hook in item.hooks))
+        for name, item in discovery.active_registry().items()
+        if name != discovery.BUILTIN and (not item.hooks or any(_acts(hook) for hook in item.hooks))
     )
 
 

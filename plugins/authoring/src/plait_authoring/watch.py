@@ -6,9 +6,9 @@ plugin's behalf (a forward pass, a whole step). Only what happens in the plugin'
 
 from __future__ import annotations
 
-import builtins
 import inspect
 import random
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -22,12 +22,12 @@ import torch
 from torch.nn.modules.dropout import _DropoutNd
 
 from plait.data import Batch, Data
-from plait.training.evaluation import View
-from plait.hooks import HookSpecs
 from plait.declare.rules import Implementation
-from plait_authoring import examining
-from plait.testing.examining import Snapshot, batch_size
-from plait.testing.watched import WatchedBatch, WatchedFields, WatchedPredictions
+from plait.hooks import HookSpecs
+from plait.training.evaluation import View
+from plait_authoring import problems, tiny
+from plait_authoring.proxies import WatchedBatch, WatchedFields, WatchedPredictions
+from plait_authoring.snapshot import Snapshot, changed
 
 if TYPE_CHECKING:
     from plait.planning.plan import Plan
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 LOSS = ("objective", "example_weights", "loss_terms")
 PURE = ("evaluate", "views", "export", "state_dict", "selectable", *LOSS)
 """Hooks that look at the model and must leave it as it was."""
-CORE = ("gradients", "apply_gradients", "call", "raw", "objective", "train_step", "train_until", "validate")
+CORE = ("gradients", "apply_gradients", "call", "objective", "train_step", "train_until", "validate")
 """Methods of the trainer in which the core works: forward passes may draw noise there, and other plugins act."""
 BUILDS_MODULES = ("setup", "transform_model")
 """Where new modules are made, whose first weights PyTorch draws from its global generator."""
@@ -49,7 +49,8 @@ class Watch:
 
     Attributes:
         name: the plugin.
-        findings: rule -> what broke it, in words.
+        findings: check -> what fails it, in words.
+        unclear: whether something was drawn while a library was imported, which may draw itself; a second run shows it.
         called: every hook of the plugin that was called.
         fields: the fields of the training batches.
         trainer: the run's trainer.
@@ -58,36 +59,36 @@ class Watch:
     def __init__(self, name: str) -> None:
         self.name = name
         self.findings: dict[str, list[str]] = defaultdict(list)
+        self.unclear = False
         self.called: dict[str, int] = defaultdict(int)
         self.fields: set[str] = set()
         self.trainer: Trainer | None = None
         self.allowed: set[str] = set()
         self.guarded: set[str] = set()
         self.sliced = False
+        self._forward = False
         self._actors: list[str | None] = []
         self._where: dict[str, str] = {}
         self._mark: dict[str, bytes] = {}
+        self._modules = 0
 
     def attach(self, plan: Plan) -> None:
         """Watch this plan's run."""
         plugin: Any = plan.plugins[self.name]
-        self.claims = plugin.claims()
+        self.ownership = plugin.ownership()
         words = plugin.needs() | plugin.provides()
         self.allowed = {"input", "index"} | {w.partition(":")[2] for w in words if w.startswith("field:")}
         for name in ("setup", "state_dict", "load_state_dict", "selectable"):
             self._where[name] = place(getattr(type(plugin), name))
             setattr(plugin, name, partial(self._lived, name, getattr(plugin, name)))
-        for composed in plan.composed.values():
-            composed.implementations = [
-                self._watched(i) if i.plugin == self.name else i for i in composed.implementations
-            ]
+        tiny.around(plan, lambda known: self._watched(known) if known.plugin == self.name else known)
 
-    def report(self, rule: str, hook: str, problems: Iterator[str] | list[str]) -> None:
-        """Keep what broke a rule, with the place of the function."""
-        for problem in problems:
-            line = f"{problem}  [{self._where.get(hook, hook)}]"
-            if line not in self.findings[rule]:
-                self.findings[rule].append(line)
+    def report(self, check: str, hook: str, lines: Iterator[str] | list[str]) -> None:
+        """Keep what fails a check, with the place of the function."""
+        for text in lines:
+            line = f"{text}  [{self._where.get(hook, hook)}]"
+            if line not in self.findings[check]:
+                self.findings[check].append(line)
 
     # ---- whose code runs ----------------------------------------------------------------------------------------
     @contextmanager
@@ -110,7 +111,7 @@ class Watch:
 
     def _begin(self) -> None:
         if self.actor:
-            self._mark = generators()
+            self._mark, self._modules = generators(), len(sys.modules)
 
     def _pause(self) -> None:
         hook = self.actor
@@ -119,29 +120,15 @@ class Watch:
         drawn = [name for name, state in generators().items() if state != self._mark[name]]
         if hook in BUILDS_MODULES or self._noisy():
             drawn = [name for name in drawn if name != "torch"]
+        if drawn and len(sys.modules) != self._modules:
+            self.unclear = True
+            return
         self.report("own_generators", hook, [f"{hook} draws from the global generator of {name}." for name in drawn])
 
     def _noisy(self) -> bool:
         """Whether the model draws noise itself, so that a plugin's own forward pass looks like a draw."""
         model = getattr(self.trainer, "model", None)
         return model is not None and any(isinstance(m, _DropoutNd) and m.p > 0 for m in model.modules())
-
-    @contextmanager
-    def excusing_imports(self) -> Iterator[None]:
-        """Not put down to the plugin: some libraries draw while they are imported (rich does)."""
-        whole = builtins.__import__
-
-        def excused(*arguments: Any, **options: Any) -> Any:
-            if not self.actor:
-                return whole(*arguments, **options)
-            with self.acting(None):
-                return whole(*arguments, **options)
-
-        builtins.__import__ = excused
-        try:
-            yield
-        finally:
-            builtins.__import__ = whole
 
     # ---- what is read -------------------------------------------------------------------------------------------
     def read(self, name: Any) -> None:
@@ -198,6 +185,11 @@ class Watch:
         data = getattr(trainer, "data", None)
         if data is not None:
             self._watch_columns(data)
+        if not self._forward and hasattr(trainer, "forward"):
+            self._forward = True
+            given = {name: getattr(trainer.forward, name) for name in ("prepare", "forward", "readout")}
+            for_core = {name: partial(self._in_core, name, part) for name, part in given.items() if part is not None}
+            trainer.forward = replace(trainer.forward, **for_core)
 
     def _in_core(self, name: str, method: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         if name == "train_step":
@@ -277,58 +269,56 @@ class Watch:
                 changes = before.changes(after, weights_only=hook in LOSS)
                 self.report("looks_only", hook, (f"{hook} changes {what}." for what in changes))
         if hook == "state_dict":
-            self.report("state_types", hook, examining.state_problems(result))
-        size = batch_size(given.get("batch"))
+            self.report("state_types", hook, problems.state_problems(result))
+        size = problems.batch_size(given.get("batch"))
         if hook == "objective" and size is not None:
-            self.report("loss_shapes", hook, examining.objective_problems(result, size))
+            self.report("loss_shapes", hook, problems.objective_problems(result, size))
         if hook == "example_weights" and size is not None:
             self.report(
-                "loss_shapes", hook, examining.weights_problems(result, size, examining.batch_shape(given.get("batch")))
+                "loss_shapes", hook, problems.weights_problems(result, size, problems.batch_shape(given.get("batch")))
             )
         if hook == "loss_terms":
-            self.report("loss_shapes", hook, examining.terms_problems(result))
+            self.report("loss_shapes", hook, problems.terms_problems(result))
         if hook == "evaluate":
-            self.report("metrics_described", hook, examining.figures_problems(result))
+            self.report("metrics_described", hook, problems.figures_problems(result))
         if hook == "views":
-            self.report("metrics_described", hook, examining.views_problems(result))
+            self.report("metrics_described", hook, problems.views_problems(result))
         if hook == "export":
-            self.report("export_alike", hook, examining.export_problems(given["trainer"], result))
+            self.report("export_alike", hook, problems.export_problems(given["trainer"], result))
 
     def _check_owners(self, before: Mapping[str, str]) -> None:
         assert self.trainer is not None
-        patterns = [claim.pattern for claim in self.claims if claim.kind == "parameters"]
+        patterns = [part.pattern for part in self.ownership if part.kind == "parameters"]
         for tensor, owner in self.trainer.masks.owner.items():
             if tensor in before:
                 continue
             if owner != self.name:
                 problem = f"takes the mask of {tensor!r} in the name of {owner!r}, not in its own ({self.name!r})."
             elif not any(fnmatchcase(tensor, pattern) for pattern in patterns):
-                declared = ", ".join(map(str, self.claims)) or "nothing"
-                problem = f"takes the mask of {tensor!r}; claims() declares {declared}."
+                declared = ", ".join(map(str, self.ownership)) or "nothing"
+                problem = f"takes the mask of {tensor!r}; ownership() declares {declared}."
             else:
                 continue
-            self.report("claims_kept", "setup", [f"setup {problem}"])
+            self.report("ownership_kept", "setup", [f"setup {problem}"])
 
     def _check_masks(self, before: Snapshot, after: Snapshot) -> None:
         assert self.trainer is not None
         masks = self.trainer.masks
-        problems = []
+        faults = []
         if not self.sliced:
-            for tensor in examining.changed(before.parameters, after.parameters):
+            for tensor in changed(before.parameters, after.parameters):
                 owner = masks.owner.get(tensor)
                 if owner != self.name:
                     whose = f"{owner!r} owns" if owner else "nobody owns"
-                    problems.append(f"update_masks changes the weights of {tensor!r}, whose mask {whose}.")
-        for tensor in examining.changed(before.masks, after.masks):
+                    faults.append(f"update_masks changes the weights of {tensor!r}, whose mask {whose}.")
+        for tensor in changed(before.masks, after.masks):
             if masks.owner[tensor] != self.name:
-                problems.append(f"update_masks changes the mask of {tensor!r}, which {masks.owner[tensor]!r} owns.")
+                faults.append(f"update_masks changes the mask of {tensor!r}, which {masks.owner[tensor]!r} owns.")
             elif not self.sliced and not masks.dirty:
-                problems.append(
-                    f"update_masks changes the mask of {tensor!r} and does not call trainer.masks.changed()."
-                )
+                faults.append(f"update_masks changes the mask of {tensor!r} and does not call trainer.masks.changed().")
             if not bool(((after.masks[tensor] == 0) | (after.masks[tensor] == 1)).all()):
-                problems.append(f"update_masks leaves values other than 0 and 1 in the mask of {tensor!r}.")
-        self.report("masks_own", "update_masks", problems)
+                faults.append(f"update_masks leaves values other than 0 and 1 in the mask of {tensor!r}.")
+        self.report("masks_own", "update_masks", faults)
 
 
 def generators() -> dict[str, bytes]:

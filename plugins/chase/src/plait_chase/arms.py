@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from plait_experiments.cells import run_or_resume
+import plait
 from plait.data import DataInfo
+from plait.declare.recipe import Recipe, assemble
 from plait.errors import RunFailed
 from plait.loading import build_model, load_data
-from plait.declare.recipe import Recipe, assemble
 from plait_chase.flops import dense_macs, layer_costs
 from plait_chase.timing import compare_throughput
 from plait_chase.yardsticks import count_weights, prune_with_torch_pruning
@@ -71,14 +71,14 @@ def _alone(program: Path, inputs: Tensor) -> Tensor:
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder, "in.safetensors"), Path(folder, "out.safetensors")
         save_file({"inputs": inputs.contiguous()}, source)
-        made = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-c", ALONE, str(program), str(source), str(target)],
             capture_output=True,
             text=True,
             check=False,
         )
-        if made.returncode:
-            raise RunFailed(f"{program} does not run by itself: {made.stderr.strip().splitlines()[-1:]}")
+        if process.returncode:
+            raise RunFailed(f"{program} does not run by itself: {process.stderr.strip().splitlines()[-1:]}")
         return load_file(target)["outputs"]
 
 
@@ -110,7 +110,7 @@ def torch_pruning(
     if total is None:
         raise RunFailed("torch_pruning shares out train.steps; give the budget in steps")
     first = max(1, min(total - 1, round(share * total)))
-    dense = run_or_resume(recipe.merged({"train.steps": first}), folder / "dense")
+    dense = plait.run(recipe.merged({"train.steps": first}), out=folder / "dense", go_on=True)
     goal = {"mac_ratio": mac_ratio} if weights is None else {"weights": weights}
     settings: dict[str, Any] = {
         "model.run": str(dense.path),
@@ -122,7 +122,7 @@ def torch_pruning(
     narrow = assemble(
         recipe, model="plait_chase.arms:pruned_model", settings={**settings, "train.steps": total - first}
     )
-    tuned = run_or_resume(narrow, folder / "pruned")
+    tuned = plait.run(narrow, out=folder / "pruned", go_on=True)
     inputs = _inputs(recipe, 2)
     info = load_data(recipe.data, recipe.seed).info
     before = dense_macs(layer_costs(build_model(recipe.model, info), inputs))

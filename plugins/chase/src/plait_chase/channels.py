@@ -11,6 +11,8 @@ from torch import Tensor
 
 from plait_chase.errors import ChaseError
 
+__all__ = ["ChannelGroup", "min_channels", "rounded_alive", "select_channels"]
+
 
 def tensor_name(module: str, leaf: str) -> str:
     """Name of a module's parameter or buffer in the whole model (the root module has the empty name)."""
@@ -83,8 +85,8 @@ def group_slots(group: ChannelGroup, shapes: Mapping[str, Sequence[int]]) -> lis
     for module in group.producers:
         weight = tensor_name(module, "weight")
         if weight not in shapes or int(shapes[weight][0]) != width:
-            found = shapes[weight][0] if weight in shapes else "no"
-            raise ChaseError(f"channel group {group.producer!r}: member {module!r} has {found} channels, not {width}")
+            there = shapes[weight][0] if weight in shapes else "no"
+            raise ChaseError(f"channel group {group.producer!r}: member {module!r} has {there} channels, not {width}")
         slots.append(Slot(weight, 0))
         slots += [Slot(name, 0) for name in (tensor_name(module, "bias"),) if name in shapes]
     for module in group.all_norms:

@@ -17,6 +17,8 @@ from plait_chase.flops import dense_macs, layer_costs, layer_table, sparse_macs
 from plait_chase.groups import find_channel_groups
 from plait_chase.shrink import Plan, apply_shrink, reslice_optimizer, shrink_plan
 
+__all__ = ["Chase", "initialise"]
+
 
 @torch.no_grad()
 def initialise(model: nn.Module, fan: str = "fan_out", generator: torch.Generator | None = None) -> None:

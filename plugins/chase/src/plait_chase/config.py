@@ -8,6 +8,8 @@ from plait_chase.erk import DISTRIBUTIONS, check_density
 from plait_chase.errors import ChaseError
 from plait_chase.scores import SCORE_NAMES
 
+__all__ = ["ChaseConfig"]
+
 GROWTHS = ("gradient", "random")
 SCOPES = ("global", "layer")
 

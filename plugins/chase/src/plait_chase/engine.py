@@ -31,6 +31,8 @@ from plait_chase.layout import ChannelLayout
 from plait_chase.scores import group_scores
 from plait_chase.shrink import Plan
 
+__all__ = ["ChaseEngine", "Update", "present_channels"]
+
 _STATE_VERSION = 1
 
 

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from plait_chase.errors import ChaseError
 
+__all__ = ["budget", "erk_densities", "random_masks"]
+
 DISTRIBUTIONS = ("erk", "uniform")
 
 

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from plait_chase.channels import tensor_name
 
+__all__ = ["TrainFlops", "layer_costs", "layer_table"]
+
 
 @dataclass(frozen=True)
 class LayerCost:

@@ -22,6 +22,8 @@ from plait_chase.channels import ChannelGroup, group_slots
 from plait_chase.errors import ChaseError
 from plait_chase.shrink import check_groups
 
+__all__ = ["find_channel_groups"]
+
 _Conv = nn.modules.conv._ConvNd
 _BatchNorm = nn.modules.batchnorm._BatchNorm
 
@@ -236,7 +238,7 @@ def _dependency_groups(model: nn.Module, example_input: Any, into_linear: bool) 
     graph = tp.DependencyGraph().build_dependency(traced, example_inputs=example_input, verbose=False)
     names = {module: name for name, module in traced.named_modules()}
     harmless = {kind.CONV, kind.BN, kind.LINEAR, kind.ELEMENTWISE, kind.RESHAPE}
-    found: list[ChannelGroup] = []
+    coupled: list[ChannelGroup] = []
     for group in graph.get_all_groups(root_module_types=[_Conv]):
         producers: list[str] = []
         norms: list[str] = []
@@ -260,12 +262,12 @@ def _dependency_groups(model: nn.Module, example_input: Any, into_linear: bool) 
                 _append(norms, names[module])
         if not clean or not producers or not consumers or (linear and not into_linear):
             continue
-        found.append(
+        coupled.append(
             ChannelGroup(
                 producers[0], norms[0] if norms else None, tuple(consumers), tuple(producers[1:]), tuple(norms[1:])
             )
         )
-    return found
+    return coupled
 
 
 def _append(names: list[str], name: str) -> None:

@@ -44,9 +44,9 @@ class ChasePlugin(Plugin):
         """Its export changes shapes, so whoever puts other weights into the export goes before it."""
         return frozenset({"export:structure"})
 
-    def claims(self) -> tuple[Claim, ...]:
+    def ownership(self) -> tuple[Ownership, ...]:
         """Weights of two or more dimensions, and biases of prunable channels, among the included names."""
-        return tuple(Claim("parameters", pattern) for pattern in self.options.include)
+        return tuple(Ownership("parameters", pattern) for pattern in self.options.include)
 
     def setup(self, trainer: Trainer) -> None:
         """Find the channel groups, take the masks and draw them."""

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+__all__ = ["BASELINES"]
+
 #: Baselines of the card as overrides of :class:`ChaseConfig`: ``ChaseConfig(**{"density": 0.1, **BASELINES["rigl"]})``.
 #: Drop rates of set and rigl are those of their own papers [known]; the others follow the card.
 BASELINES: Mapping[str, Mapping[str, Any]] = MappingProxyType(

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from plait_chase.errors import ChaseError
 
+__all__ = ["SmallResNet"]
+
 
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions around a shortcut; ``[B, C_in, H, W]`` to ``[B, C, H/stride, W/stride]``."""

@@ -16,6 +16,8 @@ from torch.optim.swa_utils import update_bn
 from plait_chase.channels import ChannelGroup, group_slots, group_width
 from plait_chase.errors import ChaseError
 
+__all__ = ["apply_shrink", "bn_recalibrate", "check_groups", "reslice_optimizer", "shrink_plan", "slice_tensor"]
+
 #: Entries (dim, indices kept) per tensor name; parameters and buffers.
 Plan = dict[str, list[tuple[int, Tensor]]]
 

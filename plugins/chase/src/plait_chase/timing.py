@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from plait_chase.errors import ChaseError
 
+__all__ = ["compare_throughput"]
+
 
 @dataclass(frozen=True)
 class Timing:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+__all__ = ["bn_vgg"]
+
 
 class BNVGG(nn.Module):
     """conv3x3-BN-ReLU chain with 2x2 max pools, global average and a linear classifier. See :func:`bn_vgg`."""

@@ -72,8 +72,8 @@ class Weave:
             if left_out:
                 who = f"{left_out[0]!r} of the channel group {group.producer!r}"
                 raise ChaseError(f"include leaves out {who}; add it, or use channel_sparsity=0")
-        claimed = [n for n, p in parameters.items() if (p.ndim >= 2 and n not in skipped) or n in biases]
-        self.masks = trainer.masks.claim("chase", claimed)
+        owned = [n for n, p in parameters.items() if (p.ndim >= 2 and n not in skipped) or n in biases]
+        self.masks = trainer.masks.own("chase", owned)
         self.engine = ChaseEngine(config, trainer.total_steps, self.masks, groups, trainer.generator("chase"))
         self.engine.start()
         trainer.masks.changed()
@@ -188,7 +188,7 @@ class Weave:
         inside = sum(prod(dict(small.named_parameters())[row["tensor"]].shape) for row in rows)
         present = layer_costs(trainer.model, self.example) if self.options.shrink_during else self.costs
         dense, narrow = dense_macs(self.costs), dense_macs(layer_costs(small, self.example))
-        found: dict[str, Metric | Table | Plot] = {
+        figures: dict[str, Metric | Table | Plot] = {
             "density": Metric(nnz / engine.total, "", "lower", f"requested {self.options.density}"),
             "density_inside": Metric(nnz / inside, "", "neither", "of the shrunk network"),
             "nonzeros": Metric(nnz, "weights", "lower", f"K = {engine.budget} of N = {engine.total}"),
@@ -200,18 +200,18 @@ class Weave:
         if engine.channels:
             alive = engine.alive_channels
             note = f"requested {self.options.channel_sparsity}"
-            found["channels"] = Metric(alive, "channels", "lower", f"of {engine.channels} prunable")
-            found["channel_sparsity"] = Metric(1 - alive / engine.channels, "", "neither", note)
+            figures["channels"] = Metric(alive, "channels", "lower", f"of {engine.channels} prunable")
+            figures["channel_sparsity"] = Metric(1 - alive / engine.channels, "", "neither", note)
         if exported:
             exact = "" if not self.options.bn_recalibrate else "statistics were re-estimated"
-            found["shrink_error"] = Metric(self.shrink_error, "logits", "lower", exact)
+            figures["shrink_error"] = Metric(self.shrink_error, "logits", "lower", exact)
             if self.options.timing_repeats:
-                found["speed"] = self._timed(trainer, small)
+                figures["speed"] = self._timed(trainer, small)
         columns = list(rows[0])
-        found["layers"] = Table(
+        figures["layers"] = Table(
             "Layers before and after the shrink", columns, [[row[c] for c in columns] for row in rows]
         )
-        return found
+        return figures
 
     def _timed(self, trainer: Trainer, small: nn.Module) -> Table:
         dense = self.original if self.original is not None else trainer.model

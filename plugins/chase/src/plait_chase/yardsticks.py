@@ -22,6 +22,8 @@ from plait_chase.errors import ChaseError
 from plait_chase.flops import dense_macs, layer_costs
 from plait_chase.shrink import apply_shrink, shrink_plan
 
+__all__ = ["prune_with_torch_pruning", "random_channels"]
+
 KINDS = ("magnitude", "bn-scale")
 
 

@@ -17,6 +17,8 @@ from plait_dbadfl.options import AttackOptions, LocalOptions
 from plait_dbadfl.poisoning import Poison, active
 from plait_dbadfl.triggers import Trigger
 
+__all__ = ["AttackPlan"]
+
 ANCESTOR_PARTS = 4
 
 

@@ -9,6 +9,8 @@ from plait_dbadfl.errors import DbadflError
 from plait_dbadfl.sampling import generator
 from plait_dbadfl.triggers import Trigger, cut
 
+__all__ = ["assign_parts", "assign_shared"]
+
 
 def assign_parts(clusters: Tensor, trigger: Trigger, *, seed: int, rotation: int = 0) -> Tensor:
     """Give every cluster a complete trigger of its own, one part a member.

@@ -10,6 +10,8 @@ from torch import Tensor
 from plait_dbadfl.errors import DbadflError
 from plait_dbadfl.names import BUDGETS
 
+__all__ = ["Budget", "poison_ratios"]
+
 
 @dataclass(frozen=True)
 class Budget:

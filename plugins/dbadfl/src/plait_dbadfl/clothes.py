@@ -62,10 +62,10 @@ def read_idx(folder: Path, name: str, magic: int) -> Tensor:
         )
     try:
         content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
-        found, *shape = struct.unpack(f">{1 + magic % 256}i", content[: 4 * (1 + magic % 256)])
+        number, *shape = struct.unpack(f">{1 + magic % 256}i", content[: 4 * (1 + magic % 256)])
     except (OSError, EOFError, struct.error) as error:
         raise BadInput(f"{file}: cannot be read: {error}") from error
     values = np.frombuffer(content, np.uint8, offset=4 * (1 + magic % 256))
-    if found != magic or values.size != int(np.prod(shape)):
-        raise BadInput(f"{file}: magic number {found} and {values.size} bytes; expected {magic} and {tuple(shape)}")
+    if number != magic or values.size != int(np.prod(shape)):
+        raise BadInput(f"{file}: magic number {number} and {values.size} bytes; expected {magic} and {tuple(shape)}")
     return torch.from_numpy(values.reshape(shape).copy())

@@ -11,6 +11,8 @@ from torch import Tensor
 from plait_dbadfl.errors import DbadflError
 from plait_dbadfl.sampling import generator
 
+__all__ = ["adjusted_rand", "cluster_attackers", "random_clusters"]
+
 
 def cluster_attackers(distances: Tensor, *, tau: float = 3.0, n_clusters: int | None = None) -> Tensor:
     """Agglomerative clustering with complete linkage: members of a cluster are at most ``tau`` hops apart.

@@ -18,6 +18,8 @@ from plait_dbadfl.results import Result, summary_from_state, summary_state
 if TYPE_CHECKING:
     from plait_dbadfl.federation import Federation
 
+__all__ = ["AttackCourse"]
+
 
 class AttackCourse:
     """The rounds of one arm: who poisons with what, scans in the course of it, evaluations on the way.

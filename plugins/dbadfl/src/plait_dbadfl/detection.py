@@ -23,6 +23,8 @@ from plait_dbadfl.predictor import (
 from plait_dbadfl.sampling import NodeData
 from plait_dbadfl.scan import Signatures, pair_matrix, pair_sequences, probe_features
 
+__all__ = ["Detection", "Detector", "Scan"]
+
 
 class Scan:
     """The scan phase of one or several federations in one stack.

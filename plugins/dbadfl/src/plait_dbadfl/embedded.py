@@ -22,23 +22,23 @@ def load(options: SharedDigitsOptions, seed: int) -> Data:
     Raises:
         BadInput: test and validation leave no training images.
     """
-    found = digits(options.shuffle, test=options.test)
-    if options.validation >= len(found.train):
-        raise BadInput(f"validation={options.validation} leaves no training image of {len(found.train)}")
-    ink = torch.cat([found.train, found.test]).mean((1, 2, 3))
-    labels = torch.cat([found.train_labels, found.test_labels])
-    medians = torch.stack([ink[labels == c].median() for c in range(found.classes)])
-    cut = len(found.train) - options.validation
+    dataset = digits(options.shuffle, test=options.test)
+    if options.validation >= len(dataset.train):
+        raise BadInput(f"validation={options.validation} leaves no training image of {len(dataset.train)}")
+    ink = torch.cat([dataset.train, dataset.test]).mean((1, 2, 3))
+    labels = torch.cat([dataset.train_labels, dataset.test_labels])
+    medians = torch.stack([ink[labels == c].median() for c in range(dataset.classes)])
+    cut = len(dataset.train) - options.validation
 
     def split(images: Tensor, label: Tensor) -> TensorSplit:
         return TensorSplit({"input": images, "label": label, "group": (images.mean((1, 2, 3)) > medians[label]).long()})
 
     return Data(
-        DataInfo("classification", (1, 8, 8), found.classes, 2, frozenset({"input", "label", "group", "index"})),
-        split(found.train[:cut], found.train_labels[:cut]),
-        split(found.train[cut:], found.train_labels[cut:]),
-        split(found.test, found.test_labels),
-        names={"group": ["little ink", "much ink"], "label": [str(c) for c in range(found.classes)]},
+        DataInfo("classification", (1, 8, 8), dataset.classes, 2, frozenset({"input", "label", "group", "index"})),
+        split(dataset.train[:cut], dataset.train_labels[:cut]),
+        split(dataset.train[cut:], dataset.train_labels[cut:]),
+        split(dataset.test, dataset.test_labels),
+        names={"group": ["little ink", "much ink"], "label": [str(c) for c in range(dataset.classes)]},
     )
 
 

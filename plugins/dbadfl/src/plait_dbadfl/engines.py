@@ -10,15 +10,12 @@ import torch
 from torch import Tensor
 
 from plait_dbadfl.errors import DbadflError
-from plait_dbadfl.matching import random_matching, waves
+from plait_dbadfl.interactions import random_matching, waves
 from plait_dbadfl.mixing import Mixing
 from plait_dbadfl.names import INTERACTIONS, ORDERS, SWARM_STEPS, Interactions, Order, SwarmSteps
 from plait_dbadfl.phases import Aggregate, Engine, Parameters, Phase, mean
 
-__all__ = [
-    "DPSGD", "ENGINES", "Aggregate", "DFedAvg", "DFedAvgM", "Engine", "FedAvg", "Gossip", "Parameters", "Phase",
-    "Swarm", "make_engine", "mean",
-]  # fmt: skip
+__all__ = ["DPSGD", "ENGINES", "DFedAvg", "DFedAvgM", "FedAvg", "Gossip", "Swarm", "make_engine"]
 
 
 class DPSGD(Engine):
@@ -143,7 +140,8 @@ class FedAvg(DFedAvg):
 class Swarm(Engine):
     """SwarmSGD: a random edge; both its nodes take h local steps, then both become their mean.
 
-    A round is floor(N/2) interactions. Interactions that do not touch run at the same time (`plait_dbadfl.matching`).
+    A round is floor(N/2) interactions. Interactions that do not touch run at the same time (see
+    `plait_dbadfl.interactions`).
 
     Args:
         interactions: ``sequential``: edges are drawn independently; the outcome is that of one interaction after the
@@ -182,10 +180,10 @@ class Swarm(Engine):
             drawn = torch.randint(self.edges.shape[1], (wanted,), generator=self.generator)
             first, second = self.edges[:, drawn]
         else:
-            found = [random_matching(self.edges, self.n, self.generator)]
-            while sum(m.shape[1] for m in found) < wanted:
-                found.append(random_matching(self.edges, self.n, self.generator))
-            first, second = torch.cat(found, dim=1)[:, :wanted]
+            collected = [random_matching(self.edges, self.n, self.generator)]
+            while sum(m.shape[1] for m in collected) < wanted:
+                collected.append(random_matching(self.edges, self.n, self.generator))
+            first, second = torch.cat(collected, dim=1)[:, :wanted]
         return [self._phase(a, b) for a, b in waves(first, second, self.n)]
 
     def _phase(self, first: Tensor, second: Tensor) -> Phase:
@@ -232,12 +230,12 @@ class Gossip(Engine):
         share = torch.rand(self.n, generator=self.generator, dtype=torch.float64)
         pick = torch.minimum((share * self._out[senders]).long(), self._out[senders] - 1)
         receivers = self._targets[self._first[senders] + pick]
-        found = []
+        collected = []
         for a, b in waves(senders, receivers, self.n, "second"):
             trains = torch.zeros(self.n, dtype=torch.bool)
             trains[b] = True
-            found.append(self.phase("before", training=trains, pairs=(a, b)))
-        return found
+            collected.append(self.phase("before", training=trains, pairs=(a, b)))
+        return collected
 
     def pairing(self, phase: Phase) -> Mixing:
         assert phase.pairs is not None

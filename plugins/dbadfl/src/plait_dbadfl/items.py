@@ -46,22 +46,22 @@ def parse_item(text: str, arm: str) -> Item:
     Raises:
         ValueError: another form, or an unknown name.
     """
-    found = _FORM.match(text)
-    if not found or not text:
+    parts = _FORM.match(text)
+    if not parts or not text:
         raise ValueError(f"{text!r} is not of the form arm+defence@placement/budget, e.g. naive+median or naive@spread")
-    made = Item(found["arm"] or arm, found["defence"], found["place"], found["budget"], text)
+    item = Item(parts["arm"] or arm, parts["defence"], parts["place"], parts["budget"], text)
     chosen = {
-        "arm": (made.arm, ARMS),
-        "defence": (made.defence, DEFENCES),
-        "placement": (made.placement, PLACEMENTS),
-        "budget": (made.budget, BUDGETS),
+        "arm": (item.arm, ARMS),
+        "defence": (item.defence, DEFENCES),
+        "placement": (item.placement, PLACEMENTS),
+        "budget": (item.budget, BUDGETS),
     }
     for what, (value, known) in chosen.items():
         if value is not None and value not in known:
             raise ValueError(f"{text!r}: {what} {value!r} is unknown; choose one of {', '.join(known)}")
-    if made.scans and made.placement is not None:
+    if item.scans and item.placement is not None:
         raise ValueError(f"{text!r}: an arm that scans has the attackers where the evaluation has them")
-    return made
+    return item
 
 
 def companions(wanted: tuple[str, ...], arm: str, defence: str | None) -> tuple[Item, ...]:
@@ -69,17 +69,17 @@ def companions(wanted: tuple[str, ...], arm: str, defence: str | None) -> tuple[
 
     An attack is never reported without them; a clean evaluation needs none.
     """
-    found = [parse_item(text, arm) for text in wanted]
-    if arm != "none" and not any(item == replace(Item("none"), text=item.text) for item in found):
-        found.insert(0, Item("none", text="none"))
+    runs = [parse_item(text, arm) for text in wanted]
+    if arm != "none" and not any(item == replace(Item("none"), text=item.text) for item in runs):
+        runs.insert(0, Item("none", text="none"))
     if arm != "none":
         for name in USUAL_DEFENCES:
-            defended = {(i.defence, i.arm) for i in found if i.defence not in (None, "mean") and i.arm == arm}
+            defended = {(i.defence, i.arm) for i in runs if i.defence not in (None, "mean") and i.arm == arm}
             if len(defended) < 2 and (name, arm) not in defended:
-                found.append(Item(arm, name, text=f"+{name}"))
+                runs.append(Item(arm, name, text=f"+{name}"))
     main = Item(arm, defence)
     kept: dict[tuple[str | None, ...], Item] = {}
-    for item in found:
+    for item in runs:
         key = (item.arm, item.defence, item.placement, item.budget)
         if key != (main.arm, main.defence, None, None):
             kept.setdefault(key, item)

@@ -19,6 +19,8 @@ from plait_dbadfl.poisoning import Poison, check_finite, check_gamma, distance_t
 from plait_dbadfl.sampling import NodeData, draw_batch, generator
 from plait_dbadfl.stacking import Stacked
 
+__all__ = ["Attack", "NodeSGD", "Training"]
+
 Prepare = Callable[[Tensor], Tensor]
 PAIRS = 4096
 """Most pairs of models and batches at a time in `Training.cross_losses`."""
@@ -228,10 +230,10 @@ class Training:
         return images, labels
 
     def _with_distance(self, losses: Tensor, nodes: Tensor | None, attack: Attack) -> Tensor:
-        found = self.distances(nodes, attack)
-        if found is None:
+        distances = self.distances(nodes, attack)
+        if distances is None:
             return losses
-        rows, distance = found
+        rows, distance = distances
         return losses.index_copy(0, rows, attack.alpha * losses[rows] + (1 - attack.alpha) * distance)
 
     def distances(self, nodes: Tensor | None, attack: Attack) -> tuple[Tensor, Tensor] | None:
@@ -257,11 +259,11 @@ class Training:
         return acting, factors.float().to(self.images.device)
 
     def _scale(self, attack: Attack | None) -> Tensor | None:
-        found = self.rates(attack)
-        if found is None:
+        rates = self.rates(attack)
+        if rates is None:
             return None
         scale = torch.ones(self.stack.replicas, device=self.images.device)
-        scale[found[0]] = found[1]
+        scale[rates[0]] = rates[1]
         return scale
 
     def _sending(self, attack: Attack | None) -> Callable[[Any], None] | None:
@@ -302,8 +304,8 @@ class Training:
         for r, s in zip(torch.split(receivers, PAIRS), torch.split(senders, PAIRS), strict=True):
             labels = self.labels[picked[r]]
             logits = self.forward(self.images[picked[r]], s)
-            found = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
-            losses.append(found.view(labels.shape).mean(1))
+            per_image = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
+            losses.append(per_image.view(labels.shape).mean(1))
         return torch.cat(losses)
 
     # ---- checkpoints -------------------------------------------------------------------------------------------

@@ -14,6 +14,8 @@ from torch import Tensor
 from plait_dbadfl.errors import DbadflError
 from plait_dbadfl.triggers import stamp
 
+__all__ = ["Paired", "Scores", "Summary", "evaluate", "paired_difference", "placement_sensitivity", "summarize"]
+
 Forward = Callable[[Tensor], Tensor]
 """Stacked forward pass, images [N, X, ch, H, W] -> logits [N, X, C]."""
 

@@ -15,9 +15,10 @@ from scipy.sparse import linalg
 from torch import Tensor
 
 from plait_dbadfl.errors import DbadflError
-from plait_dbadfl.names import WEIGHTS
-from plait_dbadfl.names import Weights as Weights
+from plait_dbadfl.names import WEIGHTS, Weights
 from plait_dbadfl.topologies import Topology
+
+__all__ = ["Mixing", "make_mixing"]
 
 TOLERANCE = 1e-6
 DENSE_FROM = 0.1
@@ -231,9 +232,11 @@ def _second_symmetric(matrix: Any, leading: Any) -> float:
 
     operator = linalg.LinearOperator((n, n), matvec=deflated, dtype=np.float64)
     try:
-        found = linalg.eigsh(operator, k=1, which="LM", v0=_start(n), maxiter=300, tol=1e-6, return_eigenvectors=False)
-        if 1 - abs(found[0]) > CROWDED:
-            return float(abs(found[0]))
+        largest = linalg.eigsh(
+            operator, k=1, which="LM", v0=_start(n), maxiter=300, tol=1e-6, return_eigenvectors=False
+        )
+        if 1 - abs(largest[0]) > CROWDED:
+            return float(abs(largest[0]))
     except linalg.ArpackNoConvergence:
         pass
     # Eigenvalues that crowd at 1 (a long ring) separate when the matrix is inverted around 1 and around -1.

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
+__all__ = ["ARMS"]
+
 Topologies = Literal["ring", "torus", "watts-strogatz", "erdos-renyi", "exponential", "star", "complete", "file"]
 Weights = Literal["metropolis", "uniform", "exponential", "average"]
 Engines = Literal["dfedavg", "dfedavgm", "dpsgd", "swarm", "gossip", "fedavg"]
@@ -52,7 +54,6 @@ Defences = Literal[
 TOPOLOGIES: tuple[str, ...] = get_args(Topologies)
 """The names of `make_topology`."""
 WEIGHTS: tuple[str, ...] = get_args(Weights)
-ENGINES: tuple[str, ...] = get_args(Engines)
 ORDERS: tuple[str, ...] = get_args(Order)
 INTERACTIONS: tuple[str, ...] = get_args(Interactions)
 SWARM_STEPS: tuple[str, ...] = get_args(SwarmSteps)
@@ -61,12 +62,7 @@ ARMS: tuple[str, ...] = get_args(Arm)
 """Card, "Baselines"; ``clusters-predicted`` is dba-dfl."""
 PLACEMENTS: tuple[str, ...] = get_args(Placement)
 BUDGETS: tuple[str, ...] = get_args(Budgets)
-SCHEDULES: tuple[str, ...] = get_args(Schedules)
-MILESTONES: tuple[str, ...] = get_args(Milestones)
 SIGNATURE_TARGETS: tuple[str, ...] = get_args(SignatureTarget)
-SHADOW_TOPOLOGIES: tuple[str, ...] = get_args(ShadowTopology)
-SHADOW_DATA: tuple[str, ...] = get_args(ShadowData)
-HEADS: tuple[str, ...] = get_args(Head)
 DEFENCES: tuple[str, ...] = get_args(Defences)
 
 CLUSTERED: tuple[str, ...] = tuple(arm for arm in ARMS if arm.startswith("clusters-"))

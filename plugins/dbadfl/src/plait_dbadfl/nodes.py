@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from plait.data import Batch, Split, TensorSplit
 from plait.data.streams import Stream, in_order
-
-if TYPE_CHECKING:
-    from plait_dbadfl.feeding import Feeding
 
 COLLECT = 1024
 """Examples read at a time when a split is taken into memory."""
@@ -32,9 +29,9 @@ class NodesBatch(Batch):
     @classmethod
     def of(cls, fields: Mapping[str, Any], nodes: Tensor | None) -> NodesBatch:
         """From fields [n, B, ...]."""
-        made = cls(fields)
-        made.nodes = nodes
-        return made
+        batch = cls(fields)
+        batch.nodes = nodes
+        return batch
 
     @property
     def size(self) -> int:
@@ -70,33 +67,56 @@ class NodeStream(Stream):
 
     The stream ``train`` gives what the federation's present step takes, poisoned as the evaluated arm says; any other
     name gives clean batches of all nodes.
+
+    Args:
+        split: what is drawn from, by ``name`` and ``seed``, ``batch_size`` examples of each node.
+        nodes: N.
+        draw: the stream's next batch.
+        share_of: this rank's share of the coming step.
     """
 
-    def __init__(self, feeding: Feeding, split: Split, name: str, seed: int, batch_size: int, **rest: Any) -> None:
+    def __init__(
+        self,
+        split: NodesSplit,
+        name: str,
+        seed: int,
+        batch_size: int,
+        *,
+        nodes: int,
+        draw: Draw,
+        share_of: Share,
+        **rest: Any,
+    ) -> None:
         super().__init__(split, name, seed, batch_size, **rest)
-        self.feeding = feeding
-        self.batches_per_epoch = max(1, -(-len(split) // (feeding.options.nodes * batch_size)))
+        self._draw, self._share = draw, share_of
+        self.batches_per_epoch = max(1, -(-len(split) // (nodes * batch_size)))
 
     def __next__(self) -> NodesBatch:
-        batch = self.feeding.batch(self)
+        batch = self._draw(self)
         self.drawn += 1
         return batch
 
     def share(self, batch_number: int) -> float:
         """World size where this rank has nodes in the coming step, else 0: ranks have nodes, not rows, of their own."""
-        return self.feeding.share(self)
+        return self._share(self)
+
+
+Draw = Callable[[NodeStream], NodesBatch]
+Share = Callable[[NodeStream], float]
 
 
 class NodesSplit(TensorSplit):
-    """A training split in memory whose streams give batches of nodes."""
+    """A training split in memory whose streams give batches of nodes; the arguments are those of `NodeStream`."""
 
-    def __init__(self, fields: Mapping[str, Tensor], feeding: Feeding) -> None:
+    def __init__(self, fields: Mapping[str, Tensor], nodes: int, draw: Draw, share_of: Share) -> None:
         super().__init__(fields)
-        self.feeding = feeding
+        self._nodes, self._draw, self._share = nodes, draw, share_of
 
     def stream(self, name: str, seed: int, batch_size: int, **rest: Any) -> NodeStream:
         """See `NodeStream`."""
-        return NodeStream(self.feeding, self, name, seed, batch_size, **rest)
+        return NodeStream(
+            self, name, seed, batch_size, nodes=self._nodes, draw=self._draw, share_of=self._share, **rest
+        )
 
 
 def collected(split: Split) -> dict[str, Tensor]:

@@ -26,20 +26,20 @@ def with_group_norm(model: nn.Module) -> nn.Module:
     Running statistics are dropped: they would have to be averaged between participants, which
     the card's engines do not say.
     """
-    made = copy.deepcopy(model)
-    for parent in list(made.modules()):
+    changed = copy.deepcopy(model)
+    for parent in list(changed.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, BATCH_NORMS):
                 setattr(parent, name, _converted(child))
-    return _converted(made) if isinstance(made, BATCH_NORMS) else made
+    return _converted(changed) if isinstance(changed, BATCH_NORMS) else changed
 
 
 def _converted(norm: nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d) -> nn.GroupNorm:
     channels = norm.num_features
-    made = nn.GroupNorm(group_count(channels), channels, norm.eps, norm.affine)
+    group_norm = nn.GroupNorm(group_count(channels), channels, norm.eps, norm.affine)
     if norm.affine:
-        made.weight, made.bias = norm.weight, norm.bias
-    return made.train(norm.training)
+        group_norm.weight, group_norm.bias = norm.weight, norm.bias
+    return group_norm.train(norm.training)
 
 
 def has_batch_norm(model: nn.Module) -> bool:

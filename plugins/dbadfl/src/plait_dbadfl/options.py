@@ -1,7 +1,7 @@
 """Options, each stated once: what the library takes, and what the plugin adds. Imports no torch.
 
-A class per idea (`SplitOptions`, `AttackOptions`, ...); `FederationOptions` is all of them, and `DbadflOptions` adds the
-graph and what a plait run reports. So the plugin's options *are* the library's, under the same names.
+A class per idea (`SplitOptions`, `AttackOptions`, ...); `FederationOptions` is all of them, and `DbadflOptions` adds
+the graph and what a plait run reports. So the plugin's options *are* the library's, under the same names.
 
 The sections of the card are named; [inferred] options are reconstruction.
 """
@@ -9,7 +9,7 @@ The sections of the card are named; [inferred] options are reconstruction.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -21,11 +21,26 @@ from plait_dbadfl.presets import PRESETS
 
 __all__ = [
     "AttackOptions", "DbadflOptions", "EngineOptions", "FederationOptions", "GraphOptions", "LocalOptions",
-    "PredictorOptions", "SGDOptions", "ScanOptions", "ShadowOptions", "SplitOptions",
+    "PredictorOptions", "SGDOptions", "ScanOptions", "ShadowOptions", "SplitOptions", "checked",
 ]  # fmt: skip
 
+Kind = TypeVar("Kind", bound=Options)
 Number = Annotated[int, Field(ge=0, le=10**6)]
 Pixel = tuple[Number, Number]
+
+
+def checked(model: type[Kind], **values: Any) -> Kind:
+    """Options from values that are not the user's own words for them.
+
+    Raises:
+        DbadflError: one line; values that are out of bounds or do not belong together.
+    """
+    try:
+        return model(**values)
+    except ValidationError as error:
+        problems = [(".".join(map(str, p["loc"])), p["input"], p["msg"]) for p in error.errors()]
+        said = [f"{where}={value!r}: {what}" if where else what for where, value, what in problems]
+        raise DbadflError("; ".join(said).replace("Value error, ", "")) from None
 
 
 class GraphOptions(Options):
@@ -124,7 +139,7 @@ class LocalOptions(Options):
         """The milestones that count.
 
         The ancestor's milestones are floats that are compared with a count of epochs: of 0.2 and 0.8 of 6 epochs (1.2
-        and 4.8) it meets neither, so that its CIFAR-10 attackers' rate never falls (card, traps in the ancestor's code).
+        and 4.8) it meets neither, so its CIFAR-10 attackers' rate never falls (card, traps in the ancestor's code).
         """
         epochs = self.attacker_epochs
         if self.attacker_lr_at == "share" or epochs is None:
@@ -256,12 +271,7 @@ class FederationOptions(
             DbadflError: values that are out of bounds or do not belong together.
         """
         kept = {name: getattr(self, name) for name in FederationOptions.model_fields}
-        try:
-            return FederationOptions(**(kept | changes))
-        except ValidationError as error:
-            problems = [(".".join(map(str, p["loc"])), p["msg"]) for p in error.errors()]
-            said = [f"{where}: {what}" if where else what for where, what in problems]
-            raise DbadflError("; ".join(said).replace("Value error, ", "")) from None
+        return checked(FederationOptions, **(kept | changes))
 
 
 class DbadflOptions(FederationOptions, GraphOptions, PresetOptions):

@@ -25,6 +25,8 @@ from plait_dbadfl.errors import DbadflError
 from plait_dbadfl.mixing import Mixing
 from plait_dbadfl.pace import Pace
 
+__all__ = ["Aggregate", "Engine", "Phase"]
+
 Parameters = Sequence[Tensor]
 MOST_STEPS = 1 << 32
 """More than the steps of a round; numbers the batches of attackers' further steps."""
@@ -351,10 +353,10 @@ class Engine:
 
 def _rows(parameters: Parameters, optimizer: torch.optim.Optimizer | None) -> dict[tuple[int, str], Tensor]:
     """Every tensor with a row for each participant: parameters, and the optimizer's state of the same shape."""
-    found = {(i, ""): p.detach() for i, p in enumerate(parameters)}
+    rows = {(i, ""): p.detach() for i, p in enumerate(parameters)}
     if optimizer is not None:
         for i, p in enumerate(parameters):
             for name, value in optimizer.state.get(p, {}).items():
                 if isinstance(value, Tensor) and value.shape == p.shape:
-                    found[i, name] = value
-    return found
+                    rows[i, name] = value
+    return rows

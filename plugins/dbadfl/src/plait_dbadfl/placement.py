@@ -12,6 +12,8 @@ from plait_dbadfl.names import PLACEMENTS
 from plait_dbadfl.sampling import generator
 from plait_dbadfl.topologies import Topology
 
+__all__ = ["place_attackers"]
+
 STRUCTURAL = ("degree", "betweenness", "pagerank")
 
 

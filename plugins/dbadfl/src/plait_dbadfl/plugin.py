@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from plait.data import Batch, Data
     from plait.declare.results import Metric, Plot, Table
     from plait.training.evaluation import Predictions
-    from plait.training.woven import LossReport
     from plait.training.trainer import Trainer
+    from plait.training.woven import LossReport
     from plait_dbadfl.weave import Weave
 
 
@@ -69,7 +69,7 @@ class DbadflPlugin(Plugin):
 
     def budget(self, steps: int, steps_per_epoch: int) -> int:
         """The scan and every compared run; the recipe's steps are the length of one run."""
-        return self._weave.budget(steps)
+        return self._weave.stages.budget(steps)
 
     def state_dict(self) -> dict[str, Any]:
         """The stage, the engine, the observations, and what the stages before gave."""
@@ -95,7 +95,7 @@ class DbadflPlugin(Plugin):
         from plait_dbadfl.weave import Weave
 
         self._weave = Weave(self.options, trainer, data)
-        return self._weave.data()
+        return self._weave.feed.data()
 
     @hookimpl
     def transform_model(self, model: nn.Module) -> nn.Module:

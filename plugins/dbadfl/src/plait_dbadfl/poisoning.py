@@ -12,6 +12,8 @@ from plait_dbadfl.errors import DbadflError
 from plait_dbadfl.options import AttackOptions
 from plait_dbadfl.triggers import stamp
 
+__all__ = ["Poison", "active", "poison", "scale_update"]
+
 MAX_GAMMA = 100.0
 
 

@@ -13,6 +13,8 @@ from plait_dbadfl.errors import DbadflError
 from plait_dbadfl.options import PredictorOptions
 from plait_dbadfl.sampling import derive, generator
 
+__all__ = ["DetectionScores", "DistancePredictor", "score_detection"]
+
 FEATURES = 6
 
 

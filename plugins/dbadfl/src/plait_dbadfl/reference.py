@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from plait_dbadfl.errors import DbadflError
 from plait_dbadfl.sampling import derive, generator
 
+__all__ = ["ImageData", "digits", "digits_mlp"]
+
 DIGITS_TEST = 500
 
 
@@ -77,9 +79,9 @@ def digits(seed: int = 0, *, test: int = DIGITS_TEST) -> ImageData:
     """scikit-learn's 1,797 digits of 8 x 8 pixels, divided by 16; ``test`` of them to test, the rest to train."""
     from sklearn.datasets import load_digits
 
-    found = load_digits()
-    images = torch.from_numpy(found.images).float().div(16).unsqueeze(1)
-    labels = torch.from_numpy(found.target).long()
+    dataset = load_digits()
+    images = torch.from_numpy(dataset.images).float().div(16).unsqueeze(1)
+    labels = torch.from_numpy(dataset.target).long()
     order = torch.randperm(len(labels), generator=generator(seed, "digits"))
     return ImageData(images[order[test:]], labels[order[test:]], images[order[:test]], labels[order[:test]], 10)
 

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from plait_dbadfl.metrics import Scores, Summary
 
+__all__ = ["Result"]
+
 
 @dataclass(frozen=True)
 class Result:

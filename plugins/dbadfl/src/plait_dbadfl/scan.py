@@ -18,6 +18,8 @@ from plait_dbadfl.poisoning import Poison
 from plait_dbadfl.sampling import generator
 from plait_dbadfl.triggers import stamp
 
+__all__ = ["Signatures", "make_signatures", "pair_sequences", "probe_features"]
+
 CHUNK = 1 << 23
 """Most values of stamped probe images in one forward pass."""
 

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from plait_dbadfl.config import LocalConfig, ScanConfig, ShadowConfig, SplitConfig
 from plait_dbadfl.detection import Scan
 from plait_dbadfl.errors import DbadflError
 from plait_dbadfl.local import Prepare, Training
-from plait_dbadfl.mixing import Mixing, Weights, make_mixing
+from plait_dbadfl.mixing import Mixing, make_mixing
+from plait_dbadfl.options import FederationOptions, SGDOptions, ShadowOptions
 from plait_dbadfl.phases import Engine
 from plait_dbadfl.placement import place_attackers
 from plait_dbadfl.reference import ImageData
@@ -27,8 +27,13 @@ from plait_dbadfl.splits import split
 from plait_dbadfl.stacking import Implementation, Stacked
 from plait_dbadfl.topologies import Topology, make_topology
 
+__all__ = ["ShadowPairs", "simulate_shadows"]
+
 FAMILIES = ("ring", "torus", "watts-strogatz", "erdos-renyi")
 """Families that attackers declare; those that the number of nodes does not admit are left out [inferred]."""
+
+AT_ONCE = 2048
+"""Most shadow nodes simulated in one stack, unless the caller says otherwise."""
 
 EngineMaker = Callable[[Mixing, int, Tensor], Engine]
 """Mixing, seed, and images of each node int64 [N] -> a fresh engine."""
@@ -42,33 +47,26 @@ class ShadowWorld:
         family: name of the evaluated topology; used by ``same-family`` and ``other-family`` alone.
         family_options: of `make_topology` for that family, e.g. ``{"k": 4, "p": 0.2}``.
         nodes: N of a shadow, taken equal to the evaluated network's [inferred].
-        attackers: M.
         base: the model with its initial weights, which every node starts from.
         implementation: of `Stacked`.
         engine: makes engines.
-        weights: rule of the mixing matrix.
+        options, sgd: as in the evaluated run.
         data: the images. own: int64, positions of the attackers' own training images.
         node_images: mean number of images of a node.
-        split, local, scan: as in the evaluated run.
-        signature_target: c* for shared signatures.
         prepare: applied to images just before the networks.
     """
 
     family: str
     family_options: Mapping[str, Any]
     nodes: int
-    attackers: int
     base: nn.Module
     implementation: Implementation
     engine: EngineMaker
-    weights: Weights | None
+    options: FederationOptions
+    sgd: SGDOptions
     data: ImageData
     own: Tensor
     node_images: float
-    split: SplitConfig
-    local: LocalConfig
-    scan: ScanConfig
-    signature_target: int
     prepare: Prepare | None = None
 
 
@@ -87,21 +85,21 @@ class ShadowPairs:
     families: tuple[str, ...]
 
 
-def shadow_families(config: ShadowConfig, family: str, nodes: int) -> tuple[str, ...]:
+def shadow_families(options: ShadowOptions, family: str, nodes: int) -> tuple[str, ...]:
     """The families that shadows are drawn from, in turn.
 
     Raises:
         DbadflError: ``same-family`` of a graph from a file, or no family that N admits.
     """
-    if config.topology == "same-family":
+    if options.shadow_topology == "same-family":
         if family not in (*FAMILIES, "exponential", "star", "complete"):
             raise DbadflError(f"shadow_topology='same-family' cannot redraw a graph of {family!r}; use 'mixture'")
         return (family,)
-    wanted = [f for f in FAMILIES if config.topology == "mixture" or f != family]
-    found = tuple(f for f in wanted if _admits(f, nodes))
-    if not found:
+    wanted = [f for f in FAMILIES if options.shadow_topology == "mixture" or f != family]
+    families = tuple(f for f in wanted if _admits(f, nodes))
+    if not families:
         raise DbadflError(f"no shadow family of {', '.join(wanted)} has graphs of N={nodes} nodes")
-    return found
+    return families
 
 
 def _admits(family: str, nodes: int) -> bool:
@@ -133,67 +131,75 @@ class _Network:
     signatures: Signatures
 
 
-def simulate_shadows(world: ShadowWorld, config: ShadowConfig, *, seed: int, run_seed: int) -> ShadowPairs:
-    """Scan ``config.networks`` shadow networks and collect all pairs of attackers with their true distances.
+def check_shadow_seed(seed: int | None, run_seed: int) -> None:
+    """Raise `DbadflError` if the shadows' seed is the run's."""
+    if seed == run_seed:
+        raise DbadflError(f"shadow seed={seed} equals the seed of the run; shadows would share its graph and data")
+
+
+def simulate_shadows(world: ShadowWorld, *, seed: int, run_seed: int, at_once: int = AT_ONCE) -> ShadowPairs:
+    """Scan ``world.options.shadows`` shadow networks and collect all pairs of attackers with their true distances.
 
     Args:
-        world: what attackers know.
-        config: how many, of which graphs, on whose images.
+        world: what attackers know; its options say how many, of which graphs, on whose images.
         seed: of the shadows' graphs, splits, placements, signatures and batches.
         run_seed: of the evaluated run.
+        at_once: most shadow nodes simulated in one stack; bounds memory.
 
     Raises:
         DbadflError: ``seed`` equal to ``run_seed``, and whatever graphs and splits refuse.
 
     Source: card, section 4 step 5 [inferred].
     """
-    if seed == run_seed:
-        raise DbadflError(f"shadow seed={seed} equals the seed of the run; shadows would share its graph and data")
-    families = shadow_families(config, world.family, world.nodes)
-    chosen = [families[k % len(families)] for k in range(config.networks)]
-    per_stack = max(1, config.at_once // world.nodes)
+    check_shadow_seed(seed, run_seed)
+    count = world.options.shadows
+    families = shadow_families(world.options, world.family, world.nodes)
+    chosen = [families[k % len(families)] for k in range(count)]
+    per_stack = max(1, at_once // world.nodes)
     sequences, distances = [], []
-    for start in range(0, config.networks, per_stack):
-        numbers = range(start, min(start + per_stack, config.networks))
-        networks = [_build(world, config, chosen[k], derive(seed, "shadow", k)) for k in numbers]
+    for start in range(0, count, per_stack):
+        numbers = range(start, min(start + per_stack, count))
+        networks = [_build(world, chosen[k], derive(seed, "shadow", k)) for k in numbers]
         features = _scan_together(world, networks, derive(seed, "shadows", start))
         for k, network in enumerate(networks):
-            found, (i, j) = pair_sequences(features[:, k])
-            sequences.append(found)
+            pairs, (i, j) = pair_sequences(features[:, k])
+            sequences.append(pairs)
             distances.append(network.topology.hops(network.attackers)[i, network.attackers[j]])
     return ShadowPairs(
         torch.cat(sequences),
         torch.cat(distances),
-        torch.arange(config.networks).repeat_interleave(len(distances[0])),
+        torch.arange(count).repeat_interleave(len(distances[0])),
         tuple(chosen),
     )
 
 
-def _build(world: ShadowWorld, config: ShadowConfig, family: str, seed: int) -> _Network:
-    options = world.family_options if family == world.family and config.topology == "same-family" else {}
-    topology = make_topology(family, world.nodes, seed=derive(seed, "graph") % 2**31, **options)
-    attackers = place_attackers(topology, world.attackers, seed=seed)
-    pool = torch.arange(len(world.data.train)) if config.data == "all" else _oversampled(world)
+def _build(world: ShadowWorld, family: str, seed: int) -> _Network:
+    options = world.options
+    same = family == world.family and options.shadow_topology == "same-family"
+    again = world.family_options if same else {}
+    topology = make_topology(family, world.nodes, seed=derive(seed, "graph") % 2**31, **again)
+    attackers = place_attackers(topology, options.attackers, seed=seed)
+    pool = torch.arange(len(world.data.train)) if options.shadow_data == "all" else _oversampled(world)
     labels = world.data.train_labels.cpu()[pool]
-    found = split(
+    shares = split(
         labels,
         world.nodes,
-        kind=world.split.kind,
-        alpha=world.split.alpha,
+        kind=options.split,
+        alpha=options.split_alpha,
         seed=seed,
-        min_samples=world.split.min_samples,
+        min_samples=options.min_samples,
     )
-    owned = NodeData(pool[found.index], found.lengths)
-    probes, owned = split_probes(owned, attackers, seed=seed, limit=world.scan.probes, hold_out=world.scan.hold_out)
+    owned = NodeData(pool[shares.index], shares.lengths)
+    probes, owned = split_probes(owned, attackers, seed=seed, limit=options.probes, hold_out=options.hold_out)
     signatures = make_signatures(
-        world.attackers,
+        options.attackers,
         world.data.height,
         world.data.width,
         world.data.classes,
         seed=seed,
-        pixels=world.scan.pixels,
-        target=world.scan.target,
-        shared_target=world.signature_target,
+        pixels=options.signature_pixels,
+        target=options.signature_target,
+        shared_target=options.target,
     )
     return _Network(topology, attackers, owned, probes, signatures)
 
@@ -209,7 +215,7 @@ def _oversampled(world: ShadowWorld) -> Tensor:
 
 def _scan_together(world: ShadowWorld, networks: list[_Network], seed: int) -> Tensor:
     """[T_s, S, M, M, 3], the features of all attackers of S networks simulated in one stack."""
-    mixing = block_diagonal([make_mixing(n.topology, world.weights) for n in networks])
+    mixing = block_diagonal([make_mixing(n.topology, world.options.weights) for n in networks])
     data = join([n.data for n in networks])
     stack = Stacked(world.base, mixing.n, implementation=world.implementation).to(world.data.train.device)
     training = Training(
@@ -218,11 +224,11 @@ def _scan_together(world: ShadowWorld, networks: list[_Network], seed: int) -> T
         world.data.train,
         world.data.train_labels,
         data,
-        world.local,
+        world.sgd,
         derive(seed, "training"),
         prepare=world.prepare,
     )
     attackers = torch.cat([n.attackers + k * world.nodes for k, n in enumerate(networks)])
     probes = join([n.probes for n in networks])
     signatures = Signatures.stacked([n.signatures for n in networks])
-    return Scan(training, attackers, probes, signatures, world.scan.ratio).run(world.scan.rounds)
+    return Scan(training, attackers, probes, signatures, world.options.scan_ratio).run(world.options.scan_rounds)

@@ -11,6 +11,8 @@ from torch import Tensor
 from plait_dbadfl.errors import DbadflError
 from plait_dbadfl.mixing import Mixing
 
+__all__ = ["NodeShards"]
+
 
 def bounds(n: int, rank: int, world: int) -> tuple[int, int]:
     """First node of a rank's block, and one past its last; blocks differ by one node at most."""
@@ -74,8 +76,8 @@ class NodeShards:
     def _needed(self, rank: int) -> Tensor:
         start, stop = int(self.edges[rank]), int(self.edges[rank + 1])
         senders = self.mixing.senders[int(self.mixing.indptr[start]) : int(self.mixing.indptr[stop])]
-        found: Tensor = torch.unique(senders[(senders < start) | (senders >= stop)])
-        return found
+        foreign: Tensor = torch.unique(senders[(senders < start) | (senders >= stop)])
+        return foreign
 
     def take(self, models: Tensor) -> Tensor:
         """The own rows of something [N, ...]."""

@@ -10,6 +10,8 @@ from plait_dbadfl.errors import DbadflError
 from plait_dbadfl.names import SPLITS
 from plait_dbadfl.sampling import NodeData, derive, generator
 
+__all__ = ["dirichlet_split", "iid_split"]
+
 MIN_SAMPLES = 8
 ATTEMPTS = 100
 

@@ -16,10 +16,34 @@ from plait_dbadfl.grouped import GroupedPlan
 from plait_dbadfl.names import Computed
 from plait_dbadfl.norms import has_batch_norm, with_group_norm
 
+__all__ = ["Stacked"]
+
 Implementation = Literal["auto", Computed]
 Nodes = Tensor | slice | None
 TRIAL_REPLICAS = 8
 TRIAL_REPEATS = 3
+LARGE = 25_000
+"""Pixels in one node's batch from which convolutions are faster one network after the other (measured, one core)."""
+
+
+def usual_implementation(base: nn.Module, pixels: int) -> Implementation:
+    """How N networks are computed, by a rule and not by the clock, so that a recipe gives the same bits every time.
+
+    Grouped products where every layer has them, else ``vmap``; networks with convolutions over many pixels one after
+    the other. The figures behind it are those of ``benchmarks/dbadfl.py``.
+
+    Args:
+        base: one network.
+        pixels: B x H x W of one node's batch.
+    """
+    convolves = any(isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) for m in base.modules())
+    if convolves and pixels > LARGE:
+        return "loop"
+    try:
+        GroupedPlan(base)
+    except DbadflError:
+        return "vmap"
+    return "grouped"
 
 
 class Stacked(nn.Module):
@@ -154,10 +178,10 @@ class Stacked(nn.Module):
             ]
             return torch.stack(outputs)
 
-        def one(own: dict[str, Tensor], kept: dict[str, Tensor], inputs: Tensor) -> Any:
+        def forward_one(own: dict[str, Tensor], kept: dict[str, Tensor], inputs: Tensor) -> Any:
             return functional_call(self.base, (own, kept), (inputs,))
 
-        call = vmap(one, in_dims=(0, 0, None if shared else 0), randomness="different")
+        call = vmap(forward_one, in_dims=(0, 0, None if shared else 0), randomness="different")
         try:
             result: Tensor = call(parameters, buffers, x)
         except (RuntimeError, ValueError) as error:
@@ -253,12 +277,12 @@ class Stacked(nn.Module):
     def replica(self, i: int) -> nn.Module:
         """A copy of the network with participant i's weights and buffers."""
         self._check(i)
-        made = copy.deepcopy(self.base)
+        network = copy.deepcopy(self.base)
         tensors = {**self._parameters_by_name(), **self._buffers_by_name()}
         with torch.no_grad():
-            for name, tensor in [*made.named_parameters(), *made.named_buffers()]:
+            for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
                 tensor.data = tensors[name][i].detach().clone()
-        return made.train(self.training)
+        return network.train(self.training)
 
     @torch.no_grad()
     def load_replica(self, i: int, module: nn.Module) -> None:
@@ -301,7 +325,7 @@ class Stacked(nn.Module):
         return with_group_norm(base) if norm == "group" and has_batch_norm(base) else copy.deepcopy(base)
 
     def _drawn(self, builder: Callable[[int], nn.Module] | None, seed: int, norm: str) -> list[dict[str, Tensor]]:
-        made = []
+        copies = []
         for i in range(self.replicas):
             if builder is not None:
                 module = self._prepared(builder(i), norm)
@@ -310,10 +334,10 @@ class Stacked(nn.Module):
                 with torch.random.fork_rng(devices=[]):
                     torch.manual_seed(seed + i)
                     _reset(module)
-            made.append({n: t.detach() for n, t in [*module.named_parameters(), *module.named_buffers()]})
-            if {n: t.shape for n, t in made[-1].items()} != {n: t.shape for n, t in made[0].items()}:
+            copies.append({n: t.detach() for n, t in [*module.named_parameters(), *module.named_buffers()]})
+            if {n: t.shape for n, t in copies[-1].items()} != {n: t.shape for n, t in copies[0].items()}:
                 raise DbadflError(f"builder({i}) made a network of other tensors than builder(0)")
-        return made
+        return copies
 
     def _parameters_by_name(self) -> dict[str, Tensor]:
         return dict(self.stacked.named_parameters())

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from plait.errors import blame
-from plait_dbadfl.config import AttackConfig, FederationConfig, ShadowConfig
 from plait_dbadfl.defences import Defence, make_defence
 from plait_dbadfl.detection import Detection
 from plait_dbadfl.errors import DbadflError
 from plait_dbadfl.federation import DefenceMaker, Federation
 from plait_dbadfl.metrics import Summary
+from plait_dbadfl.options import FederationOptions
 from plait_dbadfl.reference import ImageData, digits, digits_mlp
 from plait_dbadfl.sampling import derive
 from plait_dbadfl.topologies import make_topology
@@ -114,14 +114,10 @@ def parts(validation: int) -> tuple[ImageData, Tensor, Tensor]:
 
 def world(graph: str, seed: int, data: ImageData, rounds: int) -> World:
     """The card's reference experiment, with its optimistic shadows, on that graph."""
-    config = FederationConfig(
-        seed=seed,
-        attack=AttackConfig(arm="clusters-predicted"),
-        shadow=ShadowConfig(topology="same-family", data="all"),
-    )
+    options = FederationOptions(shadow_topology="same-family", shadow_data="all")
     topology = make_topology(graph, 32, seed=derive(seed, "graph") % 2**31)
-    made = Federation(digits_mlp(seed), data, topology, config, implementation="grouped")
-    return World(made, made.detect(control=False), rounds)
+    federation = Federation(digits_mlp(seed), data, topology, options, seed=seed, implementation="grouped")
+    return World(federation, federation.detect(control=False), rounds)
 
 
 def choose(graphs: tuple[str, ...], rounds: int, grid: Mapping[str, tuple[Options, ...]]) -> list[Choice]:
@@ -140,11 +136,11 @@ def choose(graphs: tuple[str, ...], rounds: int, grid: Mapping[str, tuple[Option
         balanced, accurate = [], []
         for options in points:
             try:
-                found = [[w.outcome(name, options) for w in group] for group in worlds]
+                outcomes = [[w.outcome(name, options) for w in group] for group in worlds]
             except DbadflError:
                 continue
-            success = _mean([s.asr for group in found for s in group])
-            accuracy = [_mean([s.ma for s in group]) for group in found]
+            success = _mean([s.asr for group in outcomes for s in group])
+            accuracy = [_mean([s.ma for s in group]) for group in outcomes]
             balanced.append((success - _mean(accuracy), options))
             if all(now >= before - WITHIN for now, before in zip(accuracy, clean, strict=True)):
                 accurate.append((success, options))
@@ -164,15 +160,16 @@ def compare(graphs: tuple[str, ...], seeds: tuple[int, ...], chosen: Sequence[Ch
         worlds = [world(graph, seed, data, rounds) for seed in seeds]
         clean = [w.outcome(None, {}) for w in worlds]
         for choice in chosen:
-            found = [w.outcome(choice.rule, choice.options) for w in worlds]
-            meets = [f.asr <= TIMES_FLOOR * c.asr and f.ma >= c.ma - WITHIN for f, c in zip(found, clean, strict=True)]
+            outcomes = [w.outcome(choice.rule, choice.options) for w in worlds]
+            pairs = zip(outcomes, clean, strict=True)
+            meets = [o.asr <= TIMES_FLOOR * c.asr and o.ma >= c.ma - WITHIN for o, c in pairs]
             yield Row(
                 graph,
                 choice.rule,
                 choice.options,
                 choice.aim,
-                asr=_mean([s.asr for s in found]),
-                ma=_mean([s.ma for s in found]),
+                asr=_mean([s.asr for s in outcomes]),
+                ma=_mean([s.ma for s in outcomes]),
                 floor=_mean([s.asr for s in clean]),
                 clean=_mean([s.ma for s in clean]),
                 meets=sum(meets),

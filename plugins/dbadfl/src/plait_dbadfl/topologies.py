@@ -18,7 +18,9 @@ from scipy.sparse import csgraph
 from torch import Tensor
 
 from plait_dbadfl.errors import DbadflError
-from plait_dbadfl.names import TOPOLOGIES as TOPOLOGIES
+from plait_dbadfl.names import TOPOLOGIES
+
+__all__ = ["Topology", "make_topology", "read_edges"]
 
 REDRAWS = 1000
 SOURCES_AT_ONCE = 1000
@@ -82,8 +84,8 @@ class Topology:
     def hops(self, sources: Sequence[int] | Tensor | None = None) -> Tensor:
         """Hop distances int64 [S, N] from every source (default: all nodes, [N, N])."""
         indices = None if sources is None else [int(s) for s in sources]
-        found = csgraph.shortest_path(self.adjacency, method="D", unweighted=True, indices=indices)
-        return torch.from_numpy(found.astype(np.int64)).reshape(-1, self.n)
+        distances = csgraph.shortest_path(self.adjacency, method="D", unweighted=True, indices=indices)
+        return torch.from_numpy(distances.astype(np.int64)).reshape(-1, self.n)
 
     def hops_to(self, targets: Sequence[int] | Tensor) -> Tensor:
         """Hops from the nearest of ``targets`` to every node, int64 [N]: how far a model of theirs must travel.
@@ -94,8 +96,8 @@ class Topology:
         indices = sorted({int(t) for t in targets})
         if not indices or indices[0] < 0 or indices[-1] >= self.n:
             raise DbadflError(f"hops_to: targets {indices} are not a non-empty set of nodes 0..{self.n - 1}")
-        found = csgraph.dijkstra(self.adjacency, unweighted=True, indices=indices, min_only=True)
-        return torch.from_numpy(found.astype(np.int64))
+        distances = csgraph.dijkstra(self.adjacency, unweighted=True, indices=indices, min_only=True)
+        return torch.from_numpy(distances.astype(np.int64))
 
     @cached_property
     def _hop_summary(self) -> tuple[int, float]:

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from plait_dbadfl.errors import DbadflError
 
+__all__ = ["Trigger", "preset_trigger", "stamp"]
+
 Pixel = tuple[int, int]
 
 

@@ -14,7 +14,8 @@ import typer
 
 from plait_cli import output
 from plait_cli.parameters import AsJson
-from plait_doctor import PARTS, Finding, document, examine, sound
+from plait_doctor.examination import PARTS, document, examine, sound
+from plait_doctor.finding import Finding
 
 PROBLEM = 1
 COLOURS = {"ok": "green", "warning": "yellow", "problem": "red"}

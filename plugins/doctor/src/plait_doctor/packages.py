@@ -20,9 +20,12 @@ PURPOSES = {
     "tensorboard": "curves in TensorBoard: --set loggers='[\"tensorboard\"]'",
     "mlflow": "runs in MLflow: --set loggers='[\"mlflow\"]'",
     "wandb": "runs in Weights & Biases: --set loggers='[\"wandb\"]'",
-    "ray": "plait verify on a cluster: --ray",
+    "s3": "runs on S3: --out s3://bucket/run",
+    "gcs": "runs on Google Cloud Storage: --out gs://bucket/run",
+    "stores": "runs on any store that fsspec knows",
+    "ray": "plait verify and plait sweep on a cluster: --ray",
+    "search": "plait sweep --optimize, and its table as Parquet",
     "onnx": "export to ONNX: --set export.formats='[\"onnx\"]'",
-    "testing": "the kit that checks a plugin: pytest --plait-plugin NAME",
     "test": "its tests",
 }
 """What an extra of plait's own distributions is good for."""

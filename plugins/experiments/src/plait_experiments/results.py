@@ -47,8 +47,8 @@ class ArmResult:
         return {
             "about": self.about,
             "metrics": {
-                metric: {**self.summary(metric).as_dict(), "by_seed": {str(s): v for s, v in found.items()}}
-                for metric, found in self.values.items()
+                metric: {**self.summary(metric).as_dict(), "by_seed": {str(s): v for s, v in values.items()}}
+                for metric, values in self.values.items()
             },
             "failures": {str(seed): text for seed, text in self.failures.items()},
             "problem": self.problem,

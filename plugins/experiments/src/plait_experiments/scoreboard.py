@@ -1,4 +1,4 @@
-"""A scoreboard over several verifications: what was found before, read back, with what was found now in its place."""
+"""The scoreboard of several verifications: written as a page, as Markdown and as JSON, read back, and joined."""
 
 from __future__ import annotations
 
@@ -8,16 +8,83 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from plait import __version__
+from plait.errors import BadInput
+from plait_experiments import tables
 from plait_experiments.experiment import Tried
+from plait_experiments.page import as_json, rendered, write_files
 from plait_experiments.results import ArmResult, ClaimResult, Verification
 from plait_experiments.schema import Claim, MetricTable
 from plait_experiments.statistics import Interval
 from plait_experiments.verdicts import Judgement, Verdict
-from plait.errors import BadInput
 
 SCOREBOARD = "scoreboard.json"
 
 
+# ---- writing -----------------------------------------------------------------------------------------------------
+def write_scoreboard(verifications: Sequence[Verification], folder: Path) -> list[Path]:
+    """Write ``scoreboard.html``, ``scoreboard.md`` and ``scoreboard.json`` with exactly these verifications.
+
+    Returns:
+        The files.
+
+    Raises:
+        RunFailed: the disk is full or not writable.
+    """
+    document = {"plait": __version__, "plugins": [verification.as_dict() for verification in verifications]}
+    return write_files(
+        {
+            folder / "scoreboard.html": render(verifications),
+            folder / "scoreboard.md": markdown(verifications),
+            folder / SCOREBOARD: as_json(document),
+        }
+    )
+
+
+def render(verifications: Sequence[Verification]) -> str:
+    """The scoreboard as a page."""
+    return rendered("scoreboard.html.j2", verifications=verifications)
+
+
+def markdown(verifications: Sequence[Verification]) -> str:
+    """The scoreboard as Markdown, for the docs."""
+    parts = [
+        "# Scoreboard",
+        "Written by `plait verify`; nothing here is edited by hand. *holds* and *fails*: the 95 % interval of "
+        "the margin lies on that side of the threshold; *undecided*: it straddles it; a margin below 0 is a miss.",
+    ]
+    for verification in verifications:
+        parts.append(f"## {verification.plugin}")
+        if verification.paper:
+            parts.append(verification.paper)
+        parts.append("; ".join(f"{what}: {value}" for what, value in tables.facts(verification) if what != "cells"))
+        rows = [tables.score_row(result) for result in verification.claims]
+        parts.append(tables.markdown_table(tables.SCORE_COLUMNS, rows))
+        claims = [result.claim for result in verification.claims]
+        inferred = [f"- `{claim.id}`: {claim.reconstruction}" for claim in claims if claim.reconstruction]
+        if inferred:
+            parts.append("What is reconstruction:\n\n" + "\n".join(inferred))
+        for result in verification.claims:
+            parts += _details(result)
+        parts += [f"Note: {note}." for note in verification.notes]
+    return "\n\n".join(parts) + "\n"
+
+
+def _details(result: ClaimResult) -> list[str]:
+    if not any(arm.values for arm in result.arms):
+        return []
+    columns, tried = tables.tuning_rows(result)
+    parts = [
+        f"### {result.claim.id}: {result.verdict.value}",
+        tables.markdown_table(tables.ARM_COLUMNS, tables.arm_rows(result)),
+        tables.markdown_table(tables.EXPECTATION_COLUMNS, tables.expectation_rows(result)),
+    ]
+    if tried:
+        parts.append(tables.markdown_table(columns, tried))
+    return parts
+
+
+# ---- reading -----------------------------------------------------------------------------------------------------
 def stored(folder: Path) -> list[Verification]:
     """The verifications of the scoreboard in a folder; none where there is no scoreboard.
 
@@ -33,40 +100,6 @@ def stored(folder: Path) -> list[Verification]:
         raise BadInput(
             f"{file} is no scoreboard ({type(error).__name__}: {error}). Move it away, or write anew with --all."
         ) from None
-
-
-def join(earlier: Sequence[Verification], now: Sequence[Verification]) -> list[Verification]:
-    """The earlier scoreboard with what was verified now in its place; new plugins and new claims come last.
-
-    A claim that was not run now keeps its earlier verdict, and a note says so: the two may come from other machines or
-    versions.
-
-    Args:
-        earlier: as from `stored`.
-        now: of the same scale; another scale replaces the plugin's whole entry.
-    """
-    found = {one.plugin: one for one in earlier}
-    for one in now:
-        found[one.plugin] = _joined(found.get(one.plugin), one)
-    return list(found.values())
-
-
-def _joined(before: Verification | None, now: Verification) -> Verification:
-    if before is None or before.scale != now.scale:
-        return now
-    old = {result.claim.id: result for result in before.claims if result.verdict is not Verdict.NOT_RUN}
-    claims = [old.pop(r.claim.id, r) if r.verdict is Verdict.NOT_RUN else r for r in now.claims]
-    new = {result.claim.id for result in now.claims}
-    claims += [result for result in before.claims if result.claim.id not in new]
-    places = {result.claim.id: place for place, result in enumerate(before.claims)}
-    claims.sort(key=lambda result: places.get(result.claim.id, len(places)))
-    kept = [r.claim.id for r in claims if not any(r is one for one in now.claims)]
-    if not kept:
-        return now
-    versions = before.environment.get("versions", {})
-    device = before.environment.get("device_name") or before.environment.get("device") or "unknown device"
-    note = f"from an earlier verification ({device}, torch {versions.get('torch', 'unknown')}): {', '.join(kept)}"
-    return dataclasses.replace(now, claims=tuple(claims), notes=(*now.notes, note), work=now.work + before.work)
 
 
 def from_dict(document: Mapping[str, Any]) -> Verification:
@@ -126,7 +159,7 @@ def _arm(name: str, entry: Mapping[str, Any]) -> ArmResult:
     return ArmResult(
         name,
         entry["about"],
-        {metric: _by_seed(found["by_seed"]) for metric, found in entry["metrics"].items()},
+        {metric: _by_seed(values["by_seed"]) for metric, values in entry["metrics"].items()},
         {int(seed): text for seed, text in entry["failures"].items()},
         entry["problem"],
         tuple(Tried(t["point"], t["score"], _by_seed(t["by_seed"]), t["point"] == chosen) for t in entry["tuning"]),
@@ -136,3 +169,38 @@ def _arm(name: str, entry: Mapping[str, Any]) -> ArmResult:
 
 def _by_seed(values: Mapping[str, float | None]) -> dict[int, float | None]:
     return {int(seed): value for seed, value in values.items()}
+
+
+# ---- joining -----------------------------------------------------------------------------------------------------
+def join(earlier: Sequence[Verification], now: Sequence[Verification]) -> list[Verification]:
+    """The earlier scoreboard with what was verified now in its place; new plugins and new claims come last.
+
+    A claim that was not run now keeps its earlier verdict, and a note says so: the two may come from other machines or
+    versions.
+
+    Args:
+        earlier: as from `stored`.
+        now: of the same scale; another scale replaces the plugin's whole entry.
+    """
+    by_plugin = {verification.plugin: verification for verification in earlier}
+    for verification in now:
+        by_plugin[verification.plugin] = _joined(by_plugin.get(verification.plugin), verification)
+    return list(by_plugin.values())
+
+
+def _joined(before: Verification | None, now: Verification) -> Verification:
+    if before is None or before.scale != now.scale:
+        return now
+    old = {result.claim.id: result for result in before.claims if result.verdict is not Verdict.NOT_RUN}
+    claims = [old.pop(r.claim.id, r) if r.verdict is Verdict.NOT_RUN else r for r in now.claims]
+    new = {result.claim.id for result in now.claims}
+    claims += [result for result in before.claims if result.claim.id not in new]
+    places = {result.claim.id: place for place, result in enumerate(before.claims)}
+    claims.sort(key=lambda result: places.get(result.claim.id, len(places)))
+    kept = [r.claim.id for r in claims if not any(r is result for result in now.claims)]
+    if not kept:
+        return now
+    versions = before.environment.get("versions", {})
+    device = before.environment.get("device_name") or before.environment.get("device") or "unknown device"
+    note = f"from an earlier verification ({device}, torch {versions.get('torch', 'unknown')}): {', '.join(kept)}"
+    return dataclasses.replace(now, claims=tuple(claims), notes=(*now.notes, note), work=now.work + before.work)

@@ -87,8 +87,8 @@ class Difference:
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON form."""
-        found = self.interval.as_dict() if self.interval else None
-        return {**self.summary.as_dict(), "paired": self.paired, "interval": found}
+        interval = self.interval.as_dict() if self.interval else None
+        return {**self.summary.as_dict(), "paired": self.paired, "interval": interval}
 
 
 def summary(values: Sequence[float | None]) -> Summary:
@@ -109,15 +109,14 @@ def difference(first: Mapping[int, float | None], second: Mapping[int, float | N
     common = [s for s in first if _defined(first[s]) and s in second and _defined(second[s])]
     if common:
         gaps = [float(second[s] or 0.0) - float(first[s] or 0.0) for s in common]
-        found = interval([np.array(gaps)], lambda *c: c[0].mean(-1))
-        return Difference(summary(gaps), True, found)
-    one, other = summary(list(first.values())), summary(list(second.values()))
-    if one.mean is None or other.mean is None:
+        return Difference(summary(gaps), True, interval([np.array(gaps)], lambda gap: gap.mean(-1)))
+    before, after = summary(list(first.values())), summary(list(second.values()))
+    if before.mean is None or after.mean is None:
         return Difference(Summary(None, None, 0, 0), False, None)
     joint = None
-    if one.standard_error is not None and other.standard_error is not None:
-        joint = math.hypot(one.standard_error, other.standard_error)
-    return Difference(Summary(other.mean - one.mean, joint, min(one.n, other.n), 0), False, None)
+    if before.standard_error is not None and after.standard_error is not None:
+        joint = math.hypot(before.standard_error, after.standard_error)
+    return Difference(Summary(after.mean - before.mean, joint, min(before.n, after.n), 0), False, None)
 
 
 def interval(
@@ -151,7 +150,7 @@ def interval(
     wide = _widened(level, n)
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")  # degenerate data are handled below
-        found = stats.bootstrap(
+        bootstrapped = stats.bootstrap(
             tuple(columns),
             lambda *drawn, axis=-1: statistic(*drawn),
             paired=True,
@@ -161,11 +160,12 @@ def interval(
             method="BCa",
             rng=np.random.default_rng(0),
         )
-    drawn = found.bootstrap_distribution
+    drawn = bootstrapped.bootstrap_distribution
     drawn = drawn[np.isfinite(drawn)]
     if not drawn.size:
         return None
-    low, high, method = float(found.confidence_interval.low), float(found.confidence_interval.high), "BCa"
+    low, high = (float(end) for end in bootstrapped.confidence_interval)
+    method = "BCa"
     spread = float(np.ptp(drawn))
     if spread <= 1e-12 * max(1.0, abs(observed)):
         return Interval(observed, observed, "constant", n, level)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from plait_experiments.expressions import parse
 from plait_experiments.results import ArmResult, ClaimResult, Verification
 from plait_experiments.statistics import Interval, Summary
 from plait_experiments.verdicts import Judgement
-from plait.report.formatting import number
+from plait_report.formatting import duration, number
 
 Row = list[str]
 NONE = "-"
@@ -31,7 +32,7 @@ def spread(summary: Summary) -> str:
 
 def arm_rows(result: ClaimResult) -> list[Row]:
     """`ARM_COLUMNS` for every arm and metric of a claim."""
-    used = {reference for judgement in result.judgements for reference in references(judgement)}
+    used = {reference for judgement in result.judgements for reference in parse(judgement.text).references}
     rows = []
     for arm in result.arms:
         shown = [name for name in result.metrics if (arm.name, name) in used or _measured(arm, name)]
@@ -42,13 +43,6 @@ def arm_rows(result: ClaimResult) -> list[Row]:
             paper, unit = figure(result.paper(arm.name, name)), result.metrics[name].unit
             rows.append([label, name, seeds, spread(summary), paper, unit])
     return rows
-
-
-def references(judgement: Judgement) -> list[tuple[str, str]]:
-    """The (arm, metric) pairs in an expectation's text."""
-    from plait_experiments.expressions import parse
-
-    return parse(judgement.text).references
 
 
 def _measured(arm: ArmResult, metric: str) -> bool:
@@ -99,26 +93,26 @@ def tuning_rows(result: ClaimResult) -> tuple[list[str], list[Row]]:
 def remarks(result: ClaimResult) -> list[str]:
     """What must be said with a claim: reconstruction, whose thresholds, failures, few seeds."""
     claim = result.claim
-    found = []
+    texts = []
     if result.reason:
-        found.append(f"Not run: {result.reason}")
+        texts.append(f"Not run: {result.reason}")
     for arm in result.arms:
         for seed, text in arm.failures.items():
-            found.append(f"Arm {arm.name}, seed {seed}, failed: {text}")
+            texts.append(f"Arm {arm.name}, seed {seed}, failed: {text}")
         if arm.tuning and arm.point:
             chosen = ", ".join(f"{key}={value}" for key, value in arm.point.items())
-            found.append(f"Arm {arm.name}: {chosen}, chosen among {len(arm.tuning)} by {arm.chosen_by}.")
+            texts.append(f"Arm {arm.name}: {chosen}, chosen among {len(arm.tuning)} by {arm.chosen_by}.")
     if claim.ours:
-        found.append("The thresholds are ours, not the paper's.")
+        texts.append("The thresholds are ours, not the paper's.")
     if claim.reconstruction:
-        found.append(f"Reconstruction: {claim.reconstruction}")
+        texts.append(f"Reconstruction: {claim.reconstruction}")
     if claim.paper:
-        found.append(f"The paper's figures: {claim.paper_setting or 'setting not given'}.")
+        texts.append(f"The paper's figures: {claim.paper_setting or 'setting not given'}.")
     if not claim.gate:
-        found.append("Reported only; it does not decide the exit code.")
+        texts.append("Reported only; it does not decide the exit code.")
     if claim.notes:
-        found.append(claim.notes)
-    return found
+        texts.append(claim.notes)
+    return texts
 
 
 def score_row(result: ClaimResult) -> Row:
@@ -137,28 +131,26 @@ def _inferred(result: ClaimResult) -> bool:
     return "[inferred]" in result.claim.reconstruction
 
 
-def heading(found: Verification) -> str:
+def heading(verification: Verification) -> str:
     """``chase 0.1.0 at laptop scale``."""
-    version = f" {found.version}" if found.version else ""
-    return f"{found.plugin}{version} at {found.scale} scale"
+    version = f" {verification.version}" if verification.version else ""
+    return f"{verification.plugin}{version} at {verification.scale} scale"
 
 
-def facts(found: Verification) -> list[tuple[str, str]]:
+def facts(verification: Verification) -> list[tuple[str, str]]:
     """What it ran on and how much."""
-    from plait.report.formatting import duration
-
-    environment = found.environment
+    environment = verification.environment
     versions = environment.get("versions", {})
     known = [
-        ("scale", f"{found.scale}: {found.about}" if found.about else found.scale),
+        ("scale", f"{verification.scale}: {verification.about}" if verification.about else verification.scale),
         ("device", str(environment.get("device_name") or environment.get("device") or "")),
         ("torch", str(versions.get("torch", ""))),
         ("commit", str(environment.get("commit") or "")),
-        ("cells", f"{found.ran} run now, {found.cached} from the cache"),
-        ("work", f"{duration(found.work)} of runs in all"),
+        ("cells", f"{verification.ran} run now, {verification.cached} from the cache"),
+        ("work", f"{duration(verification.work)} of runs in all"),
     ]
-    if found.settings:
-        known.append(("changed", ", ".join(f"{k}={v}" for k, v in found.settings.items())))
+    if verification.settings:
+        known.append(("changed", ", ".join(f"{k}={v}" for k, v in verification.settings.items())))
     return [(what, value) for what, value in known if value]
 
 

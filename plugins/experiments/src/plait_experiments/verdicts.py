@@ -119,7 +119,7 @@ def judge(
     left, right = (float(side) for side in comparison.sides(columns, len(seeds)))
     margin = float(comparison.margin(columns, len(seeds)))
     exact = not comparison.smooth
-    found: Interval | None = None
+    margins: Interval | None = None
     if comparison.operator == "==":
         verdict, note = _of(bool(comparison.in_every_seed(columns, len(seeds)).all())), ""
     elif not math.isfinite(margin):
@@ -127,8 +127,8 @@ def judge(
     elif exact:
         verdict, note = _of(_reached(margin, comparison, left, right)), ""
     else:
-        found = _interval(comparison, columns, len(seeds))
-        verdict, note = _by_interval(found, comparison, left, right, len(common))
+        margins = _interval(comparison, columns, len(seeds))
+        verdict, note = _by_interval(margins, comparison, left, right, len(common))
     if missing and verdict is Verdict.HOLDS:
         verdict = Verdict.UNDECIDED
     if missing:
@@ -141,7 +141,7 @@ def judge(
         _or_none(left),
         _or_none(right),
         _or_none(margin),
-        found,
+        margins,
         exact,
         len(common),
         missing,
@@ -152,14 +152,14 @@ def judge(
 
 def combine(judgements: Iterable[Judgement]) -> Verdict:
     """The verdict on a claim: everything must hold, guards included; what fails is said before what is open."""
-    found = list(judgements)
-    expected = [j.verdict for j in found if not j.guard]
-    everything = [j.verdict for j in found]
+    judgements = list(judgements)
+    expected = [j.verdict for j in judgements if not j.guard]
+    everything = [j.verdict for j in judgements]
     if Verdict.FAILS in expected:
         return Verdict.FAILS
     if Verdict.FAILS in everything:
         return Verdict.GUARD_BROKEN
-    if Verdict.NOT_RUN in everything or not found:
+    if Verdict.NOT_RUN in everything or not everything:
         return Verdict.NOT_RUN
     return Verdict.UNDECIDED if Verdict.UNDECIDED in everything else Verdict.HOLDS
 
@@ -186,14 +186,14 @@ def _interval(
 
 
 def _by_interval(
-    found: Interval | None, comparison: Comparison, left: float, right: float, n: int
+    margins: Interval | None, comparison: Comparison, left: float, right: float, n: int
 ) -> tuple[Verdict, str]:
-    if found is None:
+    if margins is None:
         return Verdict.UNDECIDED, f"an interval needs {statistics.LEAST} seeds, there {'are' if n > 1 else 'is'} {n}"
-    few = f"few seeds ({n})" if found.few else ""
-    if _reached(found.low, comparison, left, right):
+    few = f"few seeds ({n})" if margins.few else ""
+    if _reached(margins.low, comparison, left, right):
         return Verdict.HOLDS, few
-    if not _reached(found.high, comparison, left, right):
+    if not _reached(margins.high, comparison, left, right):
         return Verdict.FAILS, few
     return Verdict.UNDECIDED, "; ".join(filter(None, ["the interval straddles the threshold", few]))
 

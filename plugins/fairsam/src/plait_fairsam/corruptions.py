@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .errors import FairsamError, check_choice, check_integer
 
-__all__ = ["CORRUPTIONS", "DEFAULT_GRID", "NOISES", "Corruption", "corrupt"]
+__all__ = ["CORRUPTIONS", "DEFAULT_GRID", "Corruption", "corrupt"]
 
 NOISES: Mapping[str, tuple[float, ...]] = MappingProxyType(
     {

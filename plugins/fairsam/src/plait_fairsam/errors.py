@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable
 from numbers import Real
 
-__all__ = ["FairsamError", "FairsamWarning", "check_choice", "check_integer", "check_number", "nearest"]
+__all__ = ["FairsamError", "FairsamWarning"]
 
 
 class FairsamError(ValueError):

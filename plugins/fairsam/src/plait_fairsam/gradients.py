@@ -167,16 +167,16 @@ class BatchGradients:
             if probe:
                 stack.enter_context(_unsynchronised(model))
             loss, per_example = self._forward(weighted, rows, focus)
-            found: list[Tensor | None] | None = None
+            gradients: list[Tensor | None] | None = None
             if probe:
-                found = list(torch.autograd.grad(loss, parameters, allow_unused=True))
+                gradients = list(torch.autograd.grad(loss, parameters, allow_unused=True))
             else:
                 if not accumulate:
                     model.zero_grad(set_to_none=True)
                     for p in parameters:
                         p.grad = None
                 (loss if scale == 1.0 else loss * scale).backward()  # type: ignore[no-untyped-call]
-        return Losses(loss.detach(), per_example.detach(), found)
+        return Losses(loss.detach(), per_example.detach(), gradients)
 
     def _forward(self, weighted: bool, rows: Tensor | None, focus: Tensor | None) -> tuple[Tensor, Tensor]:
         owner = self._owner

@@ -7,8 +7,6 @@ from torch import Tensor
 
 from .errors import FairsamError
 
-__all__ = ["check_index", "check_outputs", "group_means", "group_sums"]
-
 
 def check_index(option: str, values: Tensor, size: int | None = None) -> int:
     """Check a vector of class or group indices; reads the values on the host, so call it once, not every step.
@@ -28,13 +26,13 @@ def check_index(option: str, values: Tensor, size: int | None = None) -> int:
         raise FairsamError(f"{option} must be a non-empty vector [N], got shape {tuple(values.shape)}")
     if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
         raise FairsamError(f"{option} must be integers 0, 1, ..., got {values.dtype}; convert with .long()")
-    found = int(values.max()) + 1
-    bad = (values < 0) | (values >= (found if size is None else size))
+    count = int(values.max()) + 1
+    bad = (values < 0) | (values >= (count if size is None else size))
     if bool(bad.any()):
         at = int(bad.nonzero()[0])
         limit = "must not be negative" if size is None else f"is outside 0..{size - 1}"
         raise FairsamError(f"{option}[{at}]={int(values[at])} {limit}")
-    return found if size is None else size
+    return count if size is None else size
 
 
 def check_outputs(outputs: Tensor, num_classes: int) -> None:

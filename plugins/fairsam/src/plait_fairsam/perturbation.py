@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .errors import FairsamError
 
-__all__ = ["EPSILON", "SavedWeights", "asam_perturbation", "global_norm", "sam_perturbation"]
+__all__ = ["SavedWeights", "asam_perturbation", "global_norm", "sam_perturbation"]
 
 EPSILON = 1e-12
 """Added to the norm, so that a zero gradient gives a zero perturbation."""
@@ -48,8 +48,8 @@ def global_norm(tensors: Sequence[Tensor], *, reduce: Reduce | None = None, repl
     if replicas is None:
         norms = list(torch._foreach_norm(wide, 2))
     else:
-        norms = [torch.linalg.vector_norm(one.reshape(replicas, -1), dim=1) for one in wide]
-    norm = torch.linalg.vector_norm(torch.stack([one.to(tensors[0].device, dtype) for one in norms]), dim=0)
+        norms = [torch.linalg.vector_norm(t.reshape(replicas, -1), dim=1) for t in wide]
+    norm = torch.linalg.vector_norm(torch.stack([n.to(tensors[0].device, dtype) for n in norms]), dim=0)
     return norm if reduce is None else reduce(norm.square()).sqrt()
 
 

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from plait.data import Batch, Data
     from plait.declare.results import Metric, Plot, Table
     from plait.training.evaluation import Predictions, View
-    from plait.training.woven import LossReport
     from plait.training.trainer import Trainer
+    from plait.training.woven import LossReport
 
     from .weave import Weave
 

@@ -288,8 +288,8 @@ class FairSAM:
             **_focused(focus),
         )
         if start.gradients is None or len(start.gradients) != len(self.parameters):
-            found = None if start.gradients is None else len(start.gradients)
-            raise FairsamError(f"a probe must return one gradient per parameter ({len(self.parameters)}), got {found}")
+            count = None if start.gradients is None else len(start.gradients)
+            raise FairsamError(f"a probe must return one gradient per parameter ({len(self.parameters)}), got {count}")
         pairs = [(p, g) for p, g in zip(self.parameters, start.gradients, strict=True) if g is not None]
         parameters, ascent = [p for p, _ in pairs], [g for _, g in pairs]
         if self.sync is not None:

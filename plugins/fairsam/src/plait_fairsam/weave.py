@@ -141,12 +141,12 @@ class Weave:
         notes = [str(w.message) for w in caught] + collapse_warnings(report.clean, trainer.info.num_classes)
         for note in notes:
             trainer.note(f"fairsam: {note}")
-        found: dict[str, Metric | Table | Plot] = {}
+        figures: dict[str, Metric | Table | Plot] = {}
         for name, value in report.summary().items():
             unit, better = UNITS.get(name, ("%", "higher"))
-            found[name] = Metric(value, unit, better, "; ".join(notes) if name == "mcdd" else "")
-        found["passes_per_step"] = Metric(self.passes / max(1, trainer.step), "passes", "lower")
-        return found | self._tables(report)
+            figures[name] = Metric(value, unit, better, "; ".join(notes) if name == "mcdd" else "")
+        figures["passes_per_step"] = Metric(self.passes / max(1, trainer.step), "passes", "lower")
+        return figures | self._tables(report)
 
     def _clean(self, trainer: Trainer, clean: Predicted) -> dict[str, Metric | Table | Plot]:
         """The figures that need no corrupted view (on the validation split), to choose rho by."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from .errors import FairsamError, FairsamWarning, check_choice, check_integer, check_number
 from .groups import check_index, group_sums
 
-__all__ = ["TABLES", "WEIGHTS", "AdaptiveWeights", "TableWeights", "cell_counts", "weight_table"]
+__all__ = ["WEIGHTS", "AdaptiveWeights", "TableWeights", "cell_counts", "weight_table"]
 
 TABLES = ("none", "group", "subgroup", "kamiran")
 """The modes that are a fixed table V[s, y]."""

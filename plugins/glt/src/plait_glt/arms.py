@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from plait_experiments.cells import run_or_resume
+import plait
 from plait.declare.recipe import Recipe
 
 
@@ -21,7 +21,8 @@ def transferred(recipe: Recipe, folder: Path, *, source: dict[str, Any], weights
     Returns:
         Metrics of the second run.
     """
-    found = run_or_resume(recipe.merged({f"data.{key}": value for key, value in source.items()}), folder / "find")
-    ticket = str(found.export / "ticket.safetensors")
+    on_source = recipe.merged({f"data.{key}": value for key, value in source.items()})
+    finding = plait.run(on_source, out=folder / "find", go_on=True)
+    ticket = str(finding.export / "ticket.safetensors")
     moved = recipe.merged({"glt.ticket": ticket, "glt.ticket_weights": weights})
-    return dict(run_or_resume(moved, folder / "train").metrics)
+    return dict(plait.run(moved, out=folder / "train", go_on=True).metrics)

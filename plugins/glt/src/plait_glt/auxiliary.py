@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from plait.transport import TransportError, euclidean, sinkhorn, sinkhorn_points
 from plait_glt.errors import GLTError
+from plait_glt.transport import Sinkhorn, Solved
 
 DENSE_ENTRIES = 1 << 24
 """Above so many distances between a class and the rest, the exact loss is evaluated in blocks (64 MiB of float32)."""
@@ -23,7 +25,7 @@ class AuxiliaryLoss:
         distances: WD of each class [C], detached; 0 where skipped.
         counted: classes that have both members and non-members [C], bool.
         iterations: Sinkhorn sweeps (the most of any class).
-        marginal_error: largest L1 error of a class's row sums; above the tolerance when the sweeps ran out.
+        marginal_error: largest L1 error of a plan's marginal; above the tolerance when the sweeps ran out.
     """
 
     loss: Tensor
@@ -52,11 +54,10 @@ def auxiliary_loss(
     Args:
         probabilities: Z = softmax of the logits [n, C], of all nodes; or any outputs whose distances count.
         member: classes of another kind, bool [n, K]: which rows are in each; default the predicted classes.
-        samples: rows drawn per side and class without replacement; default 256. All classes are then one padded
-            Sinkhorn problem [C, S, S]. 0 compares all nodes, a class at a time.
+        samples: rows drawn per side and class without replacement; default 256. 0 compares all nodes.
         generator: for the draw; needed when ``samples`` is not 0.
         eps: entropy, in the units of the distance (at most sqrt(2)); default 0.05.
-        max_iterations, tolerance: sweeps, and the L1 error of the row sums at which they stop; default 50 and 1e-3.
+        max_iterations, tolerance: sweeps, and the L1 error of a marginal at which they stop; default 50 and 1e-3.
         block_entries: distances held at a time when ``samples`` is 0; default 2^24.
 
     Raises:
@@ -66,6 +67,12 @@ def auxiliary_loss(
         raise GLTError(f"auxiliary loss: probabilities {tuple(probabilities.shape)} must be [nodes, classes].")
     if samples < 0:
         raise GLTError(f"wd_samples={samples} must be at least 0 (0: all nodes).")
+    if samples and generator is None:
+        raise GLTError("auxiliary loss: sampling needs a torch.Generator (generator=...), or samples=0.")
+    if not (math.isfinite(eps) and eps > 0):
+        raise GLTError(f"auxiliary loss: eps={eps} must be above 0 and finite (in the units of the distance).")
+    if max_iterations < 1 or not tolerance >= 0:
+        raise GLTError(f"auxiliary loss: max_iterations={max_iterations} must be at least 1, tolerance={tolerance} 0.")
     z = probabilities if probabilities.dtype == torch.float64 else probabilities.float()
     if not bool(z.isfinite().all()):
         bad = int((~z.isfinite()).any(1).sum())
@@ -82,17 +89,14 @@ def auxiliary_loss(
     distances = z.new_zeros(len(counted))
     if not len(classes):
         return AuxiliaryLoss(z.sum() * 0, distances, counted, 0, 0.0)
-    options = {"eps": eps, "max_iterations": max_iterations, "tolerance": tolerance}
-    try:
-        if samples:
-            if generator is None:
-                raise GLTError("auxiliary loss: sampling needs a torch.Generator (generator=...), or samples=0.")
-            found, iterations, error = _sampled(z, member[:, classes], samples, generator, options)
-        else:
-            found, iterations, error = _all_nodes(z, member[:, classes], block_entries, options)
-    except TransportError as problem:
-        raise GLTError(f"auxiliary loss: {problem}") from problem
-    return AuxiliaryLoss(-found.sum(), distances.index_put((classes,), found.detach()), counted, iterations, error)
+    sinkhorn = Sinkhorn(eps, max_iterations, tolerance, block_entries)
+    member = member[:, classes]
+    if generator is not None and samples:
+        solved = _sampled(z, member, samples, generator, sinkhorn)
+    else:
+        solved = _each([(z[inside], z[~inside]) for inside in member.unbind(1)], sinkhorn)
+    distances = distances.index_put((classes,), solved.cost.detach())
+    return AuxiliaryLoss(-solved.cost.sum(), distances, counted, solved.sweeps, solved.error)
 
 
 def draw_rows(member: Tensor, samples: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -124,26 +128,15 @@ def draw_rows(member: Tensor, samples: int, generator: torch.Generator) -> tuple
     return sides[0], sides[1], sides[2], sides[3]
 
 
-def _sampled(
-    z: Tensor, member: Tensor, samples: int, generator: torch.Generator, options: dict[str, float]
-) -> tuple[Tensor, int, float]:
+def _sampled(z: Tensor, member: Tensor, samples: int, generator: torch.Generator, sinkhorn: Sinkhorn) -> Solved:
     inside, a, outside, b = draw_rows(member, samples, generator)
-    cost = euclidean(z[inside], z[outside])
-    solved = sinkhorn(cost, a.to(z), b.to(z), **options)  # type: ignore[arg-type]
-    return solved.cost, solved.iterations, float(solved.marginal_error.max())
+    if z.is_cuda:
+        return sinkhorn.padded(z[inside], z[outside], a.to(z), b.to(z))
+    drawn = zip(inside, a > 0, outside, b > 0, strict=True)
+    return _each([(z[rows[filled]], z[others[present]]) for rows, filled, others, present in drawn], sinkhorn)
 
 
-def _all_nodes(z: Tensor, member: Tensor, block_entries: int, options: dict[str, float]) -> tuple[Tensor, int, float]:
-    costs, iterations, errors = [], 0, [0.0]
-    for inside_class in member.unbind(1):
-        inside, outside = z[inside_class], z[~inside_class]
-        if len(inside) * len(outside) <= block_entries:
-            dense = sinkhorn(euclidean(inside, outside), **options)  # type: ignore[arg-type]
-            cost, sweeps, error = dense.cost, dense.iterations, dense.marginal_error
-        else:
-            blocked = sinkhorn_points(inside, outside, block_entries=block_entries, **options)  # type: ignore[arg-type]
-            cost, sweeps, error = blocked.cost, blocked.iterations, blocked.marginal_error
-        costs.append(cost)
-        iterations = max(iterations, sweeps)
-        errors.append(float(error))
-    return torch.stack(costs), iterations, max(errors)
+def _each(pairs: Sequence[tuple[Tensor, Tensor]], sinkhorn: Sinkhorn) -> Solved:
+    solutions = [sinkhorn.between(inside, outside) for inside, outside in pairs]
+    costs, sweeps, errors = zip(*solutions, strict=True)
+    return Solved(torch.stack(costs), max(sweeps), max(errors))

@@ -1,1 +1,1 @@
-"""The checks of the conformance kit, a module for each part of the contract; `plait_authoring.conformance` lists them."""
+"""The checks of the conformance kit, a module for each part of the contract; see `plait_authoring.conformance`."""

@@ -1,4 +1,4 @@
-"""Checks of what a plugin declares: words, needs, provides, suggestions and claims are as they are said to be."""
+"""Checks of what a plugin declares: words, needs, provides, suggestions and ownership are as they are said to be."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ from typing import Any
 from pydantic import ValidationError
 
 import plait
+from plait.declare.recipe import Recipe
 from plait.declare.sources import DataSource, ModelSource
+from plait.declare.words import CORE_PROVIDES, Ownership
 from plait.errors import BadInput, nearest
 from plait.hooks import CONTRACT_VERSION, hookimpl
 from plait.plugin import Plugin
-from plait.declare.recipe import Recipe
-from plait.declare.words import CORE_PROVIDES, Ownership
-
 from plait_authoring.conformance import Stage, check
 from plait_authoring.subject import Subject
 from plait_authoring.verdicts import DoesNotApply, broken
@@ -41,14 +40,14 @@ def word_problems(what: str, words: Any) -> Iterator[str]:
 
 @check(Stage.USABLE)
 def declared_words(subject: Subject) -> None:
-    """`needs`, `provides` and `breaks` are frozensets of words `kind:name`, and `claims` is a tuple of Claims."""
+    """`needs`, `provides` and `breaks` are frozensets of words `kind:name`, `ownership` is a tuple of Ownerships."""
     problems = [*declaration_problems(subject)]
     if problems:
         broken(problems, "see 'What a plugin declares' in docs/hook-contract.md of plait's repository.")
 
 
 def declaration_problems(subject: Subject) -> Iterator[str]:
-    """What is wrong with the answers of needs(), provides(), breaks() and claims()."""
+    """What is wrong with the answers of needs(), provides(), breaks() and ownership()."""
     instance, well = subject.instance, True
     for method in ("needs", "provides", "breaks"):
         words = getattr(instance, method)()
@@ -57,9 +56,9 @@ def declaration_problems(subject: Subject) -> Iterator[str]:
             yield problem
         if words != getattr(instance, method)():
             yield f"{method}() answers differently when it is asked again; it may depend on options only."
-    claims = instance.claims()
-    if not isinstance(claims, tuple) or not all(isinstance(c, Claim) for c in claims):
-        yield f"claims() returned {claims!r}; it must be a tuple of plait.Claim."
+    owned = instance.ownership()
+    if not isinstance(owned, tuple) or not all(isinstance(part, Ownership) for part in owned):
+        yield f"ownership() returned {owned!r}; it must be a tuple of plait.Ownership."
     if well:
         for word in sorted(instance.needs() & instance.breaks()):
             yield f"{word} stands in needs() and in breaks()."
@@ -92,46 +91,48 @@ def needs_refused(subject: Subject) -> None:
 
 
 def _void(subject: Subject, needs: Collection[str]) -> Iterator[str]:
-    for word in sorted(needs):
-        others = {w for w in needs if w != word}
-        from_data = frozenset(w for w in others if w.startswith(("field:", "task:")))
-        from_model = frozenset(w for w in others if w.startswith("model:"))
-        rest = frozenset(others - from_data - from_model - CORE_PROVIDES)
-        taken = frozenset() if word.startswith(("field:", "task:", "model:")) else frozenset({word})
-        stand_in = _stand_in(from_data, from_model, rest, taken)
-        plugins = {subject.name: subject.options, stand_in.name: {}}
-        with subject.beside(stand_in):
+    """The needs without which the plan is not refused: beside a stand-in that offers all of them but one."""
+    stand_ins = {word: _stand_in(number, word, needs) for number, word in enumerate(sorted(needs))}
+    with subject.beside(*stand_ins.values()):
+        for word, stand_in in stand_ins.items():
+            plugins = {subject.name: subject.options, stand_in.name: {}}
             try:
                 plan = plait.plan(plugins=plugins, data=stand_in.name, model=stand_in.name)
             except BadInput as error:
                 raise DoesNotApply(f"no plan can be made with the plugin: {error}") from error
-        if not any(r.rule == "needs" and subject.name in r.plugins and word in r.message for r in plan.refusals):
-            yield word
+            refusals = [refusal for refusal in plan.refusals if refusal.rule == "needs"]
+            if not any(subject.name in refusal.plugins and word in refusal.message for refusal in refusals):
+                yield word
 
 
-def _stand_in(
-    data: frozenset[str], model: frozenset[str], others: frozenset[str], taken: frozenset[str]
-) -> type[Plugin]:
-    """A plugin that offers data and a model with these words, provides others and takes some away."""
+def _stand_in(number: int, missing: str, needs: Collection[str]) -> type[Plugin]:
+    """A plugin that offers data and a model and meets every need but one, which it takes away if the core meets it."""
+    of_data, of_model = ("field:", "task:"), ("model:",)
+    others = {word for word in needs if word != missing}
+    from_data = frozenset(word for word in others if word.startswith(of_data))
+    from_model = frozenset(word for word in others if word.startswith(of_model))
+    provided = frozenset(others - from_data - from_model - CORE_PROVIDES)
+    taken = frozenset() if missing.startswith(of_data + of_model) else frozenset({missing})
 
     class StandIn(Plugin):
         """Provides everything but one word."""
 
-        name, summary, contract = "conformance-stand-in", "provides everything but one word", CONTRACT_VERSION
+        name, summary = f"conformance-stand-in-{number}", "provides everything but one word"
+        contract = CONTRACT_VERSION
 
         def provides(self) -> frozenset[str]:
-            return others
+            return provided
 
         def breaks(self) -> frozenset[str]:
             return taken
 
         @hookimpl
         def data_sources(self) -> dict[str, DataSource]:
-            return {self.name: DataSource("plait.planning.tiny:load", "never loaded", data)}
+            return {self.name: DataSource("plait.planning.tiny:load", "never loaded", from_data)}
 
         @hookimpl
         def models(self) -> dict[str, ModelSource]:
-            return {self.name: ModelSource("plait.planning.tiny:build", "never built", model)}
+            return {self.name: ModelSource("plait.planning.tiny:build", "never built", from_model)}
 
     return StandIn
 
@@ -221,32 +222,32 @@ def _tiny_problems(plugin: type[Plugin]) -> Iterator[str]:
 
 
 @check(Stage.USABLE)
-def claims_kept(subject: Subject) -> None:
-    """A plugin that owns masks declares them in `claims`, takes what it declares, and nothing else."""
+def ownership_kept(subject: Subject) -> None:
+    """A plugin that owns masks declares them in `ownership`, takes what it declares, and nothing else."""
     well_declared(subject)
-    claims = subject.instance.claims()
-    if "update_masks" in subject.hooks and not claims:
+    owned = subject.instance.ownership()
+    if "update_masks" in subject.hooks and not owned:
         broken(
-            ["The plugin implements update_masks, and claims() is empty: nobody could tell whose masks it changes."],
-            'return what it owns, e.g. (plait.Claim("parameters", "*.weight"),), and take it in setup with '
-            "trainer.masks.claim(name, names).",
+            ["The plugin implements update_masks, and ownership() is empty: nobody could tell whose masks it changes."],
+            'return what it owns, e.g. (plait.Ownership("parameters", "*.weight"),), and take it in setup with '
+            "trainer.masks.own(name, names).",
         )
     seen = subject.observed
-    problems = list(seen.watch.findings["claims_kept"])
+    problems = list(seen.watch.findings["ownership_kept"])
     owners = getattr(getattr(seen.watch.trainer, "masks", None), "owner", {})
     mine = [tensor for tensor, owner in owners.items() if owner == subject.name]
-    if not problems and not claims:
+    if not problems and not owned:
         raise DoesNotApply("the plugin owns no masks")
     if not problems and seen.run is None:
         raise DoesNotApply("the tiny run did not finish: see test_trains")
     problems += [
-        f"claims() declares {claim}, and setup took no mask that it names; it keeps other owners away for nothing."
-        for claim in claims
-        if claim.kind == "parameters" and not any(fnmatchcase(tensor, claim.pattern) for tensor in mine)
+        f"ownership() declares {part}, and setup took no mask that it names; it keeps other owners away for nothing."
+        for part in owned
+        if part.kind == "parameters" and not any(fnmatchcase(tensor, part.pattern) for tensor in mine)
     ]
     if problems:
         broken(
-            problems, "let claims() name exactly the tensors that setup takes with trainer.masks.claim, and no others."
+            problems, "let ownership() name exactly the tensors that setup takes with trainer.masks.own, and no others."
         )
 
 
@@ -262,16 +263,16 @@ def masks_own(subject: Subject) -> None:
     if problems:
         broken(
             problems,
-            "in update_masks, change in place only the masks that trainer.masks.claim gave in setup, and then call "
+            "in update_masks, change in place only the masks that trainer.masks.own gave in setup, and then call "
             "trainer.masks.changed(); the core zeroes the weights. Other weights are the optimizer's.",
         )
 
 
 def _other_owner(subject: Subject) -> type[Plugin] | None:
-    """A plugin that owns every mask that the plugin under test does not claim; None when nothing is left."""
+    """A plugin that owns every mask that the plugin under test does not own; None when nothing is left."""
     model: Any = getattr(subject.observed.watch.trainer, "model", None)
-    mine = subject.instance.claims()
-    free = [n for n, _ in model.named_parameters() if not any(Claim("parameters", n).overlaps(c) for c in mine)]
+    mine = subject.instance.ownership()
+    free = [n for n, _ in model.named_parameters() if not any(Ownership("parameters", n).overlaps(c) for c in mine)]
     if not free:
         return None
 
@@ -280,12 +281,12 @@ def _other_owner(subject: Subject) -> type[Plugin] | None:
 
         name, summary, contract = "conformance-other-owner", "owns the other masks", CONTRACT_VERSION
 
-        def claims(self) -> tuple[Claim, ...]:
-            return tuple(Claim("parameters", name) for name in free)
+        def ownership(self) -> tuple[Ownership, ...]:
+            return tuple(Ownership("parameters", name) for name in free)
 
         def setup(self, trainer: Any) -> None:
             names = dict(trainer.model.named_parameters())
-            for mask in trainer.masks.claim(self.name, [n for n in free if n in names]).values():
+            for mask in trainer.masks.own(self.name, [n for n in free if n in names]).values():
                 mask.view(-1)[0] = 0
             trainer.masks.changed()
 

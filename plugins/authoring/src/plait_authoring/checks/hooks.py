@@ -6,16 +6,18 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from plait.declare.sources import DataSource, ModelSource
 from plait.declare.options import load_object
+from plait.declare.sources import DataSource, ModelSource
 from plait.errors import BadInput, nearest
 from plait.hooks import HookSpecs, hook_names
 from plait.planning.discovery import NAME, default_instance
-
 from plait_authoring.checks.declarations import word_problems
 from plait_authoring.conformance import Stage, check
 from plait_authoring.subject import Subject
 from plait_authoring.verdicts import DoesNotApply, broken
+
+REGISTRIES = ("data_sources", "models", "commands", "artifacts")
+"""Hooks that name things before any run (views are named in one)."""
 
 
 def marked(subject: Subject) -> Iterator[tuple[str, Callable[..., Any]]]:
@@ -28,10 +30,10 @@ def marked(subject: Subject) -> Iterator[tuple[str, Callable[..., Any]]]:
 
 def arguments(subject: Subject, name: str, function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """A method's named parameters, without ``self``."""
-    found = dict(inspect.signature(function).parameters)
+    taken = dict(inspect.signature(function).parameters)
     if not isinstance(inspect.getattr_static(subject.plugin, name), (staticmethod, classmethod)):
-        found.pop(next(iter(found), ""), None)
-    return {n: p for n, p in found.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+        taken.pop(next(iter(taken), ""), None)
+    return {argument: p for argument, p in taken.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
 
 
 @check(Stage.LOADED)
@@ -51,12 +53,12 @@ def hook_signatures(subject: Subject) -> None:
 
 def _signature_problems(subject: Subject) -> Iterator[str]:
     owner = subject.plugin.__qualname__
-    found = dict(marked(subject))
+    hooks = dict(marked(subject))
     for name in hook_names():
         function = getattr(subject.plugin, name, None)
-        if callable(function) and name not in found:
+        if callable(function) and name not in hooks:
             yield f"{owner}.{name} is not marked with @hookimpl, so it is never called."
-    for name, function in found.items():
+    for name, function in hooks.items():
         if name not in hook_names():
             yield f"{owner}.{name}: there is no hook {name!r}.{nearest(name, hook_names())}"
             continue
@@ -110,9 +112,9 @@ def _order_problems(subject: Subject) -> Iterator[str]:
 
 @check(Stage.USABLE)
 def registered(subject: Subject) -> None:
-    """Data sources, models and commands that are registered can be imported, and describe themselves."""
+    """Data sources, models, commands and artifacts that are registered can be imported, and describe themselves."""
     problems: list[str] = []
-    for hook in ("data_sources", "models", "commands"):
+    for hook in REGISTRIES:
         if hook in subject.hooks:
             problems += _answer_problems(subject, hook)
     for hook, kind, takes in (("data_sources", DataSource, "options, seed"), ("models", ModelSource, "options, info")):
@@ -128,11 +130,13 @@ def registered(subject: Subject) -> None:
             problems += [f"{where}: {p}" for p in word_problems("provides", source.provides)]
             problems += [f"{where}: {p}" for p in _import_problems(source.factory, 2, takes)]
     for name, path in subject.registered("commands").items():
-        problems += [f"command {name!r}: {p}" for p in _import_problems(path, None, "")]
+        problems += [f"command {name!r}: {problem}" for problem in _import_problems(path, None, "")]
+    for name, path in subject.registered("artifacts").items():
+        problems += [f"artifact {name!r}: {problem}" for problem in _import_problems(path, 1, "run directory")]
     if problems:
         broken(problems, "mend these declarations; an import path is written package.module:function.")
-    if not any(hook in subject.hooks for hook in ("data_sources", "models", "commands")):
-        raise DoesNotApply("the plugin registers no data source, model or command")
+    if not set(REGISTRIES) & set(subject.hooks):
+        raise DoesNotApply("the plugin registers no data source, model, command or artifact")
 
 
 def _answer_problems(subject: Subject, hook: str) -> Iterator[str]:

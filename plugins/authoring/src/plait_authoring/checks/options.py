@@ -11,9 +11,8 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from plait.errors import BadInput
 from plait.declare.recipe import Recipe, validated
-
+from plait.errors import BadInput
 from plait_authoring.conformance import Stage, check
 from plait_authoring.subject import Subject
 from plait_authoring.verdicts import DoesNotApply, broken

@@ -8,6 +8,9 @@ import sys
 
 import plait
 from plait.hooks import CONTRACT_VERSION
+from plait_authoring.conformance import Stage, check
+from plait_authoring.subject import Subject
+from plait_authoring.verdicts import DoesNotApply, broken
 
 HEAVY = """
 accelerate catboost cupy cv2 datasets diffusers faiss fastai flax gensim h5py huggingface_hub imageio jax jaxlib keras
@@ -20,24 +23,20 @@ torchmetrics torchvision transformers triton wandb xgboost
 
 WATCH = """
 import json, sys, traceback
-
-from plait_authoring.conformance import Stage, check
-from plait_authoring.subject import Subject
-from plait_authoring.verdicts import DoesNotApply, broken
 path, module, heavy = json.loads(sys.argv[1])
 sys.path[:] = path
-found = {}
+seen = {}
 
 class Watch:
     def find_spec(self, name, *rest):
-        if name in heavy and name not in found:
+        if name in heavy and name not in seen:
             frames = [f for f in traceback.extract_stack()[:-1] if "importlib" not in f.filename]
-            found[name] = [f"{f.filename}:{f.lineno}" for f in frames[-1:]]
+            seen[name] = [f"{f.filename}:{f.lineno}" for f in frames[-1:]]
         return None
 
 sys.meta_path.insert(0, Watch())
 __import__(module)
-print("\\n" + json.dumps({name: by for name, by in found.items() if name in sys.modules}))
+print("\\n" + json.dumps({name: by for name, by in seen.items() if name in sys.modules}))
 """
 
 
@@ -98,17 +97,17 @@ def light_import(subject: Subject) -> None:
         raise DoesNotApply("a class was given, which is in no package yet")
     module = subject.plugin.__module__
     question = json.dumps([[p for p in sys.path if p], module, HEAVY])
-    done = subprocess.run([sys.executable, "-c", WATCH, question], capture_output=True, text=True, timeout=300)
-    if done.returncode:
+    ended = subprocess.run([sys.executable, "-c", WATCH, question], capture_output=True, text=True, timeout=300)
+    if ended.returncode:
         broken(
-            [f"`import {module}` fails in a fresh interpreter: {done.stderr.strip().splitlines()[-1]}"],
+            [f"`import {module}` fails in a fresh interpreter: {ended.stderr.strip().splitlines()[-1]}"],
             "make the module importable by itself.",
         )
-    found: dict[str, list[str]] = json.loads(done.stdout.splitlines()[-1])
-    first = [name for name in found if not any(name.startswith(f"{other}.") for other in found)]
+    places: dict[str, list[str]] = json.loads(ended.stdout.splitlines()[-1])
+    first = [name for name in places if not any(name.startswith(f"{other}.") for other in places)]
     if first:
         broken(
-            [f"`import {module}` imports {name}, at {' '.join(found[name]) or 'an unknown place'}." for name in first],
+            [f"`import {module}` imports {name}, at {' '.join(places[name]) or 'an unknown place'}." for name in first],
             "move these imports inside the hooks that use them, and under `if TYPE_CHECKING:` for annotations. "
             "`plait --help` and `plait plan` load every installed plugin, so this file must stay light.",
         )
@@ -117,16 +116,19 @@ def light_import(subject: Subject) -> None:
 @check(Stage.USABLE)
 def claims_file(subject: Subject) -> None:
     """The package's claims.toml, if there is one, can be read, and its arms name real recipe keys and options."""
-    import plait_experiments as claims
-
     if not subject.packaged:
         raise DoesNotApply("a class was given, which is in no package yet")
     try:
-        book = claims.load(subject.name)
+        from plait_experiments.experiment import check as arm_problems
+        from plait_experiments.schema import load
+    except ImportError:
+        raise DoesNotApply("claims are read by plait-experiments, which is not installed") from None
+    try:
+        book = load(subject.name)
     except plait.BadInput as error:
         broken(str(error).splitlines(), "mend these keys; `docs/claims.md` in plait's repository lists them all.")
     if book is None:
         raise DoesNotApply("the package has no claims.toml beside plugin.py, so it claims nothing")
-    problems = claims.check(book)
+    problems = arm_problems(book)
     if problems:
         broken(problems, "mend these keys, or the options that they name.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import plait
-
 from plait_authoring.conformance import Stage, check
 from plait_authoring.subject import Subject
 from plait_authoring.verdicts import DoesNotApply, broken

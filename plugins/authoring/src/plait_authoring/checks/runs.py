@@ -13,7 +13,6 @@ import plait
 from plait.declare.options import load_object
 from plait.declare.recipe import Recipe
 from plait.planning import discovery
-
 from plait_authoring.conformance import Stage, check, passes
 from plait_authoring.subject import Subject
 from plait_authoring.tiny import SETTINGS, TinyRun, described
@@ -59,6 +58,8 @@ def artifacts_made(subject: Subject) -> None:
     registered = discovery.collect("artifacts")[0]
     if not registered:
         raise DoesNotApply("no installed plugin makes an artifact of a run")
+    if not passes(subject, "registered"):
+        raise DoesNotApply("what the plugin registers cannot be used: see test_registered")
     assert subject.observed.run is not None
     path = subject.observed.run.path
     problems = [

@@ -9,8 +9,8 @@ block for each place where that hook's part belongs.
 
 from __future__ import annotations
 
-from plait.scaffold.choosing import DEFAULT_HOOKS, FAMILIES, choose_hooks
-from plait.scaffold.naming import Names, check_name
-from plait.scaffold.writing import new_plugin, next_commands
+from plait_authoring.scaffold.hooks import DEFAULT_HOOKS, choose_hooks, families
+from plait_authoring.scaffold.names import Names, check_name
+from plait_authoring.scaffold.project import new_plugin, next_commands
 
-__all__ = ["DEFAULT_HOOKS", "FAMILIES", "Names", "check_name", "choose_hooks", "new_plugin", "next_commands"]
+__all__ = ["DEFAULT_HOOKS", "Names", "check_name", "choose_hooks", "families", "new_plugin", "next_commands"]

@@ -15,6 +15,8 @@ from plait_dbadfl.mixing import Mixing
 from plait_dbadfl.phases import Parameters
 from plait_dbadfl.stacking import flatten, unflatten_
 
+__all__ = ["DEFENCES", "RobustAggregation", "make_defence"]
+
 DEFENCES: dict[str, type[Defence]] = {
     rule.name: rule
     for rule in (

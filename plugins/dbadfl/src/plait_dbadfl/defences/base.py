@@ -12,6 +12,8 @@ from torch import Tensor
 from plait_dbadfl.errors import DbadflError
 from plait_dbadfl.mixing import Mixing
 
+__all__ = ["Defence", "Verdict"]
+
 Losses = Callable[[Tensor, Tensor], Tensor]
 """(receivers int64 [m], senders int64 [m]) -> [m]: loss of each sender's model on its receiver's own batch."""
 
@@ -154,7 +156,7 @@ class Defence:
             raise DbadflError(f"defence {self.name!r} works on updates: give start, the models before the local steps")
         self.check(mixing.degrees)
         self.observe(models, start)
-        made = models.clone()
+        aggregated = models.clone()
         accept = torch.zeros(len(mixing.receivers), dtype=torch.bool, device=models.device) if self.selects else None
         width = models.shape[1]
         for nodes in mixing.blocks(max(1, elements // width)):
@@ -167,10 +169,10 @@ class Defence:
                 columns = models[:, at : at + part]
                 begun = None if start is None else start[there, at : at + part]
                 block = Block(there, senders, seen, columns[senders], weights, begun, round, rounds, losses)
-                made[there, at : at + part], taken = self.block(block)
+                aggregated[there, at : at + part], taken = self.block(block)
                 if accept is not None and taken is not None:
                     accept[entry[mask].to(models.device)] = taken[:, 1:][seen[:, 1:]]
-        return Verdict(made, accept)
+        return Verdict(aggregated, accept)
 
 
 def require_finite(models: Tensor, round: int) -> None:

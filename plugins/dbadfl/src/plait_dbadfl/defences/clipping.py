@@ -9,6 +9,8 @@ from torch import Tensor
 from plait_dbadfl.defences.base import Block, Defence, lengths, masked_median, require, shrink
 from plait_dbadfl.defences.geometric import weighted_sum
 
+__all__ = ["NormClipping", "SelfCentredClipping"]
+
 Shares = Literal["mixing", "equal"]
 
 

@@ -9,6 +9,8 @@ from plait_dbadfl.defences.base import Block, Defence, Losses, Verdict, ascendin
 from plait_dbadfl.errors import DbadflError
 from plait_dbadfl.mixing import Mixing
 
+__all__ = ["Median", "TrimmedMean"]
+
 
 class Mean(Defence):
     """x <- W x: no defence."""

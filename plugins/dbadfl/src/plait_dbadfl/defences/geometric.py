@@ -7,6 +7,8 @@ from torch import Tensor
 
 from plait_dbadfl.defences.base import Block, Defence, lengths, require
 
+__all__ = ["RFA", "Krum", "MultiKrum"]
+
 EXACT_UP_TO = 64
 """Models up to which squared distances are summed coordinate by coordinate instead of from inner products."""
 

@@ -11,6 +11,8 @@ from plait_dbadfl.defences.base import Block, Defence, lengths, require
 from plait_dbadfl.defences.geometric import equal_mean
 from plait_dbadfl.errors import DbadflError
 
+__all__ = ["Balance", "Ubar"]
+
 
 class Balance(Defence):
     """Accept j where ||x_i - x_j|| <= gamma exp(-kappa t / T) ||x_i|| [known].

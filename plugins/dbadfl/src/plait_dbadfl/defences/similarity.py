@@ -12,6 +12,8 @@ from torch import Tensor
 from plait_dbadfl.defences.base import Block, Defence, lengths, masked_median, require, shrink
 from plait_dbadfl.defences.geometric import equal_mean, weighted_sum
 
+__all__ = ["Flame", "FoolsGold"]
+
 PARDON = 1e-5
 CERTAIN = 0.99
 FEW = 6
@@ -99,11 +101,11 @@ class Flame(Defence):
         accepted = accepted.to(block.mask.device)
         scale = masked_median(lengths(updates), block.mask)
         clipped = shrink(updates, scale[:, None].expand(updates.shape[:2]))
-        made = block.start + equal_mean(clipped, accepted)
+        models = block.start + equal_mean(clipped, accepted)
         if self.noise:
-            drawn = torch.randn(made.shape, generator=self.generator, dtype=made.dtype).to(made.device)
-            made = made + self.noise * scale[:, None] * drawn
-        return made, accepted
+            drawn = torch.randn(models.shape, generator=self.generator, dtype=models.dtype).to(models.device)
+            models = models + self.noise * scale[:, None] * drawn
+        return models, accepted
 
     def state_dict(self) -> dict[str, Any]:
         return {"generator": self.generator.get_state()}
@@ -139,10 +141,10 @@ def _largest_cluster(distances: Any) -> Any:
     n = len(distances)
     if n < 3:
         return np.ones(n, dtype=bool)
-    found = HDBSCAN(
+    clustering = HDBSCAN(
         min_cluster_size=n // 2 + 1, min_samples=1, metric="precomputed", allow_single_cluster=True, copy=True
     ).fit(distances)
-    labels = found.labels_
+    labels = clustering.labels_
     if labels.max() < 0:
         return np.ones(n, dtype=bool)
     return labels == np.bincount(labels[labels >= 0]).argmax()

@@ -6,15 +6,15 @@ import itertools
 import json
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from plait.errors import BadInput
 from plait_cli import completion, output
+from plait_cli.catalog import Seen, finished
 from plait_cli.parameters import AsJson
-
-if TYPE_CHECKING:
-    from plait.storage.catalog import Seen
+from plait_experiments import statistics
 
 BESIDE = {"seed", "device", "loggers", "checkpoint", "distributed"}
 """Keys of a recipe that may differ between runs of one group."""
@@ -36,13 +36,11 @@ class Group:
 
     def values(self, metric: str) -> dict[int, float | None]:
         """seed -> value; the mean where a seed was run more than once."""
-        from plait_experiments import statistics
-
         by_seed: dict[int, list[float | None]] = {}
         for run in self.runs:
             if metric in run.details and run.recipe is not None:
                 by_seed.setdefault(run.recipe.seed, []).append(run.details[metric].get("value"))
-        return {seed: statistics.summary(found).mean for seed, found in by_seed.items()}
+        return {seed: statistics.summary(values).mean for seed, values in by_seed.items()}
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON form."""
@@ -71,56 +69,51 @@ def compare(
       plait compare runs/dense runs/sparse
       plait compare runs/dense-seeds3 runs/sparse-seeds3 --json
     """
-    from plait.errors import BadInput
-    from plait.storage.catalog import finished
-
-    found = finished(runs)
-    if len(found) < 2:
+    seen = finished(runs)
+    if len(seen) < 2:
         raise BadInput("compare needs two or more finished runs.")
-    groups = grouped(found)
-    names = list(dict.fromkeys(name for seen in found for name in seen.details))
-    figures = {name: compared(name, groups) for name in names}
+    groups = grouped(seen)
+    comparisons = {name: compared(name, groups) for name in dict.fromkeys(name for run in seen for name in run.details)}
     if as_json:
-        output.emit({"groups": [g.as_dict() for g in groups], "metrics": figures})
+        output.emit({"groups": [g.as_dict() for g in groups], "metrics": comparisons})
         return
+    differences = [c["difference"] for c in comparisons.values() if "difference" in c]
     columns = ["metric", *(g.name for g in groups), *(["difference"] if len(groups) == 2 else []), "unit", "better"]
     rows = []
-    for name, made in figures.items():
-        row = [name, *(spread(made["groups"][g.name]) for g in groups)]
+    for name, comparison in comparisons.items():
+        row = [name, *(spread(comparison["groups"][g.name]) for g in groups)]
         if len(groups) == 2:
-            row.append(spread(made["difference"], sign="+") + within(made["difference"]))
-        rows.append([*row, made["unit"], "" if made["better"] == "neither" else made["better"]])
+            row.append(spread(comparison["difference"], sign="+") + bracket(comparison["difference"]["interval"]))
+        rows.append([*row, comparison["unit"], "" if comparison["better"] == "neither" else comparison["better"]])
     output.show(output.table("", columns, rows, right=range(1, len(columns) - 2)))
     for group in groups:
         what = ", ".join(f"{key}={value}" for key, value in group.differs.items())
-        seeds = ", ".join(str(r.recipe.seed) for r in group.runs if r.recipe is not None)
+        seeds = ", ".join(str(run.recipe.seed) for run in group.runs if run.recipe is not None)
         typer.echo(f"{group.name}: {len(group.runs)} run(s), seed(s) {seeds}{'; ' + what if what else ''}")
     if len(groups) == 2:
-        pairs = max((made["difference"]["n"] for made in figures.values() if made["difference"]["paired"]), default=0)
+        pairs = max((difference["n"] for difference in differences if difference["paired"]), default=0)
         how = f"paired by seed ({pairs} pair(s))" if pairs else "of the means (no common seed)"
-        brackets = any(made["difference"]["interval"] for made in figures.values())
+        brackets = any(difference["interval"] for difference in differences)
         more = "; in brackets the 95 % bootstrap interval" if brackets else ""
         typer.echo(f"difference: {groups[1].name} minus {groups[0].name}, {how}{more}")
 
 
-def grouped(found: list[Seen]) -> list[Group]:
+def grouped(runs: list[Seen]) -> list[Group]:
     """Runs of one recipe but for the seed, in the order of first appearance."""
     together: dict[str, list[Seen]] = {}
     flats: dict[str, dict[str, Any]] = {}
-    for seen in found:
-        assert seen.recipe is not None
-        flat = flattened(
-            seen.recipe.model_dump(mode="json", exclude={"seed", "device", "loggers", "checkpoint", "distributed"})
-        )
-        flat["plugins"] = "+".join(seen.recipe.plugins) or "none"
+    for run in runs:
+        assert run.recipe is not None
+        flat = flattened(run.recipe.model_dump(mode="json", exclude=BESIDE))
+        flat["plugins"] = "+".join(run.recipe.plugins) or "none"
         key = json.dumps(flat, sort_keys=True, default=str)
-        together.setdefault(key, []).append(seen)
+        together.setdefault(key, []).append(run)
         flats[key] = flat
     keys = {name for flat in flats.values() for name in flat}
     differing = sorted(k for k in keys if len({json.dumps(f.get(k), default=str) for f in flats.values()}) > 1)
     groups: list[Group] = []
     for key, members in together.items():
-        members.sort(key=lambda seen: seen.recipe.seed if seen.recipe else 0)
+        members.sort(key=lambda run: run.recipe.seed if run.recipe else 0)
         name = PurePath(members[0].shown).name
         if len(members) > 1:
             parents = {PurePath(member.shown).parent for member in members}
@@ -147,34 +140,31 @@ def flattened(values: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def compared(metric: str, groups: list[Group]) -> dict[str, Any]:
-    """One metric over the groups."""
-    from plait_experiments import statistics
-
+    """One metric over the groups, in the JSON form."""
     details = [run.details[metric] for group in groups for run in group.runs if metric in run.details]
     values = [group.values(metric) for group in groups]
-    made: dict[str, Any] = {
+    comparison: dict[str, Any] = {
         "unit": details[0].get("unit", ""),
         "better": details[0].get("better", "neither"),
         "groups": {
-            group.name: {**statistics.summary(list(found.values())).as_dict(), "by_seed": found}
-            for group, found in zip(groups, values, strict=True)
+            group.name: {**statistics.summary(list(by_seed.values())).as_dict(), "by_seed": by_seed}
+            for group, by_seed in zip(groups, values, strict=True)
         },
     }
     if len(groups) == 2:
-        made["difference"] = statistics.difference(*values).as_dict()
-    return made
+        comparison["difference"] = statistics.difference(*values).as_dict()
+    return comparison
 
 
-def within(made: dict[str, Any]) -> str:
+def bracket(interval: dict[str, Any] | None) -> str:
     """`` [low, high]`` of a paired difference, or nothing."""
-    found = made["interval"]
-    return "" if found is None else f" [{output.figure(found['low'])}, {output.figure(found['high'])}]"
+    return "" if interval is None else f" [{output.figure(interval['low'])}, {output.figure(interval['high'])}]"
 
 
-def spread(made: dict[str, Any], sign: str = "") -> str:
+def spread(summary: dict[str, Any], sign: str = "") -> str:
     """``mean ± standard error``; the mean alone for one value."""
-    if made["mean"] is None:
+    if summary["mean"] is None:
         return "-"
-    plus = sign if made["mean"] > 0 else ""
-    error = made["standard_error"]
-    return f"{plus}{output.figure(made['mean'])}" + (f" ± {output.figure(error)}" if error is not None else "")
+    plus = sign if summary["mean"] > 0 else ""
+    error = summary["standard_error"]
+    return f"{plus}{output.figure(summary['mean'])}" + (f" ± {output.figure(error)}" if error is not None else "")

@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from plait_cli import output, startup
+from plait.planning.plan import make_plan
+from plait_cli import output
 from plait_cli.parameters import (
     AsJson,
-    CacheFolder,
     DataName,
     Device,
     Epochs,
-    Fresh,
     ModelName,
     PluginNames,
-    RayAddress,
     RecipeFile,
     Settings,
     Steps,
-    Workers,
     assemble,
 )
-
-if TYPE_CHECKING:
-    from plait_experiments import Sweep
+from plait_experiments import sweep as sweeps
+from plait_experiments.commands.parameters import CacheFolder, Fresh, RayAddress, Workers
+from plait_experiments.grid import parse_all
 
 
 def sweep(
@@ -80,16 +77,11 @@ def sweep(
       plait sweep recipe.toml --over chase.density=0.02..0.5:log --optimize task/accuracy@validation --trials 30
       plait sweep recipe.toml --over seed=0:20 --ray auto
     """
-    from plait.planning import plan as composition
-    from plait_experiments import sweep as run
-    from plait_experiments.grid import parse_all
-
-    parse_all(over or ())  # refuses before anything heavy is imported
-    wanted = assemble(recipe, plugins, settings, data=data, model=model, epochs=epochs, steps=steps, device=device)
-    composition.make_plan(wanted)
-    startup.long()
-    found = run(
-        wanted,
+    parse_all(over or ())  # refuses before torch is imported
+    base = assemble(recipe, plugins, settings, data=data, model=model, epochs=epochs, steps=steps, device=device)
+    make_plan(base)
+    result = sweeps.sweep(
+        base,
         over or (),
         optimize=optimize,
         direction=direction,
@@ -102,30 +94,30 @@ def sweep(
         fresh=fresh,
         progress=True,
     )
-    shown = found.checked(metrics or ()) or [found.main_metric()]
-    files = found.write(out, metric=shown[0], parquet=parquet)
+    shown = result.checked(metrics or ()) or [result.main_metric()]
+    files = result.write(out, metric=shown[0], parquet=parquet)
     if as_json:
-        output.emit({**found.as_dict(), "files": [str(path) for path in files]})
+        output.emit({**result.as_dict(), "files": [str(path) for path in files]})
     else:
-        show(found, [name for name in shown if name])
+        show(result, [name for name in shown if name])
         for path in files:
             typer.echo(f"{path.suffix.removeprefix('.') + ':':9}{path}")
-    if found.failed:
+    if result.failed:
         raise typer.Exit(1)
 
 
-def show(found: Sweep, metrics: list[str]) -> None:
+def show(result: sweeps.Sweep, metrics: list[str]) -> None:
     """Print the means, the best point, and what failed."""
-    columns, rows = found.table(metrics)
+    columns, rows = result.table(metrics)
     output.show(output.table("", columns, rows, right=range(columns.index("runs"), len(columns))))
-    best = found.best()
+    best = result.best()
     if best is not None:
         point = ", ".join(f"{key}={output.figure(value)}" for key, value in best.point.items())
-        mean = output.figure(best.summary(found.optimized).mean)
-        typer.echo(f"best:    {point} ({found.optimized} {mean}, {found.direction}d)")
-    for row in found.failed:
+        mean = output.figure(best.summary(result.optimized).mean)
+        typer.echo(f"best:    {point} ({result.optimized} {mean}, {result.direction}d)")
+    for row in result.failed:
         point = " ".join(f"{key}={value}" for key, value in row.point.items())
         output.complain("failed", f"{point}: {row.error}")
-    for note in found.notes:
+    for note in result.notes:
         output.note(note)
-    typer.echo(f"runs:    {found.ran} run, {found.cached} kept from before")
+    typer.echo(f"runs:    {result.ran} run, {result.cached} kept from before")

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from plait_cli import completion, output, startup
-from plait_cli.parameters import AsJson, CacheFolder, Fresh, RayAddress, Settings, Workers, parse_settings
-
-if TYPE_CHECKING:
-    from plait_experiments.results import ClaimResult, Verification
+from plait.errors import BadInput
+from plait.planning import discovery
+from plait_cli import completion, output
+from plait_cli.parameters import AsJson, Settings, parse_settings
+from plait_experiments import scoreboard, tables, verification
+from plait_experiments.commands.parameters import CacheFolder, Fresh, RayAddress, Workers
+from plait_experiments.page import write_pages
+from plait_experiments.results import ClaimResult, Verification
+from plait_experiments.schema import load
 
 NOT_HELD = 4
 """Exit code when a claim that gates does not hold."""
@@ -75,9 +79,6 @@ def verify(
       plait verify --all --extra --out docs/scoreboard
       plait verify fairsam --extra --scoreboard --out docs/scoreboard
     """
-    from plait_experiments import load
-    from plait.errors import BadInput
-
     if everything == (name is not None):
         raise BadInput("give one plugin, or --all.")
     if everything and claims:
@@ -89,20 +90,16 @@ def verify(
     names = with_claims() if name is None else [name]
     if not names:
         raise BadInput("no installed plugin brings claims; pip install plait-chase, for example.")
-    books = [(one, load(one)) for one in names]  # refuses before anything starts
-    earlier = stored_scoreboard(out) if join else []
+    books = [(plugin, load(plugin)) for plugin in names]  # refuses before anything starts
+    earlier = scoreboard.stored(out) if join else []  # so does a damaged one
     changes = parse_settings(settings or ())
-    startup.long()
-    from plait_experiments import verify as run
-    from plait_experiments.page import write_pages
-
-    found: list[Verification] = []
-    for one, book in books:
+    verifications: list[Verification] = []
+    for plugin, book in books:
         if everything:
-            output.note(f"verifying {one}")
-        found.append(
-            run(
-                book if book is not None else one,
+            output.note(f"verifying {plugin}")
+        verifications.append(
+            verification.verify(
+                book if book is not None else plugin,
                 only=[c.id for c in book.claims if c.gate] if gating and book is not None else claims or (),
                 extra=extra,
                 scale=scale.value,
@@ -115,62 +112,46 @@ def verify(
                 progress=True,
             )
         )
-    files = write_pages(found, out)
+    files = write_pages(verifications, out)
     if everything or join:
-        from plait_experiments.joining import join as joined
-        from plait_experiments.page import write_scoreboard
-
-        files += write_scoreboard(joined(earlier, found), out)
+        files += scoreboard.write_scoreboard(scoreboard.join(earlier, verifications), out)
     if as_json:
-        output.emit({"plugins": [v.as_dict() for v in found]} if everything else found[0].as_dict())
+        documents = [v.as_dict() for v in verifications]
+        output.emit({"plugins": documents} if everything else documents[0])
     else:
-        for verification in found:
-            show(verification)
+        for v in verifications:
+            show(v)
         for path in files:
             if path.suffix == ".html":
                 typer.echo(f"page: {path}")
-    if not all(v.holds for v in found):
+    if not all(v.holds for v in verifications):
         raise typer.Exit(NOT_HELD)
-
-
-def stored_scoreboard(folder: Path) -> list[Verification]:
-    """The scoreboard that is there; a damaged one is refused before anything runs."""
-    from plait_experiments.joining import stored
-
-    return stored(folder)
 
 
 def with_claims() -> list[str]:
     """Usable plugins that bring a ``claims.toml``; a bad file is an error, not a plugin without claims."""
-    from plait.planning import discovery as registry
-    from plait_experiments import load
-
-    return [name for name in registry.active_registry() if load(name) is not None]
+    return [name for name in discovery.active_registry() if load(name) is not None]
 
 
-def show(found: Verification) -> None:
+def show(verified: Verification) -> None:
     """Print every claim with its tables."""
-    from plait_experiments import tables
-
-    typer.echo(output.heading(tables.heading(found)))
-    for what, value in tables.facts(found):
+    typer.echo(output.heading(tables.heading(verified)))
+    for what, value in tables.facts(verified):
         typer.echo(f"{what + ':':9}{value}")
-    if found.settings:
+    if verified.settings:
         typer.secho("settings were changed: this is another experiment than the claims describe.", fg="yellow")
-    for note in found.notes:
+    for note in verified.notes:
         typer.secho(note, fg="yellow")
-    for result in found.claims:
+    for result in verified.claims:
         show_claim(result)
     typer.echo()
-    for result in found.claims:
+    for result in verified.claims:
         reported = "" if result.claim.gate else " (reported only)"
         typer.echo(f"{verdict(result)}  {result.claim.id}{reported}")
 
 
 def show_claim(result: ClaimResult) -> None:
     """Print one claim."""
-    from plait_experiments import tables
-
     typer.echo(f"\n{output.heading(result.claim.id)}: {result.claim.sentence}  {verdict(result)}")
     if any(arm.values for arm in result.arms):
         arms = output.table("", tables.ARM_COLUMNS, tables.arm_rows(result), right=(2, 3, 4))

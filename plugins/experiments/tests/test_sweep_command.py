@@ -1,4 +1,4 @@
-"""``plait sweep`` as a program: real workers, resumed, and refused."""
+"""``plait sweep``: what it prints and writes, gone on with, and refused."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 ARGUMENTS = ("--data", "tiny-images", "--model", "tiny-cnn", "--steps", "2", "--set", "data.train=64")
 
 
-def test_a_sweep_on_workers(program: Callable[..., Any], call: Callable[..., Any], tmp_path: Path) -> None:
-    over = ("--over", "optimizer.lr=0.01,0.2", "--over", "seed=0:2", "--cache", "cache", "--workers", "2")
-    first = program("sweep", *ARGUMENTS, *over, "--json")
+def test_a_sweep(call: Callable[..., Any], tmp_path: Path) -> None:
+    over = ("--over", "optimizer.lr=0.01,0.2", "--over", "seed=0:2", "--cache", "cache", "--workers", "0")
+    first = call("sweep", *ARGUMENTS, *over, "--json")
     assert first.code == 0, first.err
     assert (first.document["ran"], first.document["cached"]) == (4, 0)
     assert {g["point"]["optimizer.lr"] for g in first.document["groups"]} == {0.01, 0.2}

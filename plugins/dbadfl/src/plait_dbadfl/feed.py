@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +16,7 @@ from plait_dbadfl.federation import Federation
 from plait_dbadfl.local import Training
 from plait_dbadfl.nodes import NodesBatch, NodesSplit, NodeStream, collected
 from plait_dbadfl.options import DbadflOptions
+from plait_dbadfl.reference import ImageData
 from plait_dbadfl.sampling import derive, draw_batch, generator
 from plait_dbadfl.sharding import bounds
 from plait_dbadfl.vote import votes
@@ -24,7 +25,15 @@ if TYPE_CHECKING:
     from plait.training.trainer import Trainer
 
 
-class Feeding:
+@dataclass(frozen=True)
+class Present:
+    """What is trained now: the nodes, and what the attackers among them do."""
+
+    training: Training
+    course: AttackCourse | ScanCourse
+
+
+class Feed:
     """The run's data as batches of nodes, poisoned as the present stage says.
 
     Args:
@@ -34,7 +43,7 @@ class Feeding:
 
     Attributes:
         federation: set when the model is there.
-        training, course: of the present stage; None between stages.
+        present: of the present stage; None between stages.
 
     Raises:
         DbadflError: data that brings a forward pass of its own.
@@ -50,17 +59,37 @@ class Feeding:
             )
         self.columns = {name: value.to(trainer.device) for name, value in collected(data.train).items()}
         self.test = collected(data.test)
-        self.training: Training | None = None
-        self.course: AttackCourse | ScanCourse | None = None
+        self.present: Present | None = None
 
     def data(self) -> Data:
         """The same data whose training batches are those of all nodes."""
-        return replace(
-            self.plain,
-            train=NodesSplit({name: value.cpu() for name, value in self.columns.items()}, self),
-            prepare=None if self.plain.prepare is None else self._prepare_batch,
-            forward=self._forward,
+        split = NodesSplit(
+            {name: value.cpu() for name, value in self.columns.items()}, self.options.nodes, self.batch, self.share
         )
+        prepare = None if self.plain.prepare is None else self._prepare_batch
+        return replace(self.plain, train=split, prepare=prepare, forward=self._forward)
+
+    def images(self) -> ImageData:
+        """The images of the training and test split.
+
+        Raises:
+            DbadflError: inputs of another shape.
+        """
+        inputs = self.columns["input"]
+        if inputs.ndim != 4:
+            raise DbadflError(
+                f"a federation needs images [ch, H, W]; the data's input has shape {tuple(inputs.shape[1:])}"
+            )
+        classes = self.plain.info.num_classes
+        return ImageData(inputs, self.columns["label"], self.test["input"], self.test["label"], classes)
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """The data's ``prepare`` on images [..., ch, H, W]; the images themselves if it has none."""
+        if self.plain.prepare is None:
+            return images
+        flat = images.flatten(0, -4)
+        prepared: Tensor = self.plain.prepare(Batch({"input": flat, "index": torch.arange(len(flat))}))["input"]
+        return prepared.reshape(*images.shape[:-3], *prepared.shape[1:])
 
     def _prepare_batch(self, batch: Any) -> Any:
         assert self.plain.prepare is not None
@@ -68,34 +97,26 @@ class Feeding:
             return self.plain.prepare(batch)
         return NodesBatch.of({**batch, "input": self.prepare(batch["input"])}, batch.nodes)
 
-    def prepare(self, images: Tensor) -> Tensor:
-        """The data's ``prepare`` on images [..., ch, H, W]."""
-        assert self.plain.prepare is not None
-        flat = images.flatten(0, -4)
-        made: Tensor = self.plain.prepare(Batch({"input": flat, "index": torch.arange(len(flat))}))["input"]
-        return made.reshape(*images.shape[:-3], *made.shape[1:])
-
     def _forward(self, model: Callable[..., Any], batch: Any) -> Tensor:
         """Logits [n, B, C] of a batch of nodes; for one batch of everybody, the benign nodes' joint vote [B, C]."""
         if isinstance(batch, NodesBatch):
-            logits: Tensor = model(batch["input"], batch.nodes)
-            return logits
+            of_nodes: Tensor = model(batch["input"], batch.nodes)
+            return of_nodes
         plain: Any = getattr(model, "module", model)
         if getattr(plain, "replicas", None) is None:
-            one: Tensor = model(batch["input"])
-            return one
+            logits: Tensor = model(batch["input"])
+            return logits
         return votes(plain, batch["input"], self.federation.benign)
 
     # ---- batches ------------------------------------------------------------------------------------------------
     def batch(self, stream: NodeStream) -> NodesBatch:
         """The next batch of a stream; see `NodeStream`."""
         if stream.name != "train":
-            seed = derive(self.federation.config.seed, "stream", stream.name)
+            seed = derive(self.federation.seed, "stream", stream.name)
             picked = draw_batch(self.federation.owned, stream.batch_size, seed, stream.drawn)
             return self._mine(NodesBatch.of(self._gathered(picked, stream, seed, stream.drawn), None), stream)
-        assert self.training is not None
-        assert self.course is not None
-        training, attack = self.training, self.course.attack()
+        assert self.present is not None
+        training, attack = self.present.training, self.present.course.attack()
         nodes = training.active()
         fields = self._gathered(training.picked(nodes), stream, training.seed, training.draw)
         fields["input"], fields["label"] = training.poisoned(fields["input"], fields["label"], nodes, attack)
@@ -121,7 +142,7 @@ class Feeding:
 
     def share(self, stream: NodeStream) -> float:
         """The factor by which the mean of the ranks' gradients is the gradient of all nodes."""
-        nodes = None if self.training is None else self.training.active()
+        nodes = None if self.present is None else self.present.training.active()
         start, stop = bounds(self.options.nodes, stream.rank, stream.world)
-        some = nodes is None or bool(((nodes >= start) & (nodes < stop)).any())
-        return float(stream.world) if some else 0.0
+        has_some = nodes is None or bool(((nodes >= start) & (nodes < stop)).any())
+        return float(stream.world) if has_some else 0.0

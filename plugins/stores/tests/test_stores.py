@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from plait.storage.stores import MANIFEST, StoredDirectory
 
 import plait
 from plait import BadInput, RunFailed
@@ -18,7 +19,6 @@ from plait.errors import BadCheckpoint
 from plait.storage import places
 from plait.storage.directory import RunDirectory
 from plait.storage.places import url_of
-from plait.storage.stores import MANIFEST, StoredDirectory
 from plait_authoring.kill import final_state, first_difference
 from plait_cli import catalog
 

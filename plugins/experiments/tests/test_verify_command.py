@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from plait.planning.discovery import pretend
+from plait_experiments.plugin import ExperimentsPlugin
 
 PLUGIN = """
 from plait import Plugin
@@ -32,12 +35,13 @@ seeds = [0, 1, 2]
 
 [scales.laptop.recipe]
 device = "cpu"
-data = { name = "tiny-images" }
-model = { name = "tiny-cnn" }
-train = { steps = 50 }
+data = { name = "tiny-images", train = 64, size = 8, noise = 0.02 }
+model = { name = "tiny-cnn", width = 4 }
+train = { steps = 40, batch_size = 32 }
+checkpoint = { every_steps = 100 }
 
 [arms.trained]
-about = "fifty steps"
+about = "forty steps"
 
 [arms.untrained]
 set = { "train.steps" = 0 }
@@ -84,12 +88,22 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def demo(site: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The plugin of `site` and the commands, in this process."""
+    monkeypatch.syspath_prepend(site)
+    plugin = importlib.import_module("plait_demo.plugin").DemoPlugin
+    with pretend(plugin, ExperimentsPlugin, distribution="plait", alone=True):
+        yield
+
+
 def test_verify(program: Program, site: Path, tmp_path: Path) -> None:
-    false = program("verify", "demo", "--workers", "2", "--cache", "cache", "--json", packages=(site,))
+    false = program("verify", "demo", "--workers", "1", "--cache", "cache", "--json", packages=(site,))
     assert false.code == 4, false.err
     document = false.document
     assert [c["verdict"] for c in document["claims"]] == ["holds", "fails", "holds"]
-    assert document["holds"] is False and document["cells"] == {"ran": 6, "cached": 0}
+    assert document["holds"] is False
+    assert document["cells"] == {"ran": 6, "cached": 0}
     assert json.loads((tmp_path / "verify" / "demo.json").read_text())["claims"] == document["claims"]
 
     true = program("verify", "demo", "--claim", "learns", "--cache", "cache", packages=(site,))
@@ -98,35 +112,27 @@ def test_verify(program: Program, site: Path, tmp_path: Path) -> None:
     assert "0 run now, 6 from the cache" in true.out and "page: verify/demo.html" in true.out
     assert "[inferred]" not in true.out
 
-    text = program("verify", "demo", "--cache", "cache", packages=(site,))
-    assert text.code == 4 and "Reconstruction: [inferred]: all of it" in text.out
-    assert "trained.accuracy - untrained.accuracy > 0" in text.out and "±" in text.out
 
-
-def test_everything_gives_a_scoreboard(
-    call: Callable[..., Any], site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from plait.planning.discovery import pretend
-
-    monkeypatch.syspath_prepend(site)
-    plugin = importlib.import_module("plait_demo.plugin").DemoPlugin
-    with pretend(plugin, alone=True):
-        made = call("verify", "--all", "--gating", "--workers", "0", "--cache", "cache", "--out", "board", "--json")
-    assert made.code == 4, made.err
-    assert [one["plugin"] for one in made.document["plugins"]] == ["demo"]
+def test_everything_gives_a_scoreboard(call: Callable[..., Any], demo: None, tmp_path: Path) -> None:
+    everything = call("verify", "--all", "--gating", "--workers", "0", "--cache", "cache", "--out", "board", "--json")
+    assert everything.code == 4, everything.err
+    assert [entry["plugin"] for entry in everything.document["plugins"]] == ["demo"]
     text = (tmp_path / "board" / "scoreboard.md").read_text()
     assert "beside the gate" not in text
     assert "| Training helps. | holds |" in text and "| Training harms. | fails |" in text
     assert "`harms`: [inferred]: all of it" in text
     assert {p.name for p in (tmp_path / "board").iterdir()} >= {"scoreboard.html", "scoreboard.json", "demo.html"}
 
-    with pretend(plugin, alone=True):
-        again = ("verify", "demo", "--workers", "0", "--cache", "cache", "--scoreboard", "--out", "board")
-        one = call(*again, "--claim", "aside")
-    assert one.code == 0, one.err
+    again = ("verify", "demo", "--workers", "0", "--cache", "cache", "--scoreboard", "--out", "board")
+    aside = call(*again, "--claim", "aside")
+    assert aside.code == 0, aside.err
     text = (tmp_path / "board" / "scoreboard.md").read_text()
     assert "beside the gate" in text and "| Training harms. | fails |" in text  # the earlier verdicts stay
-    assert "from an earlier verification" in text and "page: board/scoreboard.html" in one.out
+    assert "from an earlier verification" in text and "page: board/scoreboard.html" in aside.out
+
+    shown = call("verify", "demo", "--workers", "0", "--cache", "cache")
+    assert shown.code == 4 and "Reconstruction: [inferred]: all of it" in shown.out
+    assert "trained.accuracy - untrained.accuracy > 0" in shown.out and "±" in shown.out
 
 
 def test_info_shows_claims_and_refuses_bad_ones(program: Program, site: Path) -> None:

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plait_experiments.expressions import LONGEST, Comparison, parse
 from plait.errors import BadInput
+from plait_experiments.expressions import LONGEST, Comparison, parse
 
 COLUMNS = {("a", "m"): np.array([1.0, 2.0, 6.0]), ("b", "m"): np.array([2.0, 4.0, 3.0])}
 

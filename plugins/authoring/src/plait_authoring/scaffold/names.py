@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
 
-from plait.planning import discovery as registry
 from plait.errors import BadInput
+from plait.planning import discovery
 
 LONGEST = 30
 """Characters of a name; it is part of file, class and command names."""
@@ -49,7 +49,7 @@ def check_name(name: str) -> Names:
     Raises:
         BadInput: not a name, reserved, or taken by an installed plugin, distribution or importable package.
     """
-    if not registry.NAME.match(name):
+    if not discovery.NAME.match(name):
         raise BadInput(
             f"{name!r} cannot be a plugin's name: it begins with a lower-case letter a-z and goes on with lower-case "
             f"letters, digits, - and _.{_suggestion(name)}"
@@ -61,10 +61,10 @@ def check_name(name: str) -> Names:
         )
     if keyword.iskeyword(name):
         raise BadInput(f"{name!r} is a word of Python's grammar; choose another name. For example '{name}-method'.")
-    if name in registry.RESERVED or name in OWN:
+    if name in reserved():
         what = "a distribution of plait itself" if name in OWN else "a command of plait or a table of its recipes"
         raise BadInput(f"the name {name!r} is reserved: it is {what}. Choose another name.")
-    for item in registry.installed():
+    for item in discovery.installed():
         if item.name == name:
             raise BadInput(
                 f"a plugin named {name!r} is installed already, by {item.distribution} {item.version}. "
@@ -73,16 +73,23 @@ def check_name(name: str) -> Names:
     return _free(Names(name))
 
 
+def reserved() -> frozenset[str]:
+    """Names that no plugin may have: tables of recipes, commands of plait and of tools, and its own distributions."""
+    from plait_cli import groups
+
+    return OWN | discovery.RESERVED | {*groups.COMMANDS, *groups.TOOLS, *groups.tool_commands()[0]}
+
+
 def _free(names: Names) -> Names:
     try:
-        found = distribution(names.distribution)
+        present = distribution(names.distribution)
     except PackageNotFoundError:
         pass
     else:
         raise BadInput(
-            f"a distribution named {names.distribution} is installed already ({found.version}). Choose another name."
+            f"a distribution named {names.distribution} is installed already ({present.version}). Choose another name."
         )
-    for item in registry.installed():
+    for item in discovery.installed():
         if Names(item.name).package == names.package:
             raise BadInput(
                 f"the package of {names.name!r} would be {names.package}, as that of the installed plugin "
@@ -101,6 +108,6 @@ def _free(names: Names) -> Names:
 def _suggestion(name: str) -> str:
     """`` For example 'soft-focus'.`` when something close would do."""
     close = re.sub(r"[^a-z0-9_-]+", "-", name.strip().lower()).lstrip("-_0123456789")[:LONGEST].rstrip("-_")
-    taken = registry.RESERVED | OWN | {item.name for item in registry.installed()}
+    taken = reserved() | {item.name for item in discovery.installed()}
     usable = close and close != name and close not in taken and not keyword.iskeyword(close)
     return f" For example {close!r}." if usable else ""

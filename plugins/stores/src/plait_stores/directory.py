@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from fsspec.core import url_to_fs
 from platformdirs import user_cache_dir
 
 from plait.errors import BadCheckpoint, BadInput, RunFailed, first_line
@@ -245,15 +246,11 @@ def published_below(url: str, depth: int) -> Iterator[StoredDirectory]:
 
 
 def _open(url: str, scheme: str) -> tuple[Any, str]:
-    extra = EXTRAS.get(scheme, "stores")
-    try:
-        from fsspec.core import url_to_fs
-    except ImportError as error:
-        raise BadInput(f"{url} needs fsspec: pip install 'plait-core[{extra}]'.") from error
     try:
         files, root = url_to_fs(url)
     except ImportError as error:
-        raise BadInput(f"{url}: {first_line(error)}. Install it: pip install 'plait-core[{extra}]'.") from error
+        fix = f" Install it: pip install 'plait-stores[{EXTRAS[scheme]}]'." if scheme in EXTRAS else ""
+        raise BadInput(f"{url}: {first_line(error)}.{fix}") from error
     except Exception as error:  # an unknown protocol, options that the store refuses
         raise BadInput(f"{url}: {first_line(error)}") from error
     return files, str(root).rstrip("/")

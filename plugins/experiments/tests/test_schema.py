@@ -12,10 +12,9 @@ from claims_book import VALUES, book, values
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plait_experiments import load, load_file
-from plait_experiments.experiment import check
-from plait_experiments.schema import parse_book
 from plait.errors import BadInput
+from plait_experiments.experiment import check
+from plait_experiments.schema import load, load_file, parse_book
 
 
 def refused(**changes: Any) -> str:
@@ -25,11 +24,11 @@ def refused(**changes: Any) -> str:
 
 
 def test_the_example_is_good() -> None:
-    made = book()
-    claim = made.claim("learns")
-    assert made.arms_of(claim) == ["trained", "untrained"]
-    assert made.metrics_of(claim) == ["accuracy"]
-    assert check(made) == []
+    claims = book()
+    claim = claims.claim("learns")
+    assert claims.arms_of(claim) == ["trained", "untrained"]
+    assert claims.metrics_of(claim) == ["accuracy"]
+    assert check(claims) == []
 
 
 @pytest.mark.parametrize(
@@ -77,10 +76,10 @@ def test_bad_claims_are_named_with_file_and_key(changes: dict[str, Any], said: s
 
 
 def test_a_missing_key_is_named() -> None:
-    made = values()
-    del made["claims"][0]["source"]
+    lacking = values()
+    del lacking["claims"][0]["source"]
     with pytest.raises(BadInput, match=r"claims\.toml: claims\.0\.source is required\.$"):
-        parse_book(made, "claims.toml")
+        parse_book(lacking, "claims.toml")
 
 
 @pytest.mark.parametrize(
@@ -142,9 +141,19 @@ def test_plugins_without_claims_and_unknown_plugins() -> None:
 def test_importing_and_loading_need_no_torch() -> None:
     code = """
 import sys
-import plait_experiments, plait_experiments.schema, plait_experiments.experiment, plait_experiments.verifying, plait_experiments.tables
-plait_experiments.load("task")
+from plait_experiments import experiment, expressions, plugin, schema, sweep, tables, verification
+schema.load("task")
 print([name for name in ("torch", "scipy", "numpy", "matplotlib", "ray") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_importing_the_plugin_is_light() -> None:
+    code = """
+import sys
+import plait_experiments.plugin
+print([name for name in ("torch", "scipy", "numpy", "matplotlib", "jinja2", "typer", "rich") if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

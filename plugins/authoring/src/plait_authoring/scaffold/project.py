@@ -10,9 +10,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from plait.errors import BadInput
-from plait.scaffold.choosing import choose_hooks
-from plait.scaffold.naming import check_name
-from plait.scaffold.rendering import render
+from plait_authoring.scaffold.contents import render
+from plait_authoring.scaffold.hooks import choose_hooks
+from plait_authoring.scaffold.names import check_name
 
 
 def new_plugin(name: str, hooks: Iterable[str] = (), path: Path | str = ".") -> Path:
@@ -40,7 +40,7 @@ def new_plugin(name: str, hooks: Iterable[str] = (), path: Path | str = ".") -> 
         )
     if path.exists() and not path.is_dir():
         raise BadInput(f"{path} is a file; --path is the folder in which {names.distribution} is made.")
-    made = [folder for folder in (path, *path.parents) if not os.path.lexists(folder)]
+    missing = [folder for folder in (path, *path.parents) if not os.path.lexists(folder)]
     temporary = path / f".{names.distribution}.{os.getpid()}.tmp"
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -51,7 +51,7 @@ def new_plugin(name: str, hooks: Iterable[str] = (), path: Path | str = ".") -> 
         temporary.rename(target)
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        for folder in made:
+        for folder in missing:
             with contextlib.suppress(OSError):
                 folder.rmdir()
         if isinstance(error, OSError):

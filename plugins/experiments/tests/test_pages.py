@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 from claims_book import book
 
-from plait_experiments import verify
-from plait_experiments.joining import from_dict, join, stored
-from plait_experiments.page import markdown, render, render_scoreboard, write_pages, write_scoreboard
-from plait_experiments.results import Verification
-from plait_experiments.verdicts import Verdict
 from plait.errors import BadInput
+from plait_experiments import scoreboard
+from plait_experiments.page import render, write_pages
+from plait_experiments.results import Verification
+from plait_experiments.scoreboard import from_dict, join, markdown, stored, write_scoreboard
+from plait_experiments.verdicts import Verdict
+from plait_experiments.verification import verify
 
 NASTY = "<script>alert(1)</script> | [bold] & \"quotes\" 'n' {{ 7 * 7 }}"
 
@@ -101,7 +102,7 @@ def test_verdicts(found: Verification) -> None:
     }
 
 
-@pytest.mark.parametrize("page", [render, lambda v: render_scoreboard([v])])
+@pytest.mark.parametrize("page", [render, lambda v: scoreboard.render([v])])
 def test_pages_are_whole_and_safe(found: Verification, page: Any) -> None:
     text = page(found)
     checker = Checker()
@@ -162,7 +163,7 @@ def test_a_stored_verification_comes_back_whole(found: Verification, tmp_path: P
     write_scoreboard([found], tmp_path)
     (back,) = stored(tmp_path)
     assert back.as_dict() == found.as_dict() == from_dict(json.loads(json.dumps(found.as_dict()))).as_dict()
-    assert markdown([back]) == markdown([found]) and render_scoreboard([back]) == render_scoreboard([found])
+    assert markdown([back]) == markdown([found]) and scoreboard.render([back]) == scoreboard.render([found])
     assert stored(tmp_path / "nothing") == []
 
 

@@ -23,7 +23,7 @@ def waves(
     Returns:
         (first, second) of every wave.
     """
-    found = []
+    disjoint = []
     left = torch.arange(len(first))
     while len(left):
         a, b = first[left], second[left]
@@ -33,9 +33,9 @@ def waves(
         else:
             written, read = _earliest(b, left, n), _earliest(a, left, n)
             ready = (written[a] > left) & (written[b] == left) & (read[b] > left)
-        found.append((a[ready], b[ready]))
+        disjoint.append((a[ready], b[ready]))
         left = left[~ready]
-    return found
+    return disjoint
 
 
 def random_matching(edges: Tensor, n: int, generator: torch.Generator) -> Tensor:

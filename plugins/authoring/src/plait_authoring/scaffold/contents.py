@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import plait
+from plait._version import __version__
 from plait.hooks import CONTRACT_VERSION
-from plait.scaffold.importing import import_statements, sorting
-from plait.scaffold.naming import Names
+from plait_authoring.scaffold.imports import import_statements, sorting
+from plait_authoring.scaffold.names import Names
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -35,10 +35,13 @@ FILES = {
 FILES_OF_HOOKS = {
     "data_sources": {"src/{package}/data.py": "data.py"},
     "models": {"src/{package}/model.py": "model.py"},
+    "artifacts": {"src/{package}/artifacts.py": "artifacts.py"},
     "commands": {"src/{package}/commands.py": "commands.py"},
 }
 """Files that only some hooks need."""
 
+TOOL = frozenset({"commands", "artifacts"})
+"""Hooks of tools; the commands of a plugin that has no others stand at the root of ``plait``."""
 WIDTH = 120
 SHOWN = 3
 """Parts that a package's summary names."""
@@ -78,11 +81,7 @@ def render(names: Names, hooks: Sequence[str]) -> dict[str, str]:
     context |= _joined(names, hooks, parts)
     written = {}
     for path, source in _files(hooks).items():
-        template = environment.get_template(f"package/{source}.j2")
-        text = template.render(context)
-        if path.endswith(".py"):
-            text = template.render(context | {"imports": import_statements(text, light=source == "plugin.py")})
-        written[path.format(package=names.package)] = text
+        written[path.format(package=names.package)] = environment.get_template(f"package/{source}.j2").render(context)
     return written
 
 
@@ -101,7 +100,7 @@ def _part(environment: Environment, hook: str, context: Mapping[str, Any]) -> Pa
 
 def _context(names: Names, hooks: Sequence[str]) -> dict[str, Any]:
     """What every template may ask for."""
-    minor = ".".join(plait.__version__.split(".")[:2])
+    minor = ".".join(__version__.split(".")[:2])
     return {
         "name": names.name,
         "package": names.package,
@@ -113,7 +112,7 @@ def _context(names: Names, hooks: Sequence[str]) -> dict[str, Any]:
         "data": f"{names.name}-gratings" if "data_sources" in hooks else "tiny-images",
         "model": f"{names.name}-net" if "models" in hooks else "tiny-cnn",
         "classifies": bool({"objective", "loss_terms", "evaluate"} & set(hooks)),
-        "imports": {"runtime": "", "checked": ""},
+        "command": "plait weights" if TOOL.issuperset(hooks) else f"plait {names.name} weights",
     }
 
 
@@ -126,6 +125,10 @@ def _joined(names: Names, hooks: Sequence[str], parts: Sequence[Part]) -> dict[s
     def words(block: str) -> set[str]:
         return {word for text in collected(block) for word in text.split()}
 
+    def imports(block: str, *always: str) -> str:
+        lines = [line for text in collected(block) for line in text.splitlines()]
+        return import_statements([*always, *lines])
+
     summary = _summary(parts)
     papers = collected("paper")
     options = [f"{names.stem}Options"]
@@ -133,6 +136,8 @@ def _joined(names: Names, hooks: Sequence[str], parts: Sequence[Part]) -> dict[s
     off = collected("off")
     return {
         "parts": parts,
+        "imports": imports,
+        "fields": bool(collected("option") or collected("options_class")),
         "summary": summary,
         "summary_sentence": summary[0].upper() + summary[1:],
         "paper": papers[0] if len(papers) == 1 else "",
