@@ -35,19 +35,11 @@ from torch.nn import functional
 
 from common import machine
 from plait.data import Data, DataInfo, TensorSplit
-from plait_dbadfl import (
-    AttackConfig,
-    Federation,
-    FederationConfig,
-    ImageData,
-    LocalConfig,
-    SplitConfig,
-    Stacked,
-    digits,
-    digits_mlp,
-    make_topology,
-)
-from plait_dbadfl.translate import usual_implementation
+from plait_dbadfl.federation import Federation
+from plait_dbadfl.options import FederationOptions, SGDOptions
+from plait_dbadfl.reference import ImageData, digits, digits_mlp
+from plait_dbadfl.stacking import Stacked, usual_implementation
+from plait_dbadfl.topologies import Topology, make_topology
 
 HERE = Path(__file__).parent
 NODES, STEPS, BATCH, LR = 100, 5, 16, 0.2
@@ -75,14 +67,18 @@ def many_digits(images: int = 40_000, seed: int = 0) -> Data:
     return Data(info, train, nothing, TensorSplit({"input": found.test, "label": found.test_labels}))
 
 
-def federation(nodes: int, graph: str, degree: int, **attack: Any) -> Federation:
+def federation(nodes: int, graph: str, degree: int, **options: Any) -> Federation:
     """N nodes with four images each or more, iid."""
     data = digits(0) if nodes <= NODES else many(4 * nodes)
     topology = make_topology(graph, nodes, seed=1, k=max(2, degree))
-    split = SplitConfig(kind="iid", min_samples=1)
-    local = LocalConfig(steps=STEPS, batch=BATCH, lr=LR)
-    config = FederationConfig(split=split, local=local, attack=AttackConfig(**attack))
-    return Federation(digits_mlp(0), data, topology, config, implementation="grouped")
+    return evenly(data, topology, **options)
+
+
+def evenly(data: ImageData, topology: Topology, **options: Any) -> Federation:
+    """A federation whose images are dealt out, unattacked unless said otherwise."""
+    given = FederationOptions(**{"arm": "none", "split": "iid", "min_samples": 1, "local_steps": STEPS} | options)
+    sgd = SGDOptions(batch=BATCH, lr=LR)
+    return Federation(digits_mlp(0), data, topology, given, sgd=sgd, implementation="grouped")
 
 
 # ---- against a Python loop ---------------------------------------------------------------------------------------
@@ -267,9 +263,7 @@ def flower_python() -> str | None:
 def federated_rounds(rounds: int) -> list[float]:
     """Wall seconds of rounds of our federated averaging: complete graph, W = 1/N."""
     data, topology = digits(0), make_topology("complete", NODES)
-    split, local = SplitConfig(kind="iid", min_samples=1), LocalConfig(steps=STEPS, batch=BATCH, lr=LR)
-    config = FederationConfig(engine="fedavg", weights="average", split=split, local=local)
-    training = Federation(digits_mlp(0), data, topology, config, implementation="grouped").training()
+    training = evenly(data, topology, engine="fedavg", weights="average").training()
     training.run_round()
     times = []
     for _ in range(rounds):

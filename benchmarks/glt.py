@@ -28,7 +28,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, dropout
 
 from common import machine
-from plait_glt import GCN, MaskedGNN, PrunedGNN, auxiliary_loss, make_graph
+from plait_glt.auxiliary import auxiliary_loss
+from plait_glt.graphs import make_graph
+from plait_glt.masked import MaskedGNN
+from plait_glt.models import GCN
+from plait_glt.pruned import PrunedGNN
 from plait_glt.pyg import GCNConv
 
 HIDDEN = 512

@@ -195,7 +195,7 @@ def writing(folder: Path, repeats: int) -> dict[str, Any]:
 
 def sweeping(folder: Path) -> dict[str, Any]:
     """What a sweep adds to each run, in this process, and what a run costs that is there already."""
-    from plait_experiments import sweep
+    from plait_experiments.sweep import sweep
 
     over = {"seed": list(range(12))}
     wanted = recipe({}, 2, 32, width=4)

@@ -15,7 +15,7 @@ import torch
 import plait
 from common import machine
 from plait.loading import build_model, load_data
-from plait_chase import compare_throughput
+from plait_chase.timing import compare_throughput
 
 
 def main() -> None:

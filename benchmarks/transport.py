@@ -147,7 +147,8 @@ def batched(rows: Draw, eps: float, method: str, z: Tensor) -> Tensor:
     inside, a, outside, b = rows
     options = {"max_iter": SWEEPS, "tol": TOLERANCE / a.shape[1] ** 0.5, "method": method, "grad": "envelope"}
     solution = ot.solve_batch(distances(z[inside], z[outside]), eps, a, b, **options)
-    return solution.value_linear.sum()
+    total: Tensor = solution.value_linear.sum()
+    return total
 
 
 def solve(rows: Draw, eps: float, z: Tensor) -> Tensor:
@@ -312,7 +313,7 @@ def main() -> None:
 def in_turns(case: str, sides: dict[str, Side], z: Tensor, turns: int) -> dict[str, dict[str, float]]:
     """Median milliseconds of each side, its ratio to ``before``, and its errors."""
     rows = draw(z, 256 if "256" in case else 0)
-    wide = tuple(part.double() if part.is_floating_point() else part for part in rows)
+    wide = (rows[0], rows[1].double(), rows[2], rows[3].double())
     eps = float(case.rpartition(" ")[2])
     _, loss, slope = call(partial(before, wide, eps, True, sweeps=20_000, tolerance=1e-9), z.double())
     times: dict[str, list[float]] = {side: [] for side in sides}

@@ -198,6 +198,18 @@ class Silent(Plugin):
     summary = "no contract"
 
 
+class Olden(Plugin):
+    """It declares what it owns by the name of before."""
+
+    name = "olden"
+    summary = "a mask owner of before the second edition"
+    contract = 1
+
+    def claims(self) -> tuple[Any, ...]:
+        """It is called ownership now."""
+        return ()
+
+
 class Typo(Plugin):
     """It implements a hook that does not exist."""
 

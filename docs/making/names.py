@@ -4,34 +4,54 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
 
-def names_part(package: str) -> str:
-    """A heading per module (its docstring's first sentence), and under it the names in its ``__all__``.
+def names_part(argument: str) -> str:
+    """A heading per module (its docstring's first sentence), and under it its public names.
 
-    A package that re-exports (its own ``__all__`` is not empty) shows those names instead, by where they come from.
+    Args:
+        argument: a package: what its ``__init__`` lists in ``__all__``, under the modules that it comes from; else
+            every module that has an ``__all__``. Or a package and some of its modules: their ``__all__``, or what they
+            define without a leading underscore.
     """
+    package, *modules = argument.split()
     spec = find_spec(package)
     assert spec is not None, package
     assert spec.origin is not None, package
-    init = Path(spec.origin)
-    home = init.parent
-    tree = ast.parse(init.read_text(encoding="utf-8"))
+    home = Path(spec.origin).parent
+    init = _parsed(home / "__init__.py")
     parts = []
-    if _listed(tree):
-        for module, names in _exports(tree, package).items():
-            file = home.joinpath(*module.removeprefix(f"{package}.").split(".")).with_suffix(".py")
-            parts += [_heading(ast.parse(file.read_text(encoding="utf-8")), module)]
-            parts += [f"::: {package}.{name}" for name in names]
+    if modules:
+        for module in modules:
+            tree = _parsed(_file(home, module))
+            parts += _section(tree, f"{package}.{module}", _listed(tree) or list(_defined(tree)))
+    elif _listed(init):
+        for module, names in _exports(init, package).items():
+            parts += _section(_parsed(_file(home, module)), package, names)
     else:
         for file in sorted(home.rglob("*.py")):
-            module = ".".join([package, *file.relative_to(home).with_suffix("").parts]).removesuffix(".__init__")
-            inside = ast.parse(file.read_text(encoding="utf-8"))
-            if file.name != "__init__.py" and (listed := _listed(inside)):
-                parts += [_heading(inside, module), *(f"::: {module}.{name}" for name in listed)]
+            tree = _parsed(file)
+            module = ".".join(file.relative_to(home).with_suffix("").parts)
+            if file.name != "__init__.py" and _listed(tree):
+                parts += _section(tree, f"{package}.{module}", _listed(tree))
     return "\n\n".join(["", *parts, ""])
+
+
+def _parsed(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
+def _file(home: Path, module: str) -> Path:
+    place = home.joinpath(*module.split("."))
+    return place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+
+
+def _section(tree: ast.Module, where: str, names: list[str]) -> list[str]:
+    heading = _first_sentence(ast.get_docstring(tree) or where)
+    return [f"## {heading}", *(f"::: {where}.{name}" for name in names)]
 
 
 def _listed(tree: ast.Module) -> list[str]:
@@ -43,20 +63,27 @@ def _listed(tree: ast.Module) -> list[str]:
     return []
 
 
-def _exports(tree: ast.Module, package: str) -> dict[str, list[str]]:
-    """Module -> names that ``__init__`` imports from it."""
+def _defined(tree: ast.Module) -> Iterator[str]:
+    """Classes and functions without a leading underscore, and constants that have a docstring."""
+    for node, below in zip(tree.body, [*tree.body[1:], None], strict=True):
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and not node.name.startswith("_"):
+            yield node.name
+        if isinstance(node, (ast.Assign, ast.AnnAssign)) and isinstance(below, ast.Expr):
+            target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
+            if isinstance(target, ast.Name) and target.id.isupper():
+                yield target.id
+
+
+def _exports(init: ast.Module, package: str) -> dict[str, list[str]]:
+    """Module, without the package -> names that ``__init__`` imports from it."""
     exports: dict[str, list[str]] = {}
-    for node in ast.walk(tree):
-        if not isinstance(node, ast.ImportFrom):
-            continue
-        module = f"{package}.{node.module}" if node.level else node.module or ""
-        if module.startswith(f"{package}."):
-            exports.setdefault(module, []).extend(alias.asname or alias.name for alias in node.names)
+    for node in ast.walk(init):
+        if isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            if node.level or module.startswith(f"{package}."):
+                names = exports.setdefault(module.removeprefix(f"{package}."), [])
+                names.extend(alias.asname or alias.name for alias in node.names)
     return exports
-
-
-def _heading(tree: ast.Module, module: str) -> str:
-    return f"## {_first_sentence(ast.get_docstring(tree) or module)}"
 
 
 def _first_sentence(text: str) -> str:

@@ -14,10 +14,10 @@ from typing import Annotated, Any
 import typer
 
 from plait_cli import errors, output
-from plait_cli.groups import COMMANDS, TOOLS, LazyGroup
+from plait_cli.groups import COMMANDS, TOOLS, RootGroup
 
 
-class PlaitGroup(LazyGroup):
+class PlaitGroup(RootGroup):
     """The root command. Every error becomes a few lines on stderr (with ``--json`` also a document on stdout)."""
 
     def main(
@@ -58,7 +58,7 @@ app = typer.Typer(
     cls=PlaitGroup,
     name="plait",
     no_args_is_help=True,
-    rich_markup_mode="rich",
+    rich_markup_mode=None,  # the import behind Typer's boxes costs as much as all the rest of `plait --help`
     pretty_exceptions_enable=False,
     epilog="Plugins bring commands of their own: plait NAME COMMAND. `plait info NAME` lists them.",
 )
@@ -81,8 +81,8 @@ def root(
 ) -> None:
     """Published machine-learning methods, woven into one training run.
 
+    \b
     Examples:
-
       plait plugins                       what is installed
       plait plan -p chase -p fairsam      can they work together, and in which order
       plait run --epochs 1                train the built-in model on the built-in data

@@ -167,14 +167,12 @@ def setting_fields(ctx: typer.Context) -> Iterator[tuple[str, Any]]:
             yield from ((f"{name}.{key}", sub) for key, sub in _fields(plugin.Options))
 
 
-def plugins_with_commands() -> list[str]:
-    """Usable plugins that add commands."""
-    try:
-        from plait.planning import discovery
+def plugins_with_commands() -> dict[str, str]:
+    """Usable plugins that add commands, with their summaries."""
+    from plait.planning import discovery
 
-        return [name for name, item in discovery.active_registry().items() if "commands" in item.hooks]
-    except Exception:
-        return []
+    usable = discovery.active_registry().items()
+    return {name: item.plugin.summary for name, item in usable if item.plugin and "commands" in item.hooks}
 
 
 def _fields(model: type[BaseModel]) -> Iterable[tuple[str, Any]]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
+import functools
+import importlib.util
+import inspect
 from collections.abc import Callable
+from types import CodeType, FunctionType
 from typing import Any
 
 import typer
@@ -72,84 +75,107 @@ def tool_commands() -> tuple[dict[str, str], dict[str, str]]:
     return {command: path for command, path in paths.items() if command not in problems}, problems
 
 
-def _unloaded() -> None:
-    """Stands for a command whose module is not imported."""
+@functools.cache
+def text_of(path: str) -> str:
+    """What the function at an import path says of itself, read from its compiled module, which is not run.
+
+    The path itself where it says nothing or is not there.
+    """
+    module, _, name = path.partition(":")
+    try:
+        spec: Any = importlib.util.find_spec(module)
+        constants = spec.loader.get_code(module).co_consts
+        body = next(c for c in constants if isinstance(c, CodeType) and c.co_name == name)
+    except Exception:  # a stranger's package may raise anything when it is looked for
+        return path
+    text = inspect.cleandoc(FunctionType(body, {}).__doc__ or path)
+    return " ".join(text.partition("\n\n")[0].split())
 
 
 class LazyGroup(typer.core.TyperGroup):
-    """plait's own commands and the tools'; any other name is looked up among the installed plugins."""
+    """Commands by import path: what is called is imported, and what is listed is not."""
 
-    def list_commands(self, ctx: Any) -> list[str]:
-        """Own commands and the tools'; for shell completion also the plugins that have commands."""
-        names = [*COMMANDS, *tool_commands()[0]]
-        if not ctx.resilient_parsing:
-            return names
-        from plait_cli import completion
+    def listed(self, ctx: Any) -> dict[str, str]:
+        """Name -> text of every command that help and completion show."""
+        raise NotImplementedError
 
-        return [*names, *completion.plugins_with_commands()]
-
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """The command of that name, or a plugin's group.
+    def called(self, ctx: Any, name: str) -> Any:
+        """The command of that name; None where a half-typed line cannot be completed.
 
         Raises:
-            BadInput: no such command, no such plugin, or a plugin without commands.
+            BadInput: unknown, or it cannot be loaded.
         """
-        if cmd_name in COMMANDS:
-            if cmd_name not in self.commands:
-                module, _, function = COMMANDS[cmd_name].partition(":")
-                self.commands[cmd_name] = build(getattr(importlib.import_module(module), function), cmd_name)
-            return self.commands[cmd_name]
-        if cmd_name.startswith("-"):
-            return None
+        raise NotImplementedError
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The names that are listed."""
+        return list(self.listed(ctx))
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """A command as it is listed, a name and a text; the one that can be called gives `resolve_command`."""
+        text = self.listed(ctx).get(cmd_name)
+        return None if text is None else typer.core.TyperCommand(cmd_name, help=text)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Import the command that is called."""
+        name, *rest = args
+        if name.startswith("-"):
+            return super().resolve_command(ctx, args)
+        command = self.called(ctx, name)
+        return name if command else None, command, rest
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """The list in the help, with whole sentences."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(self.listed(ctx).items()))
+
+
+class RootGroup(LazyGroup):
+    """plait's own commands and the tools'; any other name is looked up among the installed plugins."""
+
+    def listed(self, ctx: Any) -> dict[str, str]:
+        """Own commands and the tools'; for shell completion also the plugins that have commands."""
+        texts = {name: text_of(path) for name, path in {**COMMANDS, **tool_commands()[0]}.items()}
+        if ctx.resilient_parsing:
+            from plait_cli import completion
+
+            texts |= completion.plugins_with_commands()
+        return texts
+
+    def called(self, ctx: Any, name: str) -> Any:
+        """plait's own command, a tool's, or a plugin's group."""
+        if name in COMMANDS:
+            return load(COMMANDS[name], name, f"command {name!r}")
         from plait.errors import BadInput
 
         paths, problems = tool_commands()
-        if cmd_name in paths:
-            return load(paths[cmd_name], cmd_name, f"command {cmd_name!r}", quiet=ctx.resilient_parsing)
-        if cmd_name in problems and not ctx.resilient_parsing:
-            raise BadInput(problems[cmd_name])
-        return plugin_group(cmd_name, quiet=ctx.resilient_parsing)
+        if name in paths:
+            return load(paths[name], name, f"command {name!r}", quiet=ctx.resilient_parsing)
+        if name in problems and not ctx.resilient_parsing:
+            raise BadInput(problems[name])
+        return plugin_group(name, quiet=ctx.resilient_parsing)
 
 
-class PluginGroup(typer.core.TyperGroup):
-    """The commands of one plugin; a command's module is imported when the command is called."""
+class PluginGroup(LazyGroup):
+    """The commands of one plugin: ``paths``, name -> import path."""
 
     paths: dict[str, str]
 
-    def list_commands(self, ctx: Any) -> list[str]:
-        """Names in the plugin's order."""
-        return list(self.paths)
+    def listed(self, ctx: Any) -> dict[str, str]:
+        """In the plugin's order."""
+        return {name: text_of(path) for name, path in self.paths.items()}
 
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """Import the command.
-
-        Raises:
-            BadInput: unknown, or it cannot be loaded; the plugin is named.
-        """
+    def called(self, ctx: Any, name: str) -> Any:
+        """The plugin's command; errors name the plugin."""
         from plait.errors import BadInput, nearest
 
-        if cmd_name.startswith("-"):
+        if name in self.paths:
+            what = f"plugin {self.name!r}: command {name!r}"
+            return load(self.paths[name], name, what, quiet=ctx.resilient_parsing)
+        if ctx.resilient_parsing:
             return None
-        if cmd_name not in self.paths:
-            if ctx.resilient_parsing:
-                return None
-            known = f"{nearest(cmd_name, self.paths)} It has: {', '.join(self.paths)}."
-            raise BadInput(f"plugin {self.name!r} has no command {cmd_name!r}.{known}")
-        typed = (*ctx.args, *getattr(ctx, "_protected_args", ()))
-        if ctx.resilient_parsing and cmd_name not in typed:
-            return build(_unloaded, cmd_name)  # completion lists names; only the command being typed is imported
-        what = f"plugin {self.name!r}: command {cmd_name!r}"
-        return load(self.paths[cmd_name], cmd_name, what, quiet=ctx.resilient_parsing)
-
-    def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Names and import paths: help must not import what it lists."""
-        self.format_usage(ctx, formatter)
-        formatter.write_paragraph()
-        formatter.write_text(self.help or "")
-        with formatter.section("Commands"):
-            formatter.write_dl(list(self.paths.items()))
-        formatter.write_paragraph()
-        formatter.write_text(f"`{ctx.command_path} COMMAND --help` describes one.")
+        known = f"{nearest(name, self.paths)} It has: {', '.join(self.paths)}."
+        raise BadInput(f"plugin {self.name!r} has no command {name!r}.{known}")
 
 
 def load(path: str, name: str, what: str, *, quiet: bool = False) -> Any:
@@ -198,7 +224,7 @@ def plugin_group(name: str, quiet: bool = False) -> PluginGroup | None:
         if quiet:
             return None
         raise
-    group = PluginGroup(name=name, help=plugin.summary, no_args_is_help=True)
+    group = PluginGroup(name=name, help=plugin.summary, no_args_is_help=True, rich_markup_mode=None)
     group.paths = paths
     return group
 

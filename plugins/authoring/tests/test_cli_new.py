@@ -11,6 +11,9 @@ from typing import Any
 
 import pytest
 
+from plait.planning import discovery
+from plait_authoring.command import _complete_hooks as complete_hooks
+
 Call = Callable[..., Any]
 
 
@@ -61,25 +64,35 @@ def test_hooks_are_completed_one_after_the_other(program: Call) -> None:
         answer = program(_PLAIT_COMPLETE="complete_bash", COMP_WORDS=line, COMP_CWORD=str(len(words) - 1))
         return str(answer.out).split()
 
-    assert complete("plait new attic --hooks exa") == ["example_weights"]
     assert complete("plait new attic --hooks loss,opt") == ["loss,optimizer_step"]
-    assert complete("plait new attic --hooks views,vie") == []
     assert complete("plait ne") == ["new"]
+    offered = dict(complete_hooks(None, "views,"))  # type: ignore[arg-type]
+    assert "views,views" not in offered and offered["views,cli"] == "the hook commands"
 
 
-def test_a_new_package_installs_and_runs(program: Call, tmp_path: Path) -> None:
-    made = program("new", "attic", "--hooks", "loss,evaluate,commands", "--json").document
+def test_a_new_package_installs_and_runs(
+    call: Call, program: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    created = call("new", "attic", "--hooks", "loss,evaluate,commands", "--json").document
     site = tmp_path / "site"
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
-    subprocess.run([*install, "--target", str(site), made["path"]], check=True, timeout=120)
+    subprocess.run([*install, "--target", str(site), created["path"]], check=True, timeout=120)
     assert program("plan", "-p", "attic", packages=(site,)).code == 0
-    described = program("info", "attic", "--json", packages=(site,)).document
-    assert "strength" in str(described)
-    run = program("run", "-p", "attic", "--steps", "4", "--out", "run", "--json", packages=(site,)).document
-    assert 0 <= run["metrics"]["attic/calibration_error"] <= 100
-    table = program("attic", "weights", "run", packages=(site,))
-    assert table.code == 0
-    assert "head.weight" in table.out
-    refused = program("new", "attic", "--path", "elsewhere", packages=(site,))
-    assert refused.code == 2
-    assert "plait-attic 0.1.0" in refused.err
+    monkeypatch.syspath_prepend(site)
+    with discovery.pretend():  # looks anew
+        assert "strength" in str(call("info", "attic", "--json").document)
+        run = call("run", "-p", "attic", "--steps", "4", "--out", "run", "--json").document
+        assert 0 <= run["metrics"]["attic/calibration_error"] <= 100
+        table = call("attic", "weights", "run")
+        assert table.code == 0 and "head.weight" in table.out
+        refused = call("new", "attic", "--path", "elsewhere")
+        assert refused.code == 2 and "plait-attic 0.1.0" in refused.err
+
+
+def test_the_commands_of_a_new_tool_stand_at_the_root(call: Call, tmp_path: Path) -> None:
+    """A plugin that has only commands and artifacts is a tool, and its own README says so."""
+    call("new", "loft", "--hooks", "commands,artifacts")
+    readme = (tmp_path / "plait-loft" / "README.md").read_text(encoding="utf-8")
+    assert "plait weights RUN" in readme and "plait loft weights" not in readme
+    call("new", "cellar", "--hooks", "commands,fit")
+    assert "plait cellar weights RUN" in (tmp_path / "plait-cellar" / "README.md").read_text(encoding="utf-8")

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tomllib
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -167,31 +168,34 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+ON_TWO_PACKAGES = ("light_import", "artifacts_made", "deterministic", "resumable", "bfloat16", "batch_of_one")
+"""Checks with processes of their own, made of two packages; of the others in the slow test."""
+
+
+def own_tests(names: Sequence[str], site: Path, *deselected: str) -> dict[str, list[tuple[str, str]]]:
+    """Package -> (test, outcome) of its own tests, in one process."""
+    report = site / f"report-{names[0]}.xml"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--import-mode=importlib"]
+    command += ["-c", os.devnull, "--rootdir", str(site), f"--junitxml={report}"]
+    command += [f"made/plait-{name}/tests" for name in names] + [f"--deselect={test}" for test in deselected]
+    ended = subprocess.run(command, env=environment(site), cwd=site, capture_output=True, text=True, timeout=500)
+    assert report.exists(), ended.stdout[-3000:] + ended.stderr[-3000:]
+    outcomes: dict[str, list[tuple[str, str]]] = {name: [] for name in names}
+    for case in ElementTree.parse(report).iter("testcase"):
+        where = f"{case.get('classname')}".split(".")
+        name = next(part for part in where if part.startswith("plait-")).removeprefix("plait-")
+        bad = [child for child in case if child.tag in ("failure", "error")]
+        outcome = f"{bad[0].get('message')}\n{bad[0].text}" if bad else "skipped" if len(case) else "passed"
+        outcomes[name].append((f"{where[where.index('tests') + 1]}::{case.get('name')}", outcome))
+    return outcomes
+
+
 @pytest.fixture(scope="module")
 def results(site: Path) -> dict[str, list[tuple[str, str]]]:
-    """Package -> (test, outcome) of its own tests, all packages in two processes side by side."""
-    names = list(PACKAGES)
-    started = []
-    for number, share in enumerate((names[::2], names[1::2])):
-        report = site / f"report-{number}.xml"
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--import-mode=importlib"]
-        command += ["-c", os.devnull, "--rootdir", str(site), f"--junitxml={report}"]
-        command += [str(site / "made" / f"plait-{name}" / "tests") for name in share]
-        output = (site / f"output-{number}.txt").open("w")
-        process = subprocess.Popen(command, env=environment(site), cwd=site, stdout=output, stderr=output)
-        started.append((process, report, output))
-    outcomes: dict[str, list[tuple[str, str]]] = {name: [] for name in PACKAGES}
-    for process, report, output in started:
-        process.wait(timeout=500)
-        output.close()
-        assert report.exists(), Path(output.name).read_text()[-3000:]
-        for case in ElementTree.parse(report).iter("testcase"):
-            where = f"{case.get('classname')}".split(".")
-            name = next(part for part in where if part.startswith("plait-")).removeprefix("plait-")
-            bad = [child for child in case if child.tag in ("failure", "error")]
-            outcome = f"{bad[0].get('message')}\n{bad[0].text}" if bad else "skipped" if len(case) else "passed"
-            outcomes[name].append((f"{where[where.index('tests') + 1]}::{case.get('name')}", outcome))
-    return outcomes
+    singles = [name for name, hooks in PACKAGES.items() if len(hooks) == 1 and hooks != ("all",)]
+    suite = "tests/test_conformance.py::TestConformance::test_"
+    deselected = [f"made/plait-{name}/{suite}{check}" for name in singles for check in ON_TWO_PACKAGES]
+    return own_tests(list(PACKAGES), site, *deselected)
 
 
 @pytest.mark.parametrize("name", PACKAGES)
@@ -203,6 +207,14 @@ def test_a_new_package_passes_its_own_tests(name: str, results: dict[str, list[t
     assert passed.count("test_method") >= len(hooks)
     assert passed.count("test_plugin") >= len(hooks) + 1
     assert passed.count("test_conformance") >= 10
+
+
+@pytest.mark.slow
+def test_every_check_is_passed_by_every_package(site: Path) -> None:
+    results = own_tests([*PACKAGES], site)
+    for outcomes in results.values():
+        assert {outcome for _, outcome in outcomes} <= {"passed", "skipped"}, outcomes
+        assert ("test_conformance::test_resumable", "passed") in outcomes
 
 
 @pytest.fixture(scope="module")

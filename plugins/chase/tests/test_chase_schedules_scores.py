@@ -10,19 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plait_chase import (
-    ChaseError,
-    budget,
-    erk_densities,
-    exploration,
-    min_channels,
-    random_masks,
-    rounded_alive,
-    schedules,
-    scores,
-    select_channels,
-)
-from plait_chase.erk import layer_counts
+from plait_chase import exploration, schedules, scores
+from plait_chase.channels import min_channels, rounded_alive, select_channels
+from plait_chase.erk import budget, erk_densities, layer_counts, random_masks
+from plait_chase.errors import ChaseError
 
 SHAPES = {"a": (8, 3, 3, 3), "b": (16, 8, 3, 3), "c": (10, 16)}
 quick = settings(max_examples=60, deadline=None)

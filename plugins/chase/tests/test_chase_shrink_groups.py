@@ -11,20 +11,12 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from plait_chase import (
-    ChannelGroup,
-    ChaseError,
-    SmallResNet,
-    apply_shrink,
-    bn_recalibrate,
-    bn_vgg,
-    check_groups,
-    find_channel_groups,
-    rounded_alive,
-    shrink_plan,
-    slice_tensor,
-)
-from plait_chase.channels import group_slots
+from plait_chase.channels import ChannelGroup, group_slots, rounded_alive
+from plait_chase.errors import ChaseError
+from plait_chase.groups import find_channel_groups
+from plait_chase.residual import SmallResNet
+from plait_chase.shrink import apply_shrink, bn_recalibrate, check_groups, shrink_plan, slice_tensor
+from plait_chase.vgg import bn_vgg
 
 
 class FlattenNet(nn.Module):

@@ -12,18 +12,15 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from plait_chase import (
-    BASELINES,
-    ChannelGroup,
-    Chase,
-    ChaseConfig,
-    ChaseEngine,
-    ChaseError,
-    SmallResNet,
-    bn_vgg,
-    find_channel_groups,
-    initialise,
-)
+from plait_chase.channels import ChannelGroup
+from plait_chase.chase import Chase, initialise
+from plait_chase.config import ChaseConfig
+from plait_chase.engine import ChaseEngine
+from plait_chase.errors import ChaseError
+from plait_chase.groups import find_channel_groups
+from plait_chase.presets import BASELINES
+from plait_chase.residual import SmallResNet
+from plait_chase.vgg import bn_vgg
 
 STEPS = 48
 WIDTHS = (8, 8, "M", 16, 16)

@@ -16,6 +16,7 @@ from plait_dbadfl.engines import ENGINES, Gossip, Swarm, make_engine
 from plait_dbadfl.errors import DbadflError
 from plait_dbadfl.interactions import random_matching, waves
 from plait_dbadfl.mixing import Mixing, make_mixing
+from plait_dbadfl.phases import Engine
 from plait_dbadfl.topologies import make_topology
 
 N, LR = 8, 0.1

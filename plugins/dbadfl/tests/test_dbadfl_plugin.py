@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +18,7 @@ from plait.loading import build_model, load_data
 from plait.run import Run
 from plait.storage import checkpoints
 from plait_authoring.kill import final_state, first_difference, forked, resume_until_done
+from plait_authoring.together import together
 from plait_dbadfl import assembly
 from plait_dbadfl.defences import make_defence
 from plait_dbadfl.federation import Federation
@@ -134,8 +131,8 @@ def test_scan_and_clusters_are_the_librarys(tmp_path: Path) -> None:
     assert {"dbadfl/network", "dbadfl/infection_by_hop", "dbadfl/signal", "dbadfl/predicted"} <= set(last["plots"])
     assert len(last["plots"]["dbadfl/network"]["links"]) == 12
     assert {"dbadfl/runs", "dbadfl/budgets", "dbadfl/detection", "dbadfl/tau"} <= set(last["tables"])
-    report = made.report.read_text()
-    assert "who attacks" in report and "Infection over hops" in report
+    titles = [plot["title"] for plot in last["plots"].values()]
+    assert any("who attacks" in title for title in titles) and any("Infection over hops" in title for title in titles)
 
 
 def test_scans_in_the_course_of_the_attack_are_the_librarys(tmp_path: Path) -> None:
@@ -300,16 +297,7 @@ def test_data_with_a_normalisation_is_stamped_before_it(tmp_path: Path, monkeypa
 
 
 # ---- two processes ------------------------------------------------------------------------------------------------
-WORKER = """
-import json, sys
-import torch
-torch.set_num_threads(1)
-import plait
-plait.run(json.loads(sys.argv[1]), out=sys.argv[2])
-"""
-
-
-@pytest.mark.parametrize("engine", ["dfedavg", pytest.param("swarm", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("engine", ["dfedavg", "swarm"])
 def test_nodes_shared_over_two_processes_give_what_one_gives(tmp_path: Path, engine: str) -> None:
     # the attackers, all in one rank's block, train on while the other rank has nobody
     own = {"attacker_steps": 5, "attacker_lr_milestones": [0.5], "placement": "list", "positions": [0, 2, 3, 5]}
@@ -323,20 +311,8 @@ def test_nodes_shared_over_two_processes_give_what_one_gives(tmp_path: Path, eng
         "plugins": {"dbadfl": SMALL | {"arm": "naive", "engine": engine, "gamma": 1.5} | own},
     }
     one = plait.run(recipe, out=tmp_path / "one")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"]
-    script = tmp_path / "worker.py"
-    script.write_text(WORKER)
-    done = subprocess.run(
-        [*launch, str(script), json.dumps(recipe), str(tmp_path / "two")],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    ended = together(lambda rank: plait.run(recipe, out=tmp_path / "two"))
+    assert [rank.code for rank in ended] == [0, 0], ended
     two = plait.load_run(tmp_path / "two")
     assert torch.allclose(stacked(one), stacked(two), atol=1e-5)
     assert two.metrics["dbadfl/asr"] == pytest.approx(one.metrics["dbadfl/asr"], abs=1e-2)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import socket
-import subprocess
-import sys
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
+from plait_authoring.together import together
 from plait_dbadfl.defences import make_defence
 from plait_dbadfl.errors import DbadflError
 from plait_dbadfl.mixing import make_mixing
@@ -30,57 +30,26 @@ def step(x: Tensor, nodes: Tensor) -> Tensor:
     return x - 0.1 * (x - nodes[:, None].float())
 
 
-WORKER = """
-import datetime, sys
-import torch
-import torch.distributed as dist
-from plait_dbadfl.defences import make_defence
-from plait_dbadfl.mixing import make_mixing
-from plait_dbadfl.sharding import NodeShards
-from plait_dbadfl.topologies import make_topology
-
-rank, world, port, folder, rounds = int(sys.argv[1]), 2, sys.argv[2], sys.argv[3], int(sys.argv[4])
-torch.set_num_threads(1)
-dist.init_process_group(
-    "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world, timeout=datetime.timedelta(seconds=60)
-)
-
-
-def step(x, nodes):
-    return x - 0.1 * (x - nodes[:, None].float())
+def one_rank(rank: int, folder: Path) -> None:
+    """What each of two ranks computes of every graph: own models, their median, and everybody's."""
+    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+    for name, n in GRAPHS:
+        mixing = make_mixing(make_topology(name, n, seed=1))
+        for exchange in ("neighbours", "gather"):
+            shards = NodeShards(mixing, rank, 2, exchange=exchange)  # type: ignore[arg-type]
+            own, nodes = shards.take(models(n)).clone(), torch.arange(n)[shards.start : shards.stop]
+            for _ in range(ROUNDS):
+                own = shards.mix(step(own, nodes))
+            own = step(own, nodes)
+            everything = torch.cat([own, shards.exchange(own)])
+            median = make_defence("median")(everything, shards.local_mixing()).models[: shards.size]
+            torch.save((own, median, shards.gather(own)), folder / f"{name}-{exchange}-{rank}.pt")
+    dist.destroy_process_group()
 
 
-for name, n in eval(sys.argv[5]):
-    mixing = make_mixing(make_topology(name, n, seed=1))
-    for exchange in ("neighbours", "gather"):
-        shards = NodeShards(mixing, rank, world, exchange=exchange)
-        begun = torch.randn(n, 6, generator=torch.Generator().manual_seed(n))
-        own, nodes = shards.take(begun).clone(), torch.arange(n)[shards.start : shards.stop]
-        for _ in range(rounds):
-            own = shards.mix(step(own, nodes))
-        own = step(own, nodes)
-        together = torch.cat([own, shards.exchange(own)])
-        median = make_defence("median")(together, shards.local_mixing()).models[: shards.size]
-        everybody = shards.gather(own)
-        torch.save((own, median, everybody), f"{folder}/{name}-{exchange}-{rank}.pt")
-dist.destroy_process_group()
-"""
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@pytest.mark.timeout(120)
 def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
-    port = free_port()
-    processes = [
-        subprocess.Popen([sys.executable, "-c", WORKER, str(r), str(port), str(tmp_path), str(ROUNDS), repr(GRAPHS)])
-        for r in range(2)
-    ]
-    assert [process.wait(timeout=100) for process in processes] == [0, 0]
+    ended = together(lambda rank: one_rank(rank, tmp_path), limit=60)
+    assert [rank.code for rank in ended] == [0, 0], ended
     for name, n in GRAPHS:
         mixing = make_mixing(make_topology(name, n, seed=1))
         x, nodes = models(n), torch.arange(n)

@@ -45,9 +45,9 @@ def test_margins(text: str, expected: float) -> None:
 
 def test_columns_may_have_leading_axes_as_bootstrap_samples_do() -> None:
     drawn = {key: np.stack([column, column[[0, 0, 1]]]) for key, column in COLUMNS.items()}
-    found = parse("mean(a.m) / mean(b.m) >= 1").margin(drawn, 3)
-    assert found.shape == (2,)
-    assert found[1] == pytest.approx((4 / 3) / (8 / 3) - 1)
+    margins = parse("mean(a.m) / mean(b.m) >= 1").margin(drawn, 3)
+    assert margins.shape == (2,)
+    assert margins[1] == pytest.approx((4 / 3) / (8 / 3) - 1)
 
 
 def test_what_has_an_interval() -> None:
@@ -119,12 +119,12 @@ PIECES += ["1e308", "4", ",", " ", "[", "]", "lambda:", "import", "__class__", "
 @given(st.one_of(st.text(max_size=60), st.lists(st.sampled_from(PIECES), max_size=25).map("".join)))
 def test_any_text_is_parsed_or_bad_input(text: str) -> None:
     try:
-        made = parse(text)
+        comparison = parse(text)
     except BadInput:
         return
-    assert isinstance(made, Comparison)
-    columns: Any = {r: np.array([1.0, 2.0]) for r in made.references}
-    assert isinstance(float(made.margin(columns, 2)), float)
+    assert isinstance(comparison, Comparison)
+    columns: Any = {r: np.array([1.0, 2.0]) for r in comparison.references}
+    assert isinstance(float(comparison.margin(columns, 2)), float)
 
 
 @given(st.sampled_from(["a.m", "2 * a.m", "a.m - b.m", "mean(a.m) - b.m"]), st.floats(-1e6, 1e6))

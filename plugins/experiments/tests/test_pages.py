@@ -24,7 +24,7 @@ NASTY = "<script>alert(1)</script> | [bold] & \"quotes\" 'n' {{ 7 * 7 }}"
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> Verification:
+def verified(tmp_path_factory: pytest.TempPathFactory) -> Verification:
     changes: dict[str, Any] = {
         "arms__good": {"function": "claims_book:fine", "about": NASTY},
         "arms__bad": {"function": "claims_book:crash"},
@@ -93,8 +93,8 @@ class Checker(HTMLParser):
             assert self.open and self.open.pop() == tag
 
 
-def test_verdicts(found: Verification) -> None:
-    assert {r.claim.id: r.verdict.value for r in found.claims} == {
+def test_verdicts(verified: Verification) -> None:
+    assert {r.claim.id: r.verdict.value for r in verified.claims} == {
         "holds": "holds",
         "fails": "fails",
         "crashes": "undecided",
@@ -103,8 +103,8 @@ def test_verdicts(found: Verification) -> None:
 
 
 @pytest.mark.parametrize("page", [render, lambda v: scoreboard.render([v])])
-def test_pages_are_whole_and_safe(found: Verification, page: Any) -> None:
-    text = page(found)
+def test_pages_are_whole_and_safe(verified: Verification, page: Any) -> None:
+    text = page(verified)
     checker = Checker()
     checker.feed(text)
     assert checker.open == []
@@ -113,8 +113,8 @@ def test_pages_are_whole_and_safe(found: Verification, page: Any) -> None:
     assert not re.search(r"(src|href)=.https?:", text)
 
 
-def test_the_page_says_everything(found: Verification) -> None:
-    text = render(found)
+def test_the_page_says_everything(verified: Verification) -> None:
+    text = render(verified)
     for said in (
         "undecided",
         "not run",
@@ -132,8 +132,8 @@ def test_the_page_says_everything(found: Verification) -> None:
     assert "not every gating claim holds" in text
 
 
-def test_markdown(found: Verification) -> None:
-    text = markdown([found])
+def test_markdown(verified: Verification) -> None:
+    text = markdown([verified])
     tables = [line for line in text.splitlines() if line.startswith("|")]
     assert tables and all(line.endswith("|") for line in tables)
     header = next(line for line in tables if "source" in line)
@@ -143,8 +143,8 @@ def test_markdown(found: Verification) -> None:
     assert "fails (reported only)" in text and "(thresholds ours, [inferred])" in text
 
 
-def test_files(found: Verification, tmp_path: Path) -> None:
-    files = [*write_pages([found], tmp_path / "out"), *write_scoreboard([found], tmp_path / "out")]
+def test_files(verified: Verification, tmp_path: Path) -> None:
+    files = [*write_pages([verified], tmp_path / "out"), *write_scoreboard([verified], tmp_path / "out")]
     assert {p.name for p in files} == {
         "demo.html",
         "demo.json",
@@ -159,29 +159,29 @@ def test_files(found: Verification, tmp_path: Path) -> None:
     assert document["holds"] is False and len(document["claims"]) == 4
 
 
-def test_a_stored_verification_comes_back_whole(found: Verification, tmp_path: Path) -> None:
-    write_scoreboard([found], tmp_path)
+def test_a_stored_verification_comes_back_whole(verified: Verification, tmp_path: Path) -> None:
+    write_scoreboard([verified], tmp_path)
     (back,) = stored(tmp_path)
-    assert back.as_dict() == found.as_dict() == from_dict(json.loads(json.dumps(found.as_dict()))).as_dict()
-    assert markdown([back]) == markdown([found]) and scoreboard.render([back]) == scoreboard.render([found])
+    assert back.as_dict() == verified.as_dict() == from_dict(json.loads(json.dumps(verified.as_dict()))).as_dict()
+    assert markdown([back]) == markdown([verified]) and scoreboard.render([back]) == scoreboard.render([verified])
     assert stored(tmp_path / "nothing") == []
 
 
-def test_a_scoreboard_is_joined_claim_by_claim(found: Verification) -> None:
-    other = dataclasses.replace(found, plugin="other")
-    blank = tuple(dataclasses.replace(r, verdict=Verdict.NOT_RUN, judgements=(), arms=()) for r in found.claims[1:])
-    now = dataclasses.replace(found, claims=(found.claims[0], *blank), environment={"device_name": "another"})
-    joined = join([found, other], [now])
-    assert [one.plugin for one in joined] == ["demo", "other"] and joined[1] is other
-    assert [r.verdict for r in joined[0].claims] == [r.verdict for r in found.claims]
-    ran = [r.claim.id for r in found.claims[1:] if r.verdict is not Verdict.NOT_RUN]
+def test_a_scoreboard_is_joined_claim_by_claim(verified: Verification) -> None:
+    other = dataclasses.replace(verified, plugin="other")
+    blank = tuple(dataclasses.replace(r, verdict=Verdict.NOT_RUN, judgements=(), arms=()) for r in verified.claims[1:])
+    now = dataclasses.replace(verified, claims=(verified.claims[0], *blank), environment={"device_name": "another"})
+    joined = join([verified, other], [now])
+    assert [entry.plugin for entry in joined] == ["demo", "other"] and joined[1] is other
+    assert [r.verdict for r in joined[0].claims] == [r.verdict for r in verified.claims]
+    ran = [r.claim.id for r in verified.claims[1:] if r.verdict is not Verdict.NOT_RUN]
     assert ran and joined[0].notes[-1].startswith("from an earlier verification (")
     assert joined[0].notes[-1].endswith(f": {', '.join(ran)}") and joined[0].environment == now.environment
-    assert join([found], [found]) == [found] and join([], [other]) == [other]
-    assert join([found], [dataclasses.replace(now, scale="paper")])[0].claims == now.claims
-    last = dataclasses.replace(found, claims=found.claims[-1:])
-    assert join([found], [last])[0].claims == found.claims  # each in its earlier place
-    rest, first = (dataclasses.replace(found, claims=c) for c in (found.claims[1:], found.claims[:1]))
+    assert join([verified], [verified]) == [verified] and join([], [other]) == [other]
+    assert join([verified], [dataclasses.replace(now, scale="paper")])[0].claims == now.claims
+    last = dataclasses.replace(verified, claims=verified.claims[-1:])
+    assert join([verified], [last])[0].claims == verified.claims  # each in its earlier place
+    rest, first = (dataclasses.replace(verified, claims=c) for c in (verified.claims[1:], verified.claims[:1]))
     assert join([rest], [first])[0].claims == (*rest.claims, *first.claims)
 
 

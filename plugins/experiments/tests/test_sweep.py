@@ -101,8 +101,8 @@ def test_what_cannot_be_varied(text: str, said: str) -> None:
 
 
 def test_every_combination() -> None:
-    found = list(points([Axis("a", (1, 2)), Axis("b", ("x", "y"))]))
-    assert found == [{"a": 1, "b": "x"}, {"a": 1, "b": "y"}, {"a": 2, "b": "x"}, {"a": 2, "b": "y"}]
+    combinations = list(points([Axis("a", (1, 2)), Axis("b", ("x", "y"))]))
+    assert combinations == [{"a": 1, "b": "x"}, {"a": 1, "b": "y"}, {"a": 2, "b": "x"}, {"a": 2, "b": "y"}]
     with pytest.raises(BadInput, match="asks for 1,000,000 runs"):
         list(points([Axis("a", tuple(range(1000))), Axis("b", tuple(range(1000)))]))
 
@@ -136,28 +136,28 @@ def test_a_sweep_takes_a_cluster(tmp_path: Path) -> None:
 
 def test_files(tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
-    made = sweep(BASE, {"optimizer.lr": [0.01, 0.2], "data.noise": [0.1]}, workers=0, cache=tmp_path / "cache")
-    files = made.write(tmp_path / "out", parquet=True)
+    result = sweep(BASE, {"optimizer.lr": [0.01, 0.2], "data.noise": [0.1]}, workers=0, cache=tmp_path / "cache")
+    files = result.write(tmp_path / "out", parquet=True)
     assert [f.name for f in files] == ["sweep.json", "runs.csv", "runs.parquet", "plot.svg"]
     with (tmp_path / "out" / "runs.csv").open() as file:
         lines = list(csv.DictReader(file))
     frame = parquet.read_table(tmp_path / "out" / "runs.parquet").to_pylist()
     document = json.loads((tmp_path / "out" / "sweep.json").read_text())
-    for line, values, row in zip(lines, frame, made.rows, strict=True):
+    for line, values, row in zip(lines, frame, result.rows, strict=True):
         assert float(line["task/loss"]) == values["task/loss"] == row.metrics["task/loss"]
         assert float(line["optimizer.lr"]) == values["optimizer.lr"] == row.point["optimizer.lr"]
         assert line["status"] == values["status"] == "done"
         assert plait.load_run(values["run"]).finished
-    assert [row["point"] for row in document["rows"]] == [row.point for row in made.rows]
+    assert [row["point"] for row in document["rows"]] == [row.point for row in result.rows]
     svg = (tmp_path / "out" / "plot.svg").read_text()
     assert svg.count('id="LineCollection') >= 1  # error bars
 
 
 def test_a_run_that_fails_is_told_and_the_others_are_kept(bowl: dict[str, Any], tmp_path: Path) -> None:
-    made = sweep(bowl, ["bowl.fails=false,true", "bowl.x=0.5"], workers=0, cache=tmp_path)
-    assert [row.status for row in made.rows] == ["done", "failed"]
-    assert "the bowl broke" in made.failed[0].error
-    assert made.rows[0].metrics["bowl/depth"] == pytest.approx(0.04 + 4)
+    result = sweep(bowl, ["bowl.fails=false,true", "bowl.x=0.5"], workers=0, cache=tmp_path)
+    assert [row.status for row in result.rows] == ["done", "failed"]
+    assert "the bowl broke" in result.failed[0].error
+    assert result.rows[0].metrics["bowl/depth"] == pytest.approx(0.04 + 4)
     again = sweep(bowl, ["bowl.fails=false,true", "bowl.x=0.5"], workers=0, cache=tmp_path)
     assert (again.ran, again.cached) == (1, 1)
 
@@ -212,7 +212,7 @@ def test_a_search_over_values_and_seeds(bowl: dict[str, Any], tmp_path: Path) ->
     pytest.importorskip("optuna")
     over = ["bowl.x=0.1,0.3,0.9", "seed=0:2"]
     storage = f"sqlite:///{tmp_path}/mine.db"
-    made = sweep(
+    result = sweep(
         bowl,
         over,
         optimize="bowl/height",
@@ -222,9 +222,9 @@ def test_a_search_over_values_and_seeds(bowl: dict[str, Any], tmp_path: Path) ->
         cache=tmp_path / "c",
         storage=storage,
     )
-    assert [row.point["seed"] for row in made.rows] == [0, 1] * 6
-    assert made.best() is not None
-    assert "@validation chooses without seeing the test" in made.notes[0]
+    assert [row.point["seed"] for row in result.rows] == [0, 1] * 6
+    assert result.best() is not None
+    assert "@validation chooses without seeing the test" in result.notes[0]
     with pytest.raises(BadInput, match="is of another sweep"):
         sweep(
             bowl,
@@ -258,7 +258,7 @@ def test_what_is_not_installed_is_said(bowl: dict[str, Any], tmp_path: Path, mon
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
     with pytest.raises(BadInput, match=r"--optimize needs Optuna: pip install 'plait-experiments\[search\]'"):
         sweep(bowl, ["bowl.x=0..1"], optimize="bowl/depth", cache=tmp_path)
-    made = sweep(bowl, ["bowl.x=0,1"], workers=0, cache=tmp_path)
+    result = sweep(bowl, ["bowl.x=0,1"], workers=0, cache=tmp_path)
     with pytest.raises(BadInput, match=r"--parquet needs pyarrow: pip install 'plait-experiments\[search\]'"):
-        made.write(tmp_path / "out", parquet=True)
+        result.write(tmp_path / "out", parquet=True)
     assert (tmp_path / "out" / "runs.csv").is_file()

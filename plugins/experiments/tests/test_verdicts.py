@@ -68,18 +68,18 @@ def test_a_seed_without_a_value_can_refute_but_not_support(gone: float | None) -
 
 
 def test_seeds_stay_paired_when_one_arm_lacks_one() -> None:
-    found = verdict("a.m - b.m >= 0", [1.0, NAN, 3.0, 4.0], [0.5, 100.0, 2.5, 3.5])
-    assert found.n == 3 and found.margin == pytest.approx(0.5)
+    result = verdict("a.m - b.m >= 0", [1.0, NAN, 3.0, 4.0], [0.5, 100.0, 2.5, 3.5])
+    assert result.n == 3 and result.margin == pytest.approx(0.5)
 
 
 def test_seeds_that_never_ran_count_as_missing() -> None:
-    found = verdict("a.m >= 0", [1.0, 2.0, 1.5], planned=5)
-    assert found.verdict is Verdict.UNDECIDED and found.missing == {"a.m": [3, 4]}
+    result = verdict("a.m >= 0", [1.0, 2.0, 1.5], planned=5)
+    assert result.verdict is Verdict.UNDECIDED and result.missing == {"a.m": [3, 4]}
 
 
 def test_nothing_ran() -> None:
-    found = verdict("a.m - b.m >= 0", [], [1.0, 2.0])
-    assert found.verdict is Verdict.NOT_RUN and found.margin is None
+    result = verdict("a.m - b.m >= 0", [], [1.0, 2.0])
+    assert result.verdict is Verdict.NOT_RUN and result.margin is None
 
 
 def test_few_seeds_are_said_to_be_few() -> None:
@@ -123,12 +123,12 @@ def test_claims(expected: list[Verdict], guards: list[Verdict], verdict: Verdict
 # ---- statistics --------------------------------------------------------------------------------------------------
 def test_interval_is_scipys_at_the_widened_level() -> None:
     values = np.array([1.0, 2.5, 3.0, 4.5, 2.0, 3.3])
-    found = interval([values], lambda c: c.mean(-1))
+    result = interval([values], lambda c: c.mean(-1))
     wide = statistics._widened(0.95, len(values))
     rng = np.random.default_rng(0)
     theirs = stats.bootstrap((values,), np.mean, confidence_level=wide, n_resamples=9999, method="BCa", rng=rng)
-    assert found is not None and found.method == "BCa" and found.few
-    assert (found.low, found.high) == pytest.approx(tuple(theirs.confidence_interval), abs=0.15)
+    assert result is not None and result.method == "BCa" and result.few
+    assert (result.low, result.high) == pytest.approx(tuple(theirs.confidence_interval), abs=0.15)
 
 
 @pytest.mark.parametrize(("n", "least"), [(5, 0.87), (10, 0.91), (30, 0.91)])
@@ -137,16 +137,16 @@ def test_intervals_cover_the_truth(n: int, least: float, monkeypatch: pytest.Mon
     rng, hits, trials = np.random.default_rng(7), 0, 300
     for _ in range(trials):
         one, other = rng.normal(size=(2, n)) + np.array([[3.0], [1.0]])
-        found = interval([one, other], lambda a, b: a.mean(-1) - b.mean(-1))
-        assert found is not None
-        hits += found.low <= 2.0 <= found.high
+        result = interval([one, other], lambda a, b: a.mean(-1) - b.mean(-1))
+        assert result is not None
+        hits += result.low <= 2.0 <= result.high
     assert least <= hits / trials <= 0.99
 
 
 def test_pairing_removes_what_the_seeds_share() -> None:
     seeds = np.array([0.0, 10.0, 20.0, 30.0, 40.0])
-    found = interval([seeds + 1.0 + 0.01 * np.arange(5), seeds], lambda a, b: a.mean(-1) - b.mean(-1))
-    assert found is not None and 0.99 < found.low <= found.high < 1.05
+    result = interval([seeds + 1.0 + 0.01 * np.arange(5), seeds], lambda a, b: a.mean(-1) - b.mean(-1))
+    assert result is not None and 0.99 < result.low <= result.high < 1.05
 
 
 def test_degenerate_data() -> None:
@@ -162,16 +162,16 @@ def test_degenerate_data() -> None:
 @given(st.lists(st.floats(-1e6, 1e6), min_size=3, max_size=8))
 def test_an_interval_is_ordered_and_within_the_data(values: list[float]) -> None:
     column = np.array(values)
-    found = interval([column], lambda c: c.mean(-1))
-    assert found is not None and found.low <= found.high
+    result = interval([column], lambda c: c.mean(-1))
+    assert result is not None and result.low <= result.high
     slack = 1e-9 * max(1.0, float(np.abs(column).max()))
-    assert column.min() - slack <= found.low and found.high <= column.max() + slack
+    assert column.min() - slack <= result.low and result.high <= column.max() + slack
 
 
 def test_summary_and_difference() -> None:
-    found = summary([1.0, 2.0, 3.0, NAN, None])
-    assert (found.mean, found.n, found.undefined) == (2.0, 3, 2)
-    assert found.standard_error == pytest.approx(1 / math.sqrt(3))
+    result = summary([1.0, 2.0, 3.0, NAN, None])
+    assert (result.mean, result.n, result.undefined) == (2.0, 3, 2)
+    assert result.standard_error == pytest.approx(1 / math.sqrt(3))
     assert summary([]).mean is None and summary([1.0]).standard_error is None
     paired = difference({0: 1.0, 1: 2.0, 2: 3.0, 3: NAN}, {0: 1.5, 1: 2.5, 2: 3.6, 4: 9.0})
     assert paired.paired and paired.summary.n == 3 and paired.interval is not None

@@ -5,8 +5,10 @@ import math
 import pytest
 import torch
 
-from plait_fairsam import BASELINES, FairSAM, FairsamError, GroupDRO, group_gap_penalty
-from plait_fairsam.sam import PERTURBATIONS
+from plait_fairsam.baselines import GroupDRO, group_gap_penalty
+from plait_fairsam.errors import FairsamError
+from plait_fairsam.presets import BASELINES
+from plait_fairsam.sam import PERTURBATIONS, FairSAM
 from plait_fairsam.weights import WEIGHTS
 
 

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from plait_fairsam import CORRUPTIONS, DEFAULT_GRID, Corruption, FairsamError, corrupt
-from plait_fairsam.corruptions import NOISES
+from plait_fairsam.corruptions import CORRUPTIONS, DEFAULT_GRID, NOISES, Corruption, corrupt
+from plait_fairsam.errors import FairsamError
 
 
 def grey(value, n=64, size=32):

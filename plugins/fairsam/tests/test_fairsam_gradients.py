@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from plait_fairsam import FairSAM, FairsamError, ModelGradients, frozen_statistics
+from plait_fairsam.errors import FairsamError
+from plait_fairsam.gradients import ModelGradients, frozen_statistics
+from plait_fairsam.sam import FairSAM
 
 CE = nn.CrossEntropyLoss(reduction="none")
 

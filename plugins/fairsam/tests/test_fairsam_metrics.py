@@ -5,12 +5,16 @@ import math
 import pytest
 import torch
 
-from plait_fairsam import FairsamError, FairsamWarning, cdd, collapse_warnings, fairness_report, group_accuracy
+from plait_fairsam.errors import FairsamError, FairsamWarning
 from plait_fairsam.metrics import (
+    cdd,
     cdd_signed,
+    collapse_warnings,
     degradation,
     demographic_parity_difference,
     equal_opportunity_difference,
+    fairness_report,
+    group_accuracy,
     relative_degradation,
 )
 

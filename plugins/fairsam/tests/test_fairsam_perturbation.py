@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from plait_fairsam import FairsamError, SavedWeights, asam_perturbation, global_norm, sam_perturbation
+from plait_fairsam.errors import FairsamError
+from plait_fairsam.perturbation import SavedWeights, asam_perturbation, global_norm, sam_perturbation
 
 
 def tensors(seed=0):

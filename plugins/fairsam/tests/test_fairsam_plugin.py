@@ -84,7 +84,9 @@ def test_bad_input_names_option_and_value(tmp_path: Path, options: dict[str, Any
 
 
 def test_data_without_groups_is_refused_before_or_when_it_is_loaded(tmp_path: Path, sets: str) -> None:
-    with pytest.raises(plait.Refused, match=r"'fairsam' needs field:group; data fair_sets:none provides none"):
+    with pytest.raises(
+        plait.Refused, match=r"needs a sensitive attribute \(field:group\); data 'fair_sets:none'"
+    ):
         run(tmp_path, {}, data=f"{sets}:none")
     with pytest.raises(BadInput, match="the only group in the training split"):
         run(tmp_path, {}, data=f"{sets}:single")
@@ -128,7 +130,7 @@ def test_figures_against_the_exported_model_by_hand(tmp_path: Path) -> None:
     """Oracle: the exported model on the test split corrupted by the library, group accuracies in a loop."""
     from plait.planning.task import TinyImagesOptions
     from plait.planning.tiny import load
-    from plait_fairsam import corrupt
+    from plait_fairsam.corruptions import corrupt
 
     done = run(tmp_path, {"severities": [2, 4], "corruptions": ["gaussian_noise", "impulse_noise"]}, steps=40)
     test = load(TinyImagesOptions(), 0).test.fields  # type: ignore[attr-defined]

@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from plait_fairsam import FairSAM, FairsamError, Losses, ModelGradients
+from plait_fairsam.errors import FairsamError
+from plait_fairsam.gradients import ModelGradients
+from plait_fairsam.sam import FairSAM, Losses
 
 CE = nn.CrossEntropyLoss(reduction="none")
 

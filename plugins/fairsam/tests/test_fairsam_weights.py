@@ -9,8 +9,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from plait_fairsam import AdaptiveWeights, FairsamError, FairsamWarning, TableWeights, cell_counts, weight_table
-from plait_fairsam.weights import TABLES
+from plait_fairsam.errors import FairsamError, FairsamWarning
+from plait_fairsam.weights import TABLES, AdaptiveWeights, TableWeights, cell_counts, weight_table
 
 examples = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 3)), min_size=2, max_size=60).filter(
     lambda pairs: len({s for s, _ in pairs}) > 1
@@ -99,14 +99,14 @@ def test_empty_cells_weigh_nothing_and_one_warning_names_them():
         (lambda g, y: AdaptiveWeights([3, 1])(g + 5), r"groups\[0\]=5"),
     ],
 )
-@pytest.mark.filterwarnings("ignore::plait_fairsam.FairsamWarning")
+@pytest.mark.filterwarnings("ignore::plait_fairsam.errors.FairsamWarning")
 def test_bad_input_is_one_line_naming_option_and_value(call, message):
     with pytest.raises(FairsamError, match=message) as caught:
         call(torch.tensor([0, 1, 1]), torch.tensor([0, 1, 2]))
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.filterwarnings("ignore::plait_fairsam.FairsamWarning")
+@pytest.mark.filterwarnings("ignore::plait_fairsam.errors.FairsamWarning")
 def test_lookup_refuses_indices_that_would_wrap_around():
     weights = TableWeights.from_data(torch.tensor([0, 1]), torch.tensor([0, 1]))
     with pytest.raises(FairsamError, match=r"groups\[0\]=-1"):

@@ -23,8 +23,8 @@ from plait_glt import data, planetoid, tiny_graphs
 from plait_glt.data import NodeSplit, check_splits, node_data
 from plait_glt.data_options import KarateOptions, PlanetoidOptions
 from plait_glt.graphs import clean_edges, edge_homophily, isolated_nodes
-from plait_glt.planetoid import read_planetoid
 from plait_glt.pickles import Refused, read
+from plait_glt.planetoid import read_planetoid
 
 REAL = Path(os.environ.get("PLAIT_PLANETOID") or Path(__file__).parents[4] / "shared/data/planetoid")
 real = pytest.mark.skipif(

@@ -13,11 +13,14 @@ import torch
 
 import plait
 from plait.errors import BadInput
-from plait_glt import GCN, GLTConfig, GraphLotteryTickets, LabelTask, hits_at, mean_roc_auc
+from plait_glt.config import GLTConfig
 from plait_glt.data_options import OgbLabelsOptions, OgbLinksOptions, OgbOptions
+from plait_glt.measures import hits_at, mean_roc_auc
+from plait_glt.models import GCN
 from plait_glt.ogb_layout import load, load_labels, mean_of_edges
 from plait_glt.ogb_links import load as load_collab
-from plait_glt.tasks import label_outputs
+from plait_glt.rounds import GraphLotteryTickets
+from plait_glt.tasks import LabelTask, label_outputs
 from plait_glt.torch_files import read_arrays
 
 pytest.importorskip("ogb", reason="the extra plait-glt[ogb] is not installed")

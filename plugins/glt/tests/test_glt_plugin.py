@@ -14,8 +14,14 @@ import plait
 import plait_glt.training
 import plait_glt.weave
 from plait.errors import BadCheckpoint, BadInput, Refused
-from plait_glt import GLTConfig, MaskedGNN, MaskStep, NodeTask, PrunedGNN, Ticket, area_under_curve
+from plait_glt.config import GLTConfig
+from plait_glt.masked import MaskedGNN
+from plait_glt.pruned import PrunedGNN
+from plait_glt.sparsity import area_under_curve
+from plait_glt.tasks import NodeTask
+from plait_glt.tickets import Ticket
 from plait_glt.tiny_graphs import karate_graph
+from plait_glt.training import MaskStep
 
 SMALL = {"rounds": 2, "p_g": 0.3, "p_theta": 0.4, "mask_epochs": 8, "fix_epochs": 6, "warmup": 2, "wd_samples": 16}
 
@@ -125,7 +131,7 @@ def test_a_mask_phase_is_the_librarys(tmp_path: Path, variant: str, monkeypatch:
     found = run(tmp_path / "run", options, settings=settings, model="gcn")
     data = plait.loading.load_data(found.recipe.data, found.recipe.seed)
     graph = data.train.graph
-    from plait_glt import GCN
+    from plait_glt.models import GCN
 
     network = GCN(34, 4, hidden=16, dropout=0.0)
     network.load_state_dict(before[0])
@@ -145,7 +151,8 @@ def test_a_mask_phase_is_the_librarys(tmp_path: Path, variant: str, monkeypatch:
 
 def test_of_equal_best_epochs_run_and_library_choose_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On 13 validation nodes many epochs tie. Both choose the same masks: the first ones after the warm-up."""
-    from plait_glt import GCN, train_masks
+    from plait_glt.models import GCN
+    from plait_glt.training import train_masks
 
     monkeypatch.setattr(plait_glt.weave, "TIE_NOISE", 0.0)
     monkeypatch.setattr(plait_glt.training, "INITIAL_NOISE", 0.0)
@@ -180,7 +187,8 @@ def test_of_equal_best_epochs_run_and_library_choose_the_first(tmp_path: Path, m
 
 def test_retraining_is_the_librarys(tmp_path: Path) -> None:
     """A ticket given by file, retrained by plait and by the library, without dropout: the same accuracy and epoch."""
-    from plait_glt import GCN, retrain
+    from plait_glt.models import GCN
+    from plait_glt.training import retrain
 
     first = run(tmp_path / "find", settings={"model.dropout": 0.0})
     path = first.export / "ticket.safetensors"

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from plait_authoring.kill import final_state, first_difference, forked, resume_until_done
 
 import plait
 from plait.storage.directory import RunDirectory
+from plait_authoring.kill import final_state, first_difference, forked, resume_until_done
 from plait_glt.phases import phases
 from plait_glt.weave import Weave
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from plait_authoring.kill import final_state, first_difference
 
 import plait
+from plait_authoring.kill import final_state, first_difference
 from plait_authoring.together import together
-from plait_glt import Ticket
+from plait_glt.tickets import Ticket
 
 OPTIONS = {"rounds": 2, "p_g": 0.3, "p_theta": 0.4, "mask_epochs": 8, "fix_epochs": 8, "warmup": 2, "wd_samples": 16}
 PLUGINS: dict[str, dict[str, Any]] = {

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from plait.declare.sources import DataSource, ModelSource
-from plait.declare.options import load_object
 from plait.data import Data, DataInfo
-from plait.declare.options import Options
+from plait.declare.options import Options, load_object
+from plait.declare.sources import DataSource, ModelSource
 from plait_zoo.plugin import ZooPlugin
 
 

@@ -13,8 +13,8 @@ from pydantic import ValidationError
 from torch import nn
 from torchvision.models import resnet as tv
 
-from plait.declare.sources import ModelSource
 from plait.data import DataInfo
+from plait.declare.sources import ModelSource
 from plait.errors import BadInput
 from plait_zoo.resnet import ResNet
 from plait_zoo.vgg import BNVGG, parse_widths

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import pickletools
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from plait_zoo.pickled import DTYPES, ArrayUnpickler, Name, Refused, StoredArray
+from plait_zoo.pickled import DTYPES, ArrayUnpickler, Name, Refused, StoredArray, read_dictionary
 
 
 def read(content: bytes, encoding: Literal["latin1", "bytes"] = "latin1", **further: Any) -> Any:
@@ -79,3 +80,56 @@ def test_a_reader_may_know_further_names() -> None:
     assert read(content, further={(module, "getpid"): Two()}) == 2
     with pytest.raises(Refused, match=f"the name {module}.getpid"):
         read(content)
+
+
+# ---- dictionaries ---------------------------------------------------------------------------------------------------
+def test_both_numpy_spellings() -> None:
+    data = pickle.dumps({b"data": np.arange(6, dtype=np.uint8).reshape(2, 3)}, 2)
+    old = data.replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+    new = old.replace(b"numpy.core.multiarray", b"numpy._core.multiarray")
+    assert old != new
+    for content in (old, new):
+        assert read_dictionary(io.BytesIO(content))["data"].tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
+def test_a_python_2_pickle_is_read() -> None:
+    # what Python 2 wrote: byte strings for keys, names and the array's content
+    text = (
+        b"\x80\x02}q\x01(U\x04dataq\x02cnumpy.core.multiarray\n_reconstruct\nq\x03cnumpy\nndarray\nq\x04K\x00\x85U\x01b\x87Rq\x05"
+        b"(K\x01K\x01K\x02\x86cnumpy\ndtype\nq\x06U\x02u1K\x00K\x01\x87Rq\x07(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xff"
+        b"K\x00tb\x89U\x02\x07\xfftbU\x06labels]q\x08(K\x03K\x04eu."
+    )
+    pickletools.dis(text, out=io.StringIO())
+    content = read_dictionary(io.BytesIO(text))
+    assert content["data"].tolist() == [[7, 255]]
+    assert content["labels"] == [3, 4]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"cos\nsystem\n(S'true'\ntR.",
+        b"cnumpy.core.multiarray\n__builtins__\n.",
+        b"cnumpy\nload\n.",
+        b"cnumpy.testing\nndarray\n.",
+        b"cnumpy.core.multiarray.x\n_reconstruct\n.",
+        b"\x80\x04\x8c\x05numpy\x8c\x12ndarray.__init__.x\x93.",
+        b"c_codecs\nencode\n(Vabc\nVrot13\ntR.",
+        b"\x80\x02cnumpy\nndarray\n}U\x08__init__K\x01sb.",
+        b"\x80\x02c_codecs\nencode\nN}U\x08__call__K\x01s\x86b.",
+        b"Nr\xff\xff\xff\x7f.",
+        b"P1\n.",
+        b"\x82\x01.",
+    ],
+)
+def test_tricks_are_refused(content: bytes) -> None:
+    with pytest.raises(Exception):  # noqa: B017 (which one depends on the trick)
+        read_dictionary(io.BytesIO(content))
+    # the placeholders are as they were
+    good = pickle.dumps({"data": np.ones(2, np.uint8)}, 2)
+    assert read_dictionary(io.BytesIO(good))["data"].tolist() == [1, 1]
+
+
+def test_only_a_dictionary_is_one() -> None:
+    with pytest.raises(Refused, match="a list instead of a dictionary"):
+        read_dictionary(io.BytesIO(pickle.dumps([1], 2)))

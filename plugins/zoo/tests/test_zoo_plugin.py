@@ -12,11 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from plait.declare.sources import DataSource, ModelSource
-from plait.declare.options import load_object
 from plait.data import Data, DataInfo
+from plait.declare.options import Options, load_object
+from plait.declare.sources import DataSource, ModelSource
 from plait.errors import BadInput
-from plait.declare.options import Options
 from plait.planning.discovery import implementations
 from plait_zoo.plugin import ZooPlugin
 
@@ -76,15 +75,6 @@ def test_declared_fields_are_there(name: str, sources: dict[str, DataSource], lo
         assert set(batch) == declared
         assert batch["index"].tolist() == [0, 2]
         assert batch["input"].shape == (2, *data.info.input_shape)
-
-
-def test_public_names_load_at_first_use() -> None:
-    import plait_zoo
-
-    assert all(callable(getattr(plait_zoo, name)) for name in plait_zoo.__all__)
-    assert set(plait_zoo.__all__) <= set(dir(plait_zoo))
-    with pytest.raises(AttributeError, match="nothing_here"):
-        _ = plait_zoo.nothing_here
 
 
 # ---- any options: a clear refusal or a result -----------------------------------------------------------------------

@@ -9,8 +9,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from plait.declare.recipe import Recipe
 from plait.distributed.processes import Place
 from plait.errors import BadCheckpoint, BadInput, RunLocked
@@ -91,6 +89,8 @@ class RunDirectory:
         Raises:
             RunLocked: another process holds it.
         """
+        from filelock import FileLock, Timeout  # only runs that are written need it
+
         lock = FileLock(self.path / ".lock", timeout=0)
         try:
             lock.acquire()

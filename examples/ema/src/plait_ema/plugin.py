@@ -12,8 +12,8 @@ from .options import EMAOptions
 if TYPE_CHECKING:
     from torch import nn
 
-    from plait.training.woven import LossReport
     from plait.training.trainer import Trainer
+    from plait.training.woven import LossReport
 
 
 class EMAPlugin(Plugin):

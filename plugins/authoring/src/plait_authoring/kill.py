@@ -20,7 +20,6 @@ import plait
 from plait.declare.options import load_object
 from plait.errors import BadInput, PlaitError
 from plait.planning import discovery
-from plait.storage import checkpoints
 from plait.storage.directory import RunDirectory
 
 
@@ -98,6 +97,8 @@ def _arm(function: str, call: int) -> None:
 
 def final_state(path: Path) -> dict[str, Any]:
     """Everything in the last checkpoint that must not depend on kills."""
+    from plait.storage import checkpoints
+
     newest = RunDirectory(path).checkpoint()
     assert newest is not None, f"{path} has no checkpoint"
     state = checkpoints.load(newest)

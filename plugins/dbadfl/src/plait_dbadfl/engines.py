@@ -13,7 +13,7 @@ from plait_dbadfl.errors import DbadflError
 from plait_dbadfl.interactions import random_matching, waves
 from plait_dbadfl.mixing import Mixing
 from plait_dbadfl.names import INTERACTIONS, ORDERS, SWARM_STEPS, Interactions, Order, SwarmSteps
-from plait_dbadfl.phases import Aggregate, Engine, Parameters, Phase, mean
+from plait_dbadfl.phases import Engine, Phase
 
 __all__ = ["DPSGD", "ENGINES", "DFedAvg", "DFedAvgM", "FedAvg", "Gossip", "Swarm", "make_engine"]
 

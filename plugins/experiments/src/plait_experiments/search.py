@@ -30,6 +30,8 @@ class Search:
     """A study: what is varied, what is optimised, and where Optuna keeps its trials.
 
     Args:
+        runner: its outcomes hold those of every point afterwards.
+        job_at: the cell of a point.
         axes: values (categories) and ranges; ``seed`` is not searched: each point is run at all of its values.
         metric: what is optimised.
         direction: ``maximize``, ``minimize``, or empty: as the metric itself says.
@@ -44,6 +46,8 @@ class Search:
 
     def __init__(
         self,
+        runner: Runner,
+        job_at: Callable[[Point], Job],
         axes: Sequence[Axis | Range],
         metric: str,
         direction: str,
@@ -69,18 +73,15 @@ class Search:
         self.metric, self.direction, self.trials = metric, direction, trials
         self.storage, self.name = storage, name
         self.width = max(1, (workers or os.cpu_count() or 1) // len(self.seeds))
+        self._runner, self._job_at = runner, job_at
         self._optuna: Any = optuna
 
-    def run(
-        self, runner: Runner, recipe: Recipe, cache: Path, job_at: Callable[[Point], Job]
-    ) -> tuple[list[Visit], list[str]]:
+    def run(self, recipe: Recipe, cache: Path) -> tuple[list[Visit], list[str]]:
         """Try points until the study has as many trials as asked for.
 
         Args:
-            runner: its outcomes hold those of every point afterwards.
             recipe: what is varied; a study of another one is refused.
             cache: folder of the cells; the default storage lies beside it.
-            job_at: the cell of a point.
 
         Returns:
             The visits by trial and seed, and notes for the user. A visit of an earlier call may have no outcome here.
@@ -94,39 +95,32 @@ class Search:
                 f"{self.metric} is a figure of the test split: choosing by it makes it too good. "
                 f"{self.metric}@validation chooses without seeing the test."
             )
-        self._settle_direction(runner, job_at)
+        self._settle_direction()
         study = self._study(recipe, cache)
         visits: dict[int, list[Visit]] = {}
         for number, trial in self._done(study).items():
-            visits[number] = self._visits(trial, job_at)
+            visits[number] = self._visits(trial)
             for visit in visits[number]:
-                runner.kept(visit.job)
+                self._runner.kept(visit.job)
         for trial in self._unfinished(study):  # of a call that was stopped: its runs go on where they were
-            self._try(runner, study, [trial], visits, job_at)
+            self._try(study, [trial], visits)
         while (left := self.trials - len(self._done(study))) > 0:
             asked = [study.ask(self._distributions()) for _ in range(min(left, self.width))]
-            self._try(runner, study, asked, visits, job_at)
+            self._try(study, asked, visits)
         return [visit for number in sorted(visits) for visit in visits[number]], notes
 
-    def _try(
-        self,
-        runner: Runner,
-        study: Any,
-        trials: Sequence[Any],
-        visits: dict[int, list[Visit]],
-        job_at: Callable[[Point], Job],
-    ) -> None:
+    def _try(self, study: Any, trials: Sequence[Any], visits: dict[int, list[Visit]]) -> None:
         failed = self._optuna.trial.TrialState.FAIL
         for trial in trials:
             try:
-                visits[trial.number] = self._visits(trial, job_at)
+                visits[trial.number] = self._visits(trial)
             except BadInput:
                 study.tell(trial.number, state=failed)
                 raise
         left = max(0, self.trials - len(self._done(study)) - len(trials))
-        runner.run([visit.job for trial in trials for visit in visits[trial.number]], left * len(self.seeds))
+        self._runner.run([visit.job for trial in trials for visit in visits[trial.number]], left * len(self.seeds))
         for trial in trials:
-            outcomes = [runner.outcomes[visit.job.key] for visit in visits[trial.number]]
+            outcomes = [self._runner.outcomes[visit.job.key] for visit in visits[trial.number]]
             known = [value for outcome in outcomes if (value := outcome.metrics.get(self.metric)) is not None]
             if len(known) == len(outcomes):
                 study.tell(trial.number, math.fsum(known) / len(known))
@@ -134,11 +128,11 @@ class Search:
                 self._check_metric(outcomes)
                 study.tell(trial.number, state=failed)
 
-    def _visits(self, trial: Any, job_at: Callable[[Point], Job]) -> list[Visit]:
+    def _visits(self, trial: Any) -> list[Visit]:
         """The visits of a trial, one a seed."""
         named = {a.key: {_named(v): v for v in a.values} for a in self.searched if isinstance(a, Axis)}
         point = {key: named[key][value] if key in named else value for key, value in trial.params.items()}
-        return [Visit({**point, **seed}, job_at({**point, **seed}), trial.number) for seed in self.seeds]
+        return [Visit({**point, **seed}, self._job_at({**point, **seed}), trial.number) for seed in self.seeds]
 
     # ---- Optuna -------------------------------------------------------------------------------------------------
     def _study(self, recipe: Recipe, cache: Path) -> Any:
@@ -186,7 +180,7 @@ class Search:
         running: list[Any] = study.get_trials(deepcopy=False, states=(self._optuna.trial.TrialState.RUNNING,))
         return [t for t in running if len(t.params) == len(self.searched)]
 
-    def _settle_direction(self, runner: Runner, job_at: Callable[[Point], Job]) -> None:
+    def _settle_direction(self) -> None:
         """Ask the metric itself: it says so in the run directory of any run that has it."""
         if self.direction:
             return
@@ -194,9 +188,9 @@ class Search:
         for axis in self.searched:
             value: Any = axis.values[0] if isinstance(axis, Axis) else (axis.low + axis.high) / 2
             middle[axis.key] = round(value) if isinstance(axis, Range) and axis.whole else value
-        job = job_at({**middle, **self.seeds[0]})
-        runner.run([job])
-        self._check_metric([runner.outcomes[job.key]])
+        job = self._job_at({**middle, **self.seeds[0]})
+        self._runner.run([job])
+        self._check_metric([self._runner.outcomes[job.key]])
         try:
             better = load_run(job.folder).details[self.metric]["better"]
         except (BadInput, KeyError):  # the run lies on another machine

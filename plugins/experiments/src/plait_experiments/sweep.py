@@ -81,10 +81,10 @@ def sweep(
         where = "--over " + " ".join(f"{key}={value}" for key, value in point.items())
         return kept.job(base.merged(point, where), point={k: v for k, v in point.items() if k != SEED})
 
-    search = Search(axes, optimize, direction, trials, storage, study, workers) if optimize else None
+    search = Search(runner, job_at, axes, optimize, direction, trials, storage, study, workers) if optimize else None
     try:
         if search is not None:
-            visits, notes = search.run(runner, base, kept.folder, job_at)
+            visits, notes = search.run(base, kept.folder)
         else:
             visits, notes = [Visit(point, job_at(point)) for point in _grid(axes)], []
             runner.run([visit.job for visit in visits])

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from plait.data import Batch, Data, DataInfo
-from plait.errors import BadInput
 from plait.declare.results import Metric
+from plait.errors import BadInput
 from plait_glt.errors import GLTError
 from plait_glt.graphs import Graph, degrees
 from plait_glt.measures import mean_roc_auc

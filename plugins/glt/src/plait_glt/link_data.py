@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from plait.data import Data, DataInfo
-from plait.errors import BadInput
 from plait.declare.results import Metric
+from plait.errors import BadInput
 from plait_glt.data import FIELDS, GraphSplit, degree_group, forward, percent
 from plait_glt.data_options import LinkOptions
 from plait_glt.errors import GLTError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from plait import Ownership, DataSource, ModelSource, Plugin, hookimpl, later
+from plait import DataSource, ModelSource, Ownership, Plugin, hookimpl, later
 from plait_glt.sources import data_sources, models
 
 if TYPE_CHECKING:
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from plait.data import Batch, Data
     from plait.declare.results import Metric, Plot, Table
     from plait.training.evaluation import Predictions
-    from plait.training.woven import LossReport
     from plait.training.trainer import Trainer
+    from plait.training.woven import LossReport
     from plait_glt.weave import Weave
 
 
@@ -64,9 +64,9 @@ class GltPlugin(Plugin):
             }
         )
 
-    def claims(self) -> tuple[Claim, ...]:
+    def ownership(self) -> tuple[Ownership, ...]:
         """Every weight matrix of the network, and the edges of the graph."""
-        return (Claim("parameters"), Claim("edges"))
+        return (Ownership("parameters"), Ownership("edges"))
 
     def budget(self, steps: int, steps_per_epoch: int) -> int:
         """The dense reference and every round; ``train.epochs`` is the length of one phase."""

@@ -33,7 +33,7 @@ def record(
 
     ``figure`` names what it is judged by, the first figure of its data: ``accuracy``, ``auc`` or ``hits_at_50``.
     """
-    judged = split_figures(trainer.data, *predict(trainer, trainer.model, trainer.data.test))
+    judged = split_figures(trainer.data, *predict(trainer.forward, trainer.model, trainer.data.test))
     figure = next(iter(judged))
     edges = hard["edge_mask"] != 0
     kept = [hard[f"network.{name}"] for name in gnn.names]

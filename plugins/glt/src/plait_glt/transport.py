@@ -13,7 +13,7 @@ TINY = 1e-12
 EXACT_WIDTH = 32
 """Up to this many coordinates distances are summed from differences; above, by the faster matrix product."""
 KERNEL_RANGE = 60.0
-"""Largest ``D / eps`` for which sweeps run on ``exp(-D / eps)``, far from what float32 can hold; above, on logsumexp."""
+"""Largest ``D / eps`` for which sweeps run on ``exp(-D / eps)``, well within float32; above, they run on logsumexp."""
 
 
 class Solved(NamedTuple):
@@ -83,7 +83,6 @@ class Sinkhorn(NamedTuple):
             b,
             max_iter=self.max_iterations,
             tol=self.tolerance / math.sqrt(a.shape[1]),
-            method="log_sinkhorn",
             grad="envelope",
         )
         error = (solution.plan.sum(2) - a).abs().sum(1).max()
@@ -113,7 +112,7 @@ class Sinkhorn(NamedTuple):
             return (plan * cost).sum(), plan.sum(1)
 
         total, sums = x.new_zeros(()), []
-        for points, potentials in zip(x.split(rows), f.split(rows), strict=True):
+        for points, potentials in zip(torch.split(x, rows), torch.split(f, rows), strict=True):
             # the distances are computed once more in the backward pass, not kept until then
             cost, mass = checkpoint(block, points, potentials, use_reentrant=False, preserve_rng_state=False)
             total = total + cost

@@ -13,6 +13,7 @@ from torch.func import functional_call
 
 from plait.data.seeds import seed_of
 from plait.errors import BadCheckpoint
+from plait.storage.directory import RunDirectory
 from plait_glt.adversary import ascend, delta_removed, implicit_term, unclipped
 from plait_glt.auxiliary import auxiliary_loss
 from plait_glt.baselines import degree_scores, drop_edges, magnitude_scores, random_scores
@@ -29,8 +30,8 @@ from plait_glt.tickets import Ticket, Transfer, transfer
 if TYPE_CHECKING:
     from plait.data import Data
     from plait.declare.results import Metric, Plot, Table
-    from plait.training.woven import LossReport
     from plait.training.trainer import Trainer
+    from plait.training.woven import LossReport
     from plait_glt.options import GltOptions
 
 
@@ -59,7 +60,7 @@ class Weave:
         self.options, self.gnn = options, trainer.model
         names = [f"network.{name}" for name in self.gnn.names]
         soft = self.gnn.mask_names()
-        self.hard = trainer.masks.claim("glt", ["edge_mask", *names, *soft])
+        self.hard = trainer.masks.own("glt", ["edge_mask", *names, *soft])
         self.hard_weights = [(self.hard[w], self.hard[s]) for w, s in zip(names, soft, strict=True)]
         decay = trainer.recipe.optimizer.weight_decay if options.decay_masks else 0.0
         ascent = options.adversary == "ascent"  # its masks move by their own projected step
@@ -91,7 +92,7 @@ class Weave:
     def fit(self, trainer: Trainer) -> None:
         """Go through the phases; a resumed run goes on in the one it was in."""
         if self.position:
-            self.clock.recall(self.phases[: self.position], trainer.recorder.directory.events())
+            self.clock.recall(self.phases[: self.position], RunDirectory(trainer.folder).events())
         if self.begun:
             self._arrange(trainer, self.phases[self.position])
         while self.position < len(self.phases):
@@ -104,18 +105,17 @@ class Weave:
     def _begin(self, trainer: Trainer, phase: Phase) -> None:
         self.clock.begin(phase)
         learn = phase.kind == "masks"
-        self.gnn.network.load_state_dict(self.initial if phase.kind == "dense" else self.planted)
+        first = self.initial if phase.kind == "dense" else self.planted
+        weights = {f"network.{name}": value for name, value in first.items()}
         generator = trainer.generator("glt.noise")
-        with torch.no_grad():
-            for name, parameter in self.gnn.named_parameters():
-                if not name.startswith("network."):
-                    noise = TIE_NOISE * (2 * torch.rand(parameter.shape, generator=generator) - 1) if learn else 0
-                    parameter.copy_(self.hard[name] * (1 + noise))
-        trainer.masks.hold()
+        for name, parameter in self.gnn.named_parameters():
+            if not name.startswith("network."):
+                noise = TIE_NOISE * (2 * torch.rand(parameter.shape, generator=generator) - 1) if learn else 0
+                weights[name] = self.hard[name] * (1 + noise)
         self.begun = True
         self.reached.zero_()
         self._arrange(trainer, phase)
-        trainer.begin_phase(phase.end - phase.start, fresh=True)
+        trainer.begin_phase(phase.end - phase.start, fresh=True, weights=weights)
 
     def _arrange(self, trainer: Trainer, phase: Phase) -> None:
         """What is no tensor: which parameters are trained, and on which edges the network runs."""
@@ -333,8 +333,8 @@ class Weave:
     def export(self, trainer: Trainer, model: nn.Module) -> nn.Module:
         """The network on its kept edges; the ticket itself goes beside it as ``ticket.safetensors``."""
         assert isinstance(model, MaskedGNN)
-        if trainer.recorder.writes:
-            self.ticket().save(trainer.recorder.directory.export / "ticket.safetensors")
+        if trainer.writes:
+            self.ticket().save(trainer.folder / "export" / "ticket.safetensors")
         network, kept = model.export()
         return PrunedGNN(network, kept, model.edge_index.shape[1])
 

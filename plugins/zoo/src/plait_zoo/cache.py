@@ -15,7 +15,7 @@ from platformdirs import user_cache_path
 
 
 def cache_dir() -> Path:
-    """The user's cache folder for plait (on Linux ``$XDG_CACHE_HOME/plait`` or ``~/.cache/plait``); it need not exist."""
+    """The user's cache folder, on Linux ``$XDG_CACHE_HOME/plait`` or ``~/.cache/plait``; it need not exist."""
     return user_cache_path("plait", appauthor=False)
 
 

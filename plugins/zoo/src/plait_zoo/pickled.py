@@ -159,7 +159,7 @@ def read_dictionary(file: IO[bytes]) -> dict[str, Any]:
         file: at the beginning of a pickle.
 
     Returns:
-        Its values by their keys as strings: plain values as they are (Python 2's strings as bytes), arrays not writable.
+        Its values by their keys as strings; Python 2's strings are bytes, and arrays are not writable.
 
     Raises:
         Refused: the pickle asks for anything but plain values and number arrays.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from plait._version import __version__
@@ -65,6 +66,18 @@ def render(names: Names, hooks: Sequence[str]) -> dict[str, str]:
         names: of the new plugin.
         hooks: in the contract's order, at least one.
     """
+    environment = _environment()
+    context = _context(names, hooks)
+    parts = [_part(environment, hook, context) for hook in hooks]
+    context |= _joined(names, hooks, parts)
+    written = {}
+    for path, source in _files(hooks).items():
+        written[path.format(package=names.package)] = environment.get_template(f"package/{source}.j2").render(context)
+    return written
+
+
+@cache
+def _environment() -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -76,13 +89,7 @@ def render(names: Names, hooks: Sequence[str]) -> dict[str, str]:
         autoescape=False,  # the files are code, not HTML
     )
     environment.filters["words"] = _words
-    context = _context(names, hooks)
-    parts = [_part(environment, hook, context) for hook in hooks]
-    context |= _joined(names, hooks, parts)
-    written = {}
-    for path, source in _files(hooks).items():
-        written[path.format(package=names.package)] = environment.get_template(f"package/{source}.j2").render(context)
-    return written
+    return environment
 
 
 def _files(hooks: Sequence[str]) -> dict[str, str]:

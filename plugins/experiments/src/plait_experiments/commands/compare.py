@@ -6,15 +6,17 @@ import itertools
 import json
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from plait.errors import BadInput
 from plait_cli import completion, output
-from plait_cli.catalog import Seen, finished
 from plait_cli.parameters import AsJson
 from plait_experiments import statistics
+
+# `plait --help` imports this module: what else a call needs is imported in it
+if TYPE_CHECKING:
+    from plait_cli.catalog import Seen
 
 BESIDE = {"seed", "device", "loggers", "checkpoint", "distributed"}
 """Keys of a recipe that may differ between runs of one group."""
@@ -69,6 +71,9 @@ def compare(
       plait compare runs/dense runs/sparse
       plait compare runs/dense-seeds3 runs/sparse-seeds3 --json
     """
+    from plait.errors import BadInput
+    from plait_cli.catalog import finished
+
     seen = finished(runs)
     if len(seen) < 2:
         raise BadInput("compare needs two or more finished runs.")

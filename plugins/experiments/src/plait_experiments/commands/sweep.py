@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from plait.planning.plan import make_plan
 from plait_cli import output
 from plait_cli.parameters import (
     AsJson,
@@ -21,9 +20,11 @@ from plait_cli.parameters import (
     Steps,
     assemble,
 )
-from plait_experiments import sweep as sweeps
 from plait_experiments.commands.parameters import CacheFolder, Fresh, RayAddress, Workers
-from plait_experiments.grid import parse_all
+
+# `plait --help` imports this module: what else a call needs is imported in it
+if TYPE_CHECKING:
+    from plait_experiments.sweep import Sweep
 
 
 def sweep(
@@ -77,6 +78,10 @@ def sweep(
       plait sweep recipe.toml --over chase.density=0.02..0.5:log --optimize task/accuracy@validation --trials 30
       plait sweep recipe.toml --over seed=0:20 --ray auto
     """
+    from plait.planning.plan import make_plan
+    from plait_experiments import sweep as sweeps
+    from plait_experiments.grid import parse_all
+
     parse_all(over or ())  # refuses before torch is imported
     base = assemble(recipe, plugins, settings, data=data, model=model, epochs=epochs, steps=steps, device=device)
     make_plan(base)
@@ -106,7 +111,7 @@ def sweep(
         raise typer.Exit(1)
 
 
-def show(result: sweeps.Sweep, metrics: list[str]) -> None:
+def show(result: Sweep, metrics: list[str]) -> None:
     """Print the means, the best point, and what failed."""
     columns, rows = result.table(metrics)
     output.show(output.table("", columns, rows, right=range(columns.index("runs"), len(columns))))

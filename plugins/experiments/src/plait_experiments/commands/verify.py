@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from plait.errors import BadInput
-from plait.planning import discovery
 from plait_cli import completion, output
 from plait_cli.parameters import AsJson, Settings, parse_settings
-from plait_experiments import scoreboard, tables, verification
 from plait_experiments.commands.parameters import CacheFolder, Fresh, RayAddress, Workers
-from plait_experiments.page import write_pages
-from plait_experiments.results import ClaimResult, Verification
-from plait_experiments.schema import load
+
+# `plait --help` imports this module: what else a call needs is imported in it
+if TYPE_CHECKING:
+    from plait_experiments.results import ClaimResult, Verification
 
 NOT_HELD = 4
 """Exit code when a claim that gates does not hold."""
@@ -79,6 +77,11 @@ def verify(
       plait verify --all --extra --out docs/scoreboard
       plait verify fairsam --extra --scoreboard --out docs/scoreboard
     """
+    from plait.errors import BadInput
+    from plait_experiments import scoreboard, verification
+    from plait_experiments.page import write_pages
+    from plait_experiments.schema import load
+
     if everything == (name is not None):
         raise BadInput("give one plugin, or --all.")
     if everything and claims:
@@ -130,11 +133,16 @@ def verify(
 
 def with_claims() -> list[str]:
     """Usable plugins that bring a ``claims.toml``; a bad file is an error, not a plugin without claims."""
+    from plait.planning import discovery
+    from plait_experiments.schema import load
+
     return [name for name in discovery.active_registry() if load(name) is not None]
 
 
 def show(verified: Verification) -> None:
     """Print every claim with its tables."""
+    from plait_experiments import tables
+
     typer.echo(output.heading(tables.heading(verified)))
     for what, value in tables.facts(verified):
         typer.echo(f"{what + ':':9}{value}")
@@ -152,6 +160,8 @@ def show(verified: Verification) -> None:
 
 def show_claim(result: ClaimResult) -> None:
     """Print one claim."""
+    from plait_experiments import tables
+
     typer.echo(f"\n{output.heading(result.claim.id)}: {result.claim.sentence}  {verdict(result)}")
     if any(arm.values for arm in result.arms):
         arms = output.table("", tables.ARM_COLUMNS, tables.arm_rows(result), right=(2, 3, 4))
