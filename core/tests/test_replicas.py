@@ -223,15 +223,15 @@ def test_one_network_only_is_refused_beside_stacked_ones() -> None:
 
 
 def test_the_conformance_kit_knows_a_batch_for_each_replica() -> None:
-    from plait_authoring import examining
+    from plait_authoring import problems
 
     batch = StackedBatch({"index": torch.zeros(3, 4, dtype=torch.int64)})
-    assert examining.batch_size(batch) == 4 and examining.batch_shape(batch) == (3, 4)
-    assert examining.batch_size(Batch({"index": torch.arange(5)})) == 5 and examining.batch_size({}) is None
+    assert problems.batch_size(batch) == 4 and problems.batch_shape(batch) == (3, 4)
+    assert problems.batch_size(Batch({"index": torch.arange(5)})) == 5 and problems.batch_size({}) is None
     for good in (torch.ones(4), torch.ones(3, 4)):
-        assert not list(examining.weights_problems(good, 4, (3, 4)))
-    assert list(examining.weights_problems(torch.ones(3), 4, (3, 4)))
-    assert list(examining.weights_problems(torch.ones(3, 4), 4, (4,)))
+        assert not list(problems.weights_problems(good, 4, (3, 4)))
+    assert list(problems.weights_problems(torch.ones(3), 4, (3, 4)))
+    assert list(problems.weights_problems(torch.ones(3, 4), 4, (4,)))
 
 
 def test_a_field_that_is_no_tensor_goes_along_whole() -> None:

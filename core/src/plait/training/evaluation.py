@@ -15,6 +15,7 @@ from plait.data.streams import in_order
 from plait.declare.results import Metric, Plot, Table
 from plait.distributed.world import shareable
 from plait.training.forward import Forward
+from plait.training.frozen import evaluating
 
 BATCH = 512
 """Examples per forward pass in evaluation, where the split does not say how many it takes at once."""
@@ -120,11 +121,9 @@ def predict(
 def _predict(
     forward: Forward, model: torch.nn.Module, batches: Iterable[Any], transform: Callable[[Any], Any] | None
 ) -> tuple[Any, dict[str, Any]]:
-    was_training = model.training
-    model.eval()
     outputs: list[Any] = []
     fields: dict[str, list[Any]] = {}
-    try:
+    with evaluating(model):
         for batch in batches:
             batch = transform(batch) if transform else batch
             with forward.autocast():
@@ -133,8 +132,6 @@ def _predict(
             for name, value in _fields(batch):
                 if name != "input":
                     fields.setdefault(name, []).append(value)
-    finally:
-        model.train(was_training)
     return _join(outputs), {name: _join(values) for name, values in fields.items()}
 
 

@@ -1,32 +1,50 @@
-"""Passes that leave no trace: running statistics and every other buffer stay as they were."""
+"""What a pass must not leave behind: changed state of layers, and changed modes."""
 
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
 
 
 @contextlib.contextmanager
 def frozen_buffers(model: nn.Module) -> Iterator[None]:
-    """Let the model run in training mode without changing any buffer.
+    """Let the model run as it always does, and put the state of every layer back afterwards.
 
-    Normalisation layers use batch statistics but record none (their momentum and counters stay untouched); buffers of
-    every other module are put back afterwards.
+    Running statistics, counters, the vectors of a spectral norm, whatever a stranger's layer registers as a buffer or
+    gives as extra state: nothing is switched off, so the pass computes what it would compute unfrozen, and afterwards
+    the buffers hold what they held, in the same tensors, also where a layer replaced one or made a new one. The
+    backward pass belongs inside.
     """
-    norms = [m for m in model.modules() if isinstance(m, _NormBase) and m.track_running_stats]
-    known = {id(b) for m in norms for b in m.buffers(recurse=False)}
-    others = [(b, b.clone()) for b in model.buffers() if id(b) not in known]
-    for norm in norms:
-        norm.track_running_stats = False
+    registered = [(module, dict(module._buffers)) for module in model.modules()]
+    buffers = [b for _, named in registered for b in named.values() if b is not None]
+    copies = [b.detach().clone() for b in buffers]
+    with_extra = [m for m in model.modules() if type(m).get_extra_state is not nn.Module.get_extra_state]
+    extra = [copy.deepcopy(module.get_extra_state()) for module in with_extra]
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for module, named in registered:
+            if module._buffers or named:
+                module._buffers.clear()
+                module._buffers.update(named)
         with torch.no_grad():
-            for buffer, before in others:
+            for buffer, before in zip(buffers, copies, strict=True):
                 buffer.copy_(before)
+        for module, state in zip(with_extra, extra, strict=True):
+            module.set_extra_state(state)
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in eval mode inside; afterwards every module is in the mode that it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

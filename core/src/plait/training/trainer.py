@@ -30,6 +30,7 @@ from plait.training.evaluation import (
     split_figures,
 )
 from plait.training.forward import Forward
+from plait.training.frozen import evaluating
 from plait.training.woven import Woven
 
 
@@ -74,7 +75,9 @@ class Trainer(Woven):
         self.data: Data = self.composed["transform_data"].chain("data", trainer=self, data=data)
         self.info = self.data.info
         model = self.composed["transform_model"].chain("model", trainer=self, model=model, data=self.data)
-        model.to(self.device).train()
+        model.to(self.device)
+        if not model.training:  # as Hugging Face gives them; parts that the builder put into eval mode stay so
+            model.train()
         self.train_stream = self.stream("train")
         train, per_epoch = self.recipe.train, self.train_stream.batches_per_epoch
         steps = train.steps if train.steps is not None else per_epoch * (train.epochs or 0)
@@ -209,13 +212,11 @@ class Trainer(Woven):
         self.masks.hold()
         if has_figures(self.info):
             return split_figures(self.data, *predict(self.forward, self.model, self.data.validation))
-        self.model.eval()
         losses = []
-        with torch.no_grad():
+        with torch.no_grad(), evaluating(self.model):
             for batch in in_order(self.data.validation, BATCH):
                 there = batch.to(self.device)
                 losses.append(self.objective(self.call(self.model, there), there).float().cpu())
-        self.model.train()
         return {"loss": Metric(float(torch.cat(losses, dim=-1).mean()), "", "lower")}
 
     def views(self) -> dict[str, View]:
