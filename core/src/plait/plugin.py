@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel
@@ -43,7 +44,12 @@ class Plugin:
     tiny: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, options: BaseModel) -> None:
-        self.options: Any = options
+        self.options = options
+
+    @cached_property
+    def options(self) -> Any:
+        """The options of the run; the defaults in an instance that is only asked for what it registers."""
+        return self.Options.model_construct()
 
     # ---- declarations, judged before anything starts ------------------------------------------------------------
     def needs(self) -> frozenset[str]:

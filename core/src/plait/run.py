@@ -194,7 +194,7 @@ def execute(
             if standing == "new" and writes:
                 _write_start(plan, directory, recorder, str(accelerator.device), ranks.world)
             trainer = Trainer(recipe, plan.plugins, plan.composed, World(accelerator.device, accelerator), recorder)
-            with _written_down(recorder, ranks, artifacts, forget=empty and fresh), _explained(trainer, ranks):
+            with _written_down(recorder, ranks, artifacts, forget=empty and fresh), ranks.alive(lambda: trainer.step):
                 seed_everything(recipe.seed)
                 data = load_data(recipe.data, recipe.seed)
                 for note in data.notes:
@@ -313,19 +313,6 @@ def _by_kind(results: Mapping[str, Metric | Table | Plot]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _explained(trainer: Trainer, ranks: Ranks) -> Iterator[None]:
-    """While inside, this process shows the others that it lives; a broken exchange with them is given its reason."""
-    with ranks.alive(lambda: trainer.step):
-        try:
-            yield
-        except Exception as error:
-            reason = ranks.explain(error, trainer.step)
-            if reason is error:
-                raise
-            raise reason from error
-
-
-@contextlib.contextmanager
 def _written_down(recorder: Recorder, ranks: Ranks, artifacts: bool, *, forget: bool) -> Iterator[None]:
     """Close the record however the run ends: note the failure, make the artifacts, publish.
 
@@ -343,7 +330,15 @@ def _written_down(recorder: Recorder, ranks: Ranks, artifacts: bool, *, forget: 
         if forget and recorder.writes and refused:
             shutil.rmtree(directory.path)
             raise
-        failure = _noted(recorder, error)
+        failure = error
+        if isinstance(error, Interrupted):
+            newest = directory.checkpoint()
+            recorder.event("interrupted", step=int(newest.stem.removeprefix("step-")) if newest else 0)
+            failure = Interrupted(f"{error} Go on with: plait resume {directory.shown}")
+            failure.shown = error.shown
+        else:
+            with contextlib.suppress(RunFailed):  # a full disk must not hide what happened before
+                recorder.event("failed", error=str(error) or type(error).__name__)
     finally:
         recorder.progress.stop()
         recorder.close()
@@ -356,19 +351,6 @@ def _written_down(recorder: Recorder, ranks: Ranks, artifacts: bool, *, forget: 
         raise failure from None
     if failure is not None:
         raise failure
-
-
-def _noted(recorder: Recorder, error: Exception) -> Exception:
-    """Write down what ended the run; returns what to tell the user."""
-    if isinstance(error, Interrupted):
-        newest = recorder.directory.checkpoint()
-        recorder.event("interrupted", step=int(newest.stem.removeprefix("step-")) if newest else 0)
-        told = Interrupted(f"{error} Go on with: plait resume {recorder.directory.shown}")
-        told.shown = error.shown
-        return told
-    with contextlib.suppress(RunFailed):  # a full disk must not hide what happened before
-        recorder.event("failed", error=str(error) or type(error).__name__)
-    return error
 
 
 def _make_artifacts(directory: RunDirectory) -> None:

@@ -23,6 +23,10 @@ def names(split: object) -> list[str]:
     return [name.decode() for name in split.files]
 
 
+def splits(data: Data) -> list[object]:
+    return [data.train, data.validation, data.test]
+
+
 def fill(root: Path, picture: Picture, part: str, classes: tuple[str, ...] = ("ant", "bee"), each: int = 10) -> None:
     for number, name in enumerate(classes):
         for image in range(each):
@@ -38,7 +42,10 @@ def test_train_and_test(tmp_path: Path, picture: Picture, load: Load) -> None:
     assert data.names["label"] == ["ant", "bee"]
     assert data.info.num_groups == 0
     assert "group" not in data.info.fields
-    assert data.notes == ["image-folder: 2 images of train validate; test is the test."]
+    assert data.notes == [
+        "image-folder: 2 images of train validate; test is the test.",
+        "image-folder: the validation split has no image of ant.",
+    ]
     got = data.train.__getitems__(range(18))
     assert torch.equal((got["input"].mean((1, 2, 3)) > 0.2).long(), got["label"])
     assert names(load("image-folder", seed=3, root=str(tmp_path)).validation) == names(data.validation)
@@ -107,6 +114,52 @@ def test_what_is_wrong_is_named(tmp_path: Path, picture: Picture, load: Load) ->
     (tmp_path / "train" / "ant").mkdir()
     (tmp_path / "train" / "bee").rename(tmp_path / "gone2")
     refused("train has no images")
+
+
+def test_hidden_system_and_editor_entries_are_no_classes_and_no_images(
+    tmp_path: Path, picture: Picture, load: Load
+) -> None:
+    for part in ("train", "val", "test"):
+        fill(tmp_path, picture, part, each=2)
+    for part in ("train", "val", "test"):
+        fill(tmp_path, picture, part, ("C#",), each=2)
+    clean = [names(split) for split in splits(load("image-folder", root=str(tmp_path)))]
+    junk = [".ipynb_checkpoints", "@eaDir", "__MACOSX", "lost+found", ".git", "$RECYCLE.BIN", "ant~", "#recycle"]
+    for part in ("train", "val", "test"):
+        for name in junk:
+            picture(tmp_path / part / name / "x.png")
+            picture(tmp_path / part / "ant" / name / "deep" / "x.png")
+        for name in ("._0.png", ".hidden.jpg", "~$0.png"):
+            picture(tmp_path / part / "ant" / name)
+        for name in ("Thumbs.db", "desktop.ini", ".DS_Store", "0.png~", "#0.png#"):
+            (tmp_path / part / "ant" / name).write_text("x")
+            (tmp_path / part / name).write_text("x")
+    data = load("image-folder", root=str(tmp_path) + "/")
+    assert [names(split) for split in splits(data)] == clean
+    assert data.names["label"] == ["C#", "ant", "bee"]
+    assert len(data.notes) == 3
+    told = "hidden or system folders of train are no classes: #recycle, $RECYCLE.BIN, .git, .ipynb_checkpoints, @eaDir"
+    assert data.notes[0] == f"image-folder: {told} and 3 more."
+
+
+def test_a_class_without_images_is_said(tmp_path: Path, picture: Picture, load: Load) -> None:
+    for part in ("train", "val", "test"):
+        fill(tmp_path, picture, part, each=2)
+    (tmp_path / "train" / "cat").mkdir()
+    with pytest.raises(BadInput, match=r"train has no images of class cat \(\.jpg"):
+        load("image-folder", root=str(tmp_path))
+    for name in ("0.gif", "1.gif", "notes.txt", "README"):
+        (tmp_path / "train" / "cat" / name).write_text("x")
+    with pytest.raises(BadInput, match=r"class cat \(.*; left out by name: \.gif: 2, \.txt: 1, no ending: 1\)"):
+        load("image-folder", root=str(tmp_path))
+    picture(tmp_path / "train" / "cat" / "0.png")
+    (tmp_path / "test" / "cat").mkdir()
+    data = load("image-folder", root=str(tmp_path))
+    assert data.notes == [
+        "image-folder: 4 files of train were left out, no images by name (.gif: 2, .txt: 1, no ending: 1).",
+        "image-folder: the validation split has no image of cat.",
+        "image-folder: the test split has no image of cat.",
+    ]
 
 
 def test_augmentations(tmp_path: Path, picture: Picture, load: Load) -> None:

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from plait import errors
 from plait.errors import BadInput, PlaitError, RunFailed, first_line
@@ -97,13 +97,10 @@ class Ranks:
             self.store.wait([key], timedelta(seconds=self.timeout))
             return str(self.store.get(key).decode())
         except RuntimeError as error:
-            raise self._gone(rank, error) from error
-
-    def _gone(self, rank: int, error: Exception) -> RunFailed:
-        return RunFailed(
-            f"rank {self.rank} waited {self.timeout:g} s for rank {rank}, which did not answer "
-            f"({first_line(error)}). Look at that process; distributed.timeout says how long to wait."
-        )
+            raise RunFailed(
+                f"rank {self.rank} waited {self.timeout:g} s for rank {rank}, which did not answer "
+                f"({first_line(error)}). Look at that process; distributed.timeout says how long to wait."
+            ) from error
 
     # ---- failing ------------------------------------------------------------------------------------------------
     def tell(self, error: BaseException) -> None:
@@ -127,23 +124,22 @@ class Ranks:
         if self.rank and not error.shown and error.args:
             error.args = (f"rank {self.rank}: {error.args[0]}", *error.args[1:])
 
-    def explain(self, error: Exception, step: int) -> Exception:
+    def _explained(self, error: Exception, step: int) -> Exception:
         """The reason behind a broken exchange of tensors; any other error is returned as it is."""
-        if self.world == 1 or not broken_exchange(error):
+        if not broken_exchange(error):
             return error
         before = self._beats()
         with contextlib.suppress(RuntimeError):
             self.store.set(f"waited/{self.rank}", "")
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
-            failure = self._failure()
-            if failure is not None and failure["rank"] != self.rank:
+            if (failure := self._failure()) is not None:
                 return _rebuilt(failure, echo=True)
             time.sleep(0.1)
         after = self._beats()
         silent = [rank for rank in range(self.world) if after.get(rank) == before.get(rank) and rank != self.rank]
         self._lost = set(silent) if before else set()
-        slow = [rank for rank in after if rank != self.rank and not self._said(f"waited/{rank}")]
+        slow = [rank for rank in after if rank != self.rank and not self.store.check([f"waited/{rank}"])]
         if self._lost:
             named = ", ".join(map(str, silent))
             what = f"rank {named} of {self.world} was lost (killed, out of memory, or its machine is gone)"
@@ -154,9 +150,8 @@ class Ranks:
             what = f"rank 0 of {self.world} was lost: what it holds for the others does not answer any more"
         else:
             what = f"the exchange with the other of the {self.world} processes broke"
-        reason = RunFailed(
-            f"step {step}: {what}. The last checkpoint is kept. torch.distributed said: {first_line(error)}"
-        )
+        said = f"torch.distributed said: {first_line(error)}"
+        reason = RunFailed(f"step {step}: {what}. The last checkpoint is kept. {said}")
         reason.echo = True  # the first of several survivors tells
         return reason
 
@@ -170,25 +165,18 @@ class Ranks:
         except RuntimeError:  # one that was lost, or the store itself
             return
 
-    def _said(self, key: str) -> bool:
-        try:
-            return bool(self.store.check([key]))
-        except RuntimeError:
-            return False
-
     def _failure(self) -> dict[str, Any] | None:
+        """What another process has told of its failure."""
         try:
-            if not self.store.check(["failure"]):
-                return None
-            failure: dict[str, Any] = json.loads(self.store.get("failure").decode())
+            told = json.loads(self.store.get("failure").decode()) if self.store.check(["failure"]) else None
         except (RuntimeError, ValueError):
             return None
-        return failure
+        return None if told is None or told["rank"] == self.rank else told
 
     # ---- signs of life ------------------------------------------------------------------------------------------
     @contextlib.contextmanager
     def alive(self, step: Callable[[], int]) -> Iterator[None]:
-        """While inside, say every second that this process lives, and at which step.
+        """While inside, say every second that this process lives, and at which step; explain a broken exchange.
 
         When another process has failed and this one still waits for it (an exchange of tensors cannot be broken off),
         the process ends.
@@ -206,11 +194,14 @@ class Ranks:
                     self.store.set(f"alive/{self.rank}", f"{count} {step()}")
                 except RuntimeError:
                     return
-                failure = self._failure()
-                if failure is not None and failure["rank"] != self.rank:
+                if (failure := self._failure()) is not None:
                     since = since if since is not None else time.monotonic()
                     if time.monotonic() - since > patience:
-                        self._end_with(failure)
+                        if self.rank == 0:
+                            print(f"error: {_rebuilt(failure)}", file=sys.stderr, flush=True)
+                        with contextlib.suppress(RuntimeError):
+                            self.store.set(f"left/{self.rank}", "")
+                        os._exit(int(failure["code"]))
                 if ended.wait(BEAT):
                     return
 
@@ -218,16 +209,14 @@ class Ranks:
         thread.start()
         try:
             yield
+        except Exception as error:
+            reason = self._explained(error, step())
+            if reason is error:
+                raise
+            raise reason from error
         finally:
             ended.set()
             thread.join(timeout=5)
-
-    def _end_with(self, failure: Mapping[str, Any]) -> NoReturn:
-        if self.rank == 0:
-            print(f"error: {_rebuilt(failure)}", file=sys.stderr, flush=True)
-        with contextlib.suppress(RuntimeError):
-            self.store.set(f"left/{self.rank}", "")
-        os._exit(int(failure["code"]))
 
     def _beats(self) -> dict[int, tuple[int, int]]:
         """rank -> (how often it has shown a sign of life, its step); empty when the store is gone."""

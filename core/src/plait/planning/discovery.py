@@ -67,6 +67,21 @@ class Installed:
         }
 
 
+class _Manager(pluggy.PluginManager):
+    """pluggy's, but quick, because every command looks at every plugin: it examines only what `hookimpl` has marked."""
+
+    def parse_hookimpl_opts(self, plugin: object, name: str) -> Any:
+        marked = any(hasattr(vars(kind).get(name), "plait_impl") for kind in type(plugin).__mro__)
+        return super().parse_hookimpl_opts(plugin, name) if marked else None
+
+
+@cache
+def _manager() -> _Manager:
+    manager = _Manager("plait")
+    manager.add_hookspecs(HookSpecs)
+    return manager
+
+
 def implementations(plugin: Plugin) -> list[Implementation]:
     """The plugin's hook functions, checked against the specs by pluggy.
 
@@ -96,16 +111,10 @@ def implementations(plugin: Plugin) -> list[Implementation]:
     return implementations_of
 
 
-@cache
-def _manager() -> pluggy.PluginManager:
-    manager = pluggy.PluginManager("plait")
-    manager.add_hookspecs(HookSpecs)
-    return manager
-
-
 def default_instance(plugin: type[Plugin]) -> Plugin:
-    """An instance for registry hooks, whose answers do not depend on options."""
-    return plugin(plugin.Options.model_construct())
+    """An instance for registry hooks, whose answers do not depend on options: these are made when one is read."""
+    bare = plugin.__init__ is Plugin.__init__
+    return plugin.__new__(plugin) if bare else plugin(plugin.Options.model_construct())
 
 
 def discover() -> list[Installed]:
@@ -175,8 +184,8 @@ def find_plugin(name: str) -> Installed:
 
 
 def _load(entry: EntryPoint) -> Installed:
-    dist = entry.dist
-    item = Installed(entry.name, dist.name if dist else "plait-core", dist.version if dist else __version__)
+    metadata = entry.dist.metadata if entry.dist else {"Name": "plait-core", "Version": __version__}
+    item = Installed(entry.name, metadata["Name"], metadata["Version"])
     try:
         plugin = entry.load()
     except (Exception, SystemExit) as error:

@@ -31,6 +31,32 @@ WHERE = {
 """Where each published set is to be had; nothing is downloaded here."""
 
 
+SYSTEM = {
+    "__macosx",
+    "@eadir",
+    "@tmp",
+    "@recycle",
+    "#recycle",
+    "#snapshot",
+    "$recycle.bin",
+    "lost+found",
+    "__pycache__",
+}
+SYSTEM |= {"system volume information", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"}
+"""What macOS, Windows, Linux, Python and network drives leave in folders, in lower case."""
+
+
+def is_system(name: str) -> bool:
+    """Whether a folder or file is hidden, or left there by a system or an editor: no class and no image."""
+    autosaved = name.startswith("#") and name.endswith("#")  # by Emacs; C# may be a class
+    return name.startswith((".", "~$")) or name.endswith("~") or autosaved or name.lower() in SYSTEM
+
+
+def named(names: Sequence[str], most: int = 5) -> str:
+    """Names by commas, the first few of many."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
 def folder(path: str, source: str, layout: str) -> str:
     """The folder of a data set with ``~`` resolved.
 
@@ -192,13 +218,18 @@ def assemble(
     used = np.flatnonzero(part >= 0)
     there, told = on_disk(root, [files[int(row)] for row in used], skip_missing, source)
     used = used[there]
-    splits = []
+    splits, absent = [], []
     for number, name in enumerate(PARTS):
         rows = used[part[used] == number]
         if not len(rows):
             raise BadInput(
                 f"data {source}: the {name} split of {root} is empty; there are too few images for this division."
             )
+        for codes, code_names in ((label, label_names), (group, group_names)):
+            used_codes = set() if codes is None else set(codes[rows].tolist())
+            without = [known for code, known in enumerate(code_names) if code not in used_codes]
+            if without:
+                absent.append(f"{source}: the {name} split has no image of {named(without)}.")
         fields = {"label": torch.from_numpy(label[rows])}
         if group is not None:
             fields["group"] = torch.from_numpy(group[rows])
@@ -216,5 +247,5 @@ def assemble(
         augment=augment,
         prepare=Normalize(IMAGENET_MEAN, IMAGENET_STD),
         names=names,
-        notes=[*notes, *told],
+        notes=[*notes, *told, *absent],
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -31,27 +32,30 @@ def load(options: ImageFolderOptions, seed: int) -> Data:
     validation is carved out of train by hash of the file name, alike for every seed: choices must not see the test.
     A flat ``val`` folder (ImageNet as downloaded) is read with ``val_labels``.
 
+    Hidden folders and files and those of systems and editors (`files.is_system`) are no classes and no images. A note
+    names what else was left out, and the classes of which a split has no image.
+
     Raises:
-        BadInput: a folder or label is missing, a class is unknown; each is named.
+        BadInput: a folder or label is missing, a class is unknown or has no image in train; each is named.
     """
     root = files.folder(options.root, "image-folder", LAYOUT)
     train = files.folder(os.path.join(root, "train"), "image-folder", LAYOUT)
-    classes = sorted(entry.name for entry in os.scandir(train) if entry.is_dir())
+    classes, _ = _folders(train)
     if not classes:
         raise BadInput(f"data image-folder: {train} has no class folders. Expected layout: {LAYOUT}.")
-    parts: list[Listed] = [_by_class(root, "train", classes)]
+    notes: list[str] = []
+    parts: list[Listed] = [_by_class(root, "train", classes, notes)]
     others = [name for name in ("val", "test") if os.path.isdir(os.path.join(root, name))]
     if not others:
         raise BadInput(f"data image-folder: {root} has neither a val nor a test folder. Expected layout: {LAYOUT}.")
     for name in others:
         flat = name == "val" and options.val_labels
-        parts.append(_labelled(root, options.val_labels, classes) if flat else _by_class(root, name, classes))
+        parts.append(_labelled(root, options.val_labels, classes) if flat else _by_class(root, name, classes, notes))
 
     listed = [item for part in parts for item in part]
     names = [name for name, _ in listed]
-    notes = []
     if len(others) == 2:
-        part = np.repeat(np.arange(3), [len(found) for found in parts])
+        part = np.repeat(np.arange(3), [len(images) for images in parts])
     else:
         held = parts_by_hash([name for name, _ in parts[0]], [options.validation_share], "image-folder")
         part = np.concatenate([held, np.full(len(parts[1]), 2)])
@@ -72,23 +76,49 @@ def load(options: ImageFolderOptions, seed: int) -> Data:
     )
 
 
-def _by_class(root: str, name: str, classes: Sequence[str]) -> Listed:
-    """(file name relative to root, class number), sorted."""
-    top = os.path.join(root, name)
-    here = sorted(entry.name for entry in os.scandir(top) if entry.is_dir())
-    unknown = [found for found in here if found not in classes]
+def _folders(top: str) -> tuple[list[str], list[str]]:
+    """The class folders and the hidden ones, sorted."""
+    folders = sorted(entry.name for entry in os.scandir(top) if entry.is_dir())
+    return [name for name in folders if not files.is_system(name)], [name for name in folders if files.is_system(name)]
+
+
+def _by_class(root: str, part: str, classes: Sequence[str], notes: list[str]) -> Listed:
+    """(file name relative to root, class number), sorted; what was left out is added to the notes."""
+    top = os.path.join(root, part)
+    folders, hidden = _folders(top)
+    unknown = [name for name in folders if name not in classes]
     if unknown:
         raise BadInput(
             f"data image-folder: {os.path.join(top, unknown[0])} is no class of train.{nearest(unknown[0], classes)}"
         )
-    if not here:
-        flat = " A flat val folder needs val_labels." if name == "val" else ""
+    if not folders:
+        flat = " A flat val folder needs val_labels." if part == "val" else ""
         raise BadInput(f"data image-folder: {top} has no class folders.{flat} Expected layout: {LAYOUT}.")
-    codes = {found: number for number, found in enumerate(classes) if found in here}
-    found = make_dataset(top, codes, IMG_EXTENSIONS, allow_empty=True)
-    if not found:
-        raise BadInput(f"data image-folder: {top} has no images ({', '.join(IMG_EXTENSIONS)}).")
-    return [(os.path.relpath(path, root), int(number)) for path, number in found]
+    others: Counter[str] = Counter()
+
+    def is_image(path: str) -> bool:
+        if any(map(files.is_system, path[len(top) + 1 :].split(os.sep))):
+            return False
+        if path.lower().endswith(IMG_EXTENSIONS):
+            return True
+        others[os.path.splitext(path)[1] or "no ending"] += 1
+        return False
+
+    codes = {name: number for number, name in enumerate(classes) if name in folders}
+    images = make_dataset(top, codes, is_valid_file=is_image, allow_empty=True)
+    by_count = sorted(others.items(), key=lambda item: (-item[1], item[0]))
+    kinds = files.named([f"{ending}: {count}" for ending, count in by_count])
+    counted = {number for _, number in images}
+    empty = [name for name, number in codes.items() if number not in counted]
+    if not images or (empty and part == "train"):
+        what = f"images of class {files.named(empty)}" if images else "images"
+        others_there = f"; left out by name: {kinds}" if kinds else ""
+        raise BadInput(f"data image-folder: {top} has no {what} ({', '.join(IMG_EXTENSIONS)}{others_there}).")
+    if kinds:
+        notes.append(f"image-folder: {others.total()} files of {part} were left out, no images by name ({kinds}).")
+    if hidden:
+        notes.append(f"image-folder: hidden or system folders of {part} are no classes: {files.named(hidden)}.")
+    return [(path[len(root) :].lstrip(os.sep), int(number)) for path, number in images]
 
 
 def _labelled(root: str, label_file: str, classes: Sequence[str]) -> Listed:
@@ -100,10 +130,11 @@ def _labelled(root: str, label_file: str, classes: Sequence[str]) -> Listed:
     if not os.path.isfile(path):
         raise BadInput(f"data image-folder: there is no label file {path} (option val_labels).")
     top = os.path.join(root, "val")
-    there = {entry.name: entry.name for entry in os.scandir(top) if entry.name.lower().endswith(IMG_EXTENSIONS)}
-    stems = {os.path.splitext(name)[0]: name for name in there}
+    entries = [entry.name for entry in os.scandir(top) if entry.is_file() and not files.is_system(entry.name)]
+    images = {name: name for name in entries if name.lower().endswith(IMG_EXTENSIONS)}
+    stems = {os.path.splitext(name)[0]: name for name in images}
     codes = {name: number for number, name in enumerate(classes)}
-    found: Listed = []
+    listed: Listed = []
     for number, line in enumerate(files.read_lines(path), start=1):
         words = line.replace(",", " ").split()
         if not words or (number == 1 and words[0].lower() in ("imageid", "image", "file", "filename")):
@@ -114,7 +145,7 @@ def _labelled(root: str, label_file: str, classes: Sequence[str]) -> Listed:
         code = codes.get(label, int(label) if label.isdecimal() and label.isascii() and len(label) < 7 else -1)
         if not 0 <= code < len(classes):
             raise BadInput(f"{path}: line {number}: {label!r} is no class of train.{nearest(label, classes)}")
-        found.append((os.path.join("val", there.get(image) or stems.get(image) or image), code))
-    if not found:
+        listed.append((os.path.join("val", images.get(image) or stems.get(image) or image), code))
+    if not listed:
         raise BadInput(f"{path}: has no labels.")
-    return found
+    return listed

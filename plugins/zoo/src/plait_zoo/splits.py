@@ -10,14 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from plait.data import Batch
 from plait.errors import BadInput
-
-Bytes = npt.NDArray[np.uint8]
+from plait_zoo import images
 
 PARALLEL_FROM = 8
 """Images per batch from which the main process decodes in threads (PIL releases the lock while it decodes)."""
@@ -30,11 +28,16 @@ class ByteSplit:
     Args:
         images: uint8 [n, C, H, W].
         fields: name -> tensor [n] (``label``, perhaps ``group``); ``index`` is added.
+
+    Raises:
+        BadInput: the images are not bytes: floats would be divided by 255 once more.
     """
 
     in_memory = True
 
     def __init__(self, images: Tensor, fields: Mapping[str, Tensor]) -> None:
+        if images.dtype != torch.uint8:
+            raise BadInput(f"ByteSplit takes images of torch.uint8 (0 to 255), got {images.dtype}.")
         self.images = images
         self.fields: dict[str, Tensor] = {**fields, "index": torch.arange(len(images))}
 
@@ -77,42 +80,24 @@ class FileSplit:
         """The batch of these rows.
 
         Raises:
-            BadInput: a file is not a readable image; it is named.
+            BadInput: a file is not a readable image, or of a mode whose range is not known (`images.read`); named.
         """
         picked = torch.as_tensor(rows, dtype=torch.int64)
         names = [os.path.join(self.root, os.fsdecode(name)) for name in self.files[picked.numpy()]]
-        pixels: Bytes = np.empty((len(names), self.size, self.size, 3), np.uint8)
+        values = np.empty((len(names), 3, self.size, self.size), np.float32)
+
+        def decode(name: str, out: npt.NDArray[np.float32]) -> None:
+            out[:] = images.read(name, self.size, self.margin)
+
         if get_worker_info() is None and len(names) >= PARALLEL_FROM:
             with ThreadPoolExecutor(THREADS) as pool:
-                list(pool.map(self._decode, names, pixels))
+                list(pool.map(decode, names, values))
         else:
-            for name, out in zip(names, pixels, strict=True):
-                self._decode(name, out)
-        images = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
-        batch = Batch({"input": images.div_(255)})
+            for name, out in zip(names, values, strict=True):
+                decode(name, out)
+        batch = Batch({"input": torch.from_numpy(values)})
         batch.update({name: value.index_select(0, picked) for name, value in self.fields.items()})
         return batch
-
-    def _decode(self, name: str, out: Bytes) -> None:
-        try:
-            with Image.open(name) as image:
-                # JPEG can be decoded at a half, a quarter or an eighth; twice the side leaves the resizing its quality
-                image.draft("RGB", (2 * self.size, 2 * self.size))
-                out[:] = np.asarray(square(image.convert("RGB"), self.size, self.margin))
-        except Exception as error:  # decoders raise anything on damaged files
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise BadInput(f"{name}: not a readable image ({reason}).") from None
-
-
-def square(image: Image.Image, size: int, margin: float = 1.0) -> Image.Image:
-    """Resize the shorter side to ``margin * size`` (bilinear, antialiased), cut out the middle ``size`` x ``size``."""
-    width, height = image.size
-    scale = margin * size / min(width, height)
-    # the box that ends up in the middle, in source pixels: resizing and cropping in one pass
-    half = size / scale / 2
-    box = (width / 2 - half, height / 2 - half, width / 2 + half, height / 2 + half)
-    box = (max(box[0], 0.0), max(box[1], 0.0), min(box[2], float(width)), min(box[3], float(height)))
-    return image.resize((size, size), Image.Resampling.BILINEAR, box=box)
 
 
 def parts_by_hash(keys: Sequence[str], shares: Sequence[float], salt: str) -> npt.NDArray[np.int64]:
