@@ -50,21 +50,21 @@ FLOWER_ROUNDS = 5
 
 def many(images: int, seed: int = 0) -> ImageData:
     """Digits drawn again with a little noise until there are ``images`` to train; the 500 test digits stay."""
-    found = digits(0)
+    plain = digits(0)
     generator = torch.Generator().manual_seed(seed)
-    rows = torch.randint(len(found.train), (images,), generator=generator)
+    rows = torch.randint(len(plain.train), (images,), generator=generator)
     noise = 0.05 * torch.randn(images, 1, 8, 8, generator=generator)
-    train = (found.train[rows] + noise).clamp(0, 1)
-    return ImageData(train, found.train_labels[rows], found.test, found.test_labels, found.classes)
+    train = (plain.train[rows] + noise).clamp(0, 1)
+    return ImageData(train, plain.train_labels[rows], plain.test, plain.test_labels, plain.classes)
 
 
 def many_digits(images: int = 40_000, seed: int = 0) -> Data:
     """`many` for a run of plait; its import path is ``dbadfl:many_digits``."""
-    found = many(images)
-    train = TensorSplit({"input": found.train, "label": found.train_labels})
-    nothing = TensorSplit({"input": found.test[:0], "label": found.test_labels[:0]})
+    data = many(images)
+    train = TensorSplit({"input": data.train, "label": data.train_labels})
+    nothing = TensorSplit({"input": data.test[:0], "label": data.test_labels[:0]})
     info = DataInfo("classification", (1, 8, 8), 10, 0, frozenset({"input", "label", "index"}))
-    return Data(info, train, nothing, TensorSplit({"input": found.test, "label": found.test_labels}))
+    return Data(info, train, nothing, TensorSplit({"input": data.test, "label": data.test_labels}))
 
 
 def federation(nodes: int, graph: str, degree: int, **options: Any) -> Federation:

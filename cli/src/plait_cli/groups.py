@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import importlib.util
 import inspect
 from collections.abc import Callable
@@ -22,6 +23,9 @@ COMMANDS = {
     "runs": "plait_cli.commands.runs:runs",
 }
 """plait's own commands, in the order of the help: name -> import path of its function."""
+
+SHORT = ("plugins", "info", "plan", "runs")
+"""Those of them that train nothing."""
 
 TOOLS = {
     "compare": "plait-experiments",
@@ -144,6 +148,8 @@ class RootGroup(LazyGroup):
 
     def called(self, ctx: Any, name: str) -> Any:
         """plait's own command, a tool's, or a plugin's group."""
+        if name not in SHORT:
+            gc.enable()  # see `plait_cli.main`
         if name in COMMANDS:
             return load(COMMANDS[name], name, f"command {name!r}")
         from plait.errors import BadInput

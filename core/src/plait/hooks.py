@@ -37,13 +37,12 @@ _pluggy_spec = pluggy.HookspecMarker("plait")
 _pluggy_impl = pluggy.HookimplMarker("plait")
 
 
-def _spec(rule: Rule, family: str, value: str | None = None) -> Callable[[F], F]:
-    """Declare a hook with its composition rule; ``value`` names the argument that a chain passes on."""
+def _spec(rule: Rule, family: str) -> Callable[[F], F]:
+    """Declare a hook with its composition rule."""
 
     def mark(function: F) -> F:
         function.plait_rule = rule  # type: ignore[attr-defined]
         function.plait_family = family  # type: ignore[attr-defined]
-        function.plait_value = value  # type: ignore[attr-defined]
         return _pluggy_spec(function)
 
     return mark
@@ -85,7 +84,7 @@ class HookSpecs:
         """Named data sources (light declarations; the factory is imported when a run uses it)."""
         raise NotImplementedError
 
-    @_spec(Rule.CHAIN, "data", value="data")
+    @_spec(Rule.CHAIN, "data")
     def transform_data(self, trainer: Trainer, data: Data) -> Data:
         """Change the data before training (subsample, poison, add fields, augment). Return the data."""
         raise NotImplementedError
@@ -96,7 +95,7 @@ class HookSpecs:
         """Named models (light declarations)."""
         raise NotImplementedError
 
-    @_spec(Rule.CHAIN, "model", value="model")
+    @_spec(Rule.CHAIN, "model")
     def transform_model(self, trainer: Trainer, model: nn.Module, data: Data) -> nn.Module:
         """Surgery before training (initialise, wrap, stack replicas). Return the model, on the CPU."""
         raise NotImplementedError
@@ -167,7 +166,7 @@ class HookSpecs:
         raise NotImplementedError
 
     # ---- afterwards ---------------------------------------------------------------------------------------------
-    @_spec(Rule.CHAIN, "afterwards", value="model")
+    @_spec(Rule.CHAIN, "afterwards")
     def export(self, trainer: Trainer, model: nn.Module) -> nn.Module:
         """Turn a copy of the trained model into what is deployed (channels really removed). Return the model."""
         raise NotImplementedError
@@ -200,9 +199,3 @@ def rule_of(hook: str) -> Rule:
     """The composition rule that a hook's spec declares."""
     rule: Rule = getattr(HookSpecs, hook).plait_rule
     return rule
-
-
-def chain_value(hook: str) -> str:
-    """The argument that a chain hook passes on."""
-    value: str = getattr(HookSpecs, hook).plait_value
-    return value

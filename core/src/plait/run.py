@@ -15,9 +15,7 @@ from typing import TYPE_CHECKING, Any
 from plait.declare.options import load_object
 from plait.declare.recipe import Recipe, assemble
 from plait.declare.results import Metric, Plot, Table
-from plait.distributed.accelerator import make_accelerator
 from plait.distributed.processes import current
-from plait.distributed.ranks import Ranks, differences, together
 from plait.errors import BadCheckpoint, BadInput, Interrupted, PlaitError, Refused, RunFailed
 from plait.planning import discovery
 from plait.planning.plan import Plan, make_plan
@@ -28,6 +26,7 @@ from plait.storage.directory import RunDirectory, default_path
 if TYPE_CHECKING:
     from torch import nn
 
+    from plait.distributed.ranks import Ranks
     from plait.storage.recorder import Recorder
     from plait.training.trainer import Trainer
 
@@ -168,6 +167,15 @@ def execute(
     recipe, process = plan.recipe, current()
     if fresh and not (directory.launched_by(process) if go_on is None else go_on):
         directory.must_be_free()  # before torch is imported and anything slow begins
+    from plait import exporting
+    from plait.data.seeds import seed_everything, seed_noise
+    from plait.distributed.accelerator import make_accelerator
+    from plait.distributed.ranks import together
+    from plait.distributed.world import World
+    from plait.loading import build_model, load_data
+    from plait.storage.recorder import Recorder
+    from plait.training.trainer import Trainer
+
     accelerator = make_accelerator(recipe, directory.path)
     bar = bars.make(progress if accelerator.is_main_process else False)
     with together(accelerator, recipe.distributed.timeout) as ranks:
@@ -180,13 +188,6 @@ def execute(
             accelerator.wait_for_everyone()
         if standing == "finished":
             return Run(directory)
-
-        from plait import exporting
-        from plait.data.seeds import seed_everything, seed_noise
-        from plait.distributed.world import World
-        from plait.loading import build_model, load_data
-        from plait.storage.recorder import Recorder
-        from plait.training.trainer import Trainer
 
         writes = accelerator.is_main_process
         recorder = Recorder(directory, bar, accelerator if writes else None, writes=writes)
@@ -233,10 +234,8 @@ def execute(
 # ---- the beginning -----------------------------------------------------------------------------------------------
 def _started_with(plan: Plan) -> dict[str, Any]:
     """What every process of a run must have been started with."""
-    from importlib.metadata import version
-
     return {
-        "versions": {**environment.versions(["torch", "accelerate", *plan.distributions]), "torch": version("torch")},
+        "versions": environment.versions(["torch", "accelerate", *plan.distributions]),
         "sources": environment.sources_of(plan.distributions),
         "recipe": json.loads(plan.recipe.model_dump_json()),
     }
@@ -249,10 +248,12 @@ def _begin(plan: Plan, directory: RunDirectory, go_on: bool | None) -> str:
         directory.create()
         directory.launched(current())
         return "new"
-    there = directory.recipe().model_dump(mode="json", exclude={"distributed", "device"})
-    other = list(differences(there, plan.recipe.model_dump(mode="json", exclude={"distributed", "device"})))
-    if other:
-        place, before, now = other[0]
+    from plait.distributed.ranks import differences
+
+    recipes = (directory.recipe(), plan.recipe)
+    there, here = (recipe.model_dump(mode="json", exclude={"distributed", "device"}) for recipe in recipes)
+    if other := next(differences(there, here), None):
+        place, before, now = other
         raise BadInput(
             f"{directory.shown} holds a run of another recipe ({place} is {before!r} there and {now!r} here): "
             f"choose another --out, or `plait resume {directory.shown}`."

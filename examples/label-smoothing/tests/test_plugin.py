@@ -84,8 +84,8 @@ def test_confidence_against_a_loop(tmp_path: Path) -> None:
     done = run(tmp_path, {"label-smoothing": {}})
     test = load(TinyImagesOptions(), 0).test.fields  # type: ignore[attr-defined]
     with torch.no_grad():
-        found = [done.model(image[None]).softmax(1)[0].max().item() for image in test["input"]]
-    confidence = 100 * sum(found) / len(found)
+        highest = [done.model(image[None]).softmax(1)[0].max().item() for image in test["input"]]
+    confidence = 100 * sum(highest) / len(highest)
     assert done.metrics["label-smoothing/confidence"] == pytest.approx(confidence, rel=1e-5)
     wanted = confidence - done.metrics["task/accuracy"]
     assert done.metrics["label-smoothing/overconfidence"] == pytest.approx(wanted, abs=1e-3)

@@ -27,14 +27,14 @@ def test_it_says_what_was_made_and_what_to_type(call: Call, tmp_path: Path) -> N
 
 
 def test_the_document(call: Call, tmp_path: Path) -> None:
-    made = call("new", "attic", "--hooks", "evaluate", "--hooks", "fit", "--json").document
-    assert made["plugin"] == "attic"
-    assert made["hooks"] == ["evaluate", "fit"]
-    assert made["path"] == str(tmp_path / "plait-attic")
-    assert sorted(made["files"]) == sorted(
-        str(file.relative_to(made["path"])) for file in Path(made["path"]).rglob("*") if file.is_file()
+    document = call("new", "attic", "--hooks", "evaluate", "--hooks", "fit", "--json").document
+    assert document["plugin"] == "attic"
+    assert document["hooks"] == ["evaluate", "fit"]
+    assert document["path"] == str(tmp_path / "plait-attic")
+    assert sorted(document["files"]) == sorted(
+        str(file.relative_to(document["path"])) for file in Path(document["path"]).rglob("*") if file.is_file()
     )
-    assert made["next"][0] == "cd plait-attic"
+    assert document["next"][0] == "cd plait-attic"
 
 
 @pytest.mark.parametrize(
@@ -73,20 +73,20 @@ def test_hooks_are_completed_one_after_the_other(program: Call) -> None:
 def test_a_new_package_installs_and_runs(
     call: Call, program: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    created = call("new", "attic", "--hooks", "loss,evaluate,commands", "--json").document
+    created = call("new", "gable", "--hooks", "loss,evaluate,commands", "--json").document
     site = tmp_path / "site"
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
     subprocess.run([*install, "--target", str(site), created["path"]], check=True, timeout=120)
-    assert program("plan", "-p", "attic", packages=(site,)).code == 0
+    assert program("plan", "-p", "gable", packages=(site,)).code == 0
     monkeypatch.syspath_prepend(site)
     with discovery.pretend():  # looks anew
-        assert "strength" in str(call("info", "attic", "--json").document)
-        run = call("run", "-p", "attic", "--steps", "4", "--out", "run", "--json").document
-        assert 0 <= run["metrics"]["attic/calibration_error"] <= 100
-        table = call("attic", "weights", "run")
+        assert "strength" in str(call("info", "gable", "--json").document)
+        run = call("run", "-p", "gable", "--steps", "4", "--out", "run", "--json").document
+        assert 0 <= run["metrics"]["gable/calibration_error"] <= 100
+        table = call("gable", "weights", "run")
         assert table.code == 0 and "head.weight" in table.out
-        refused = call("new", "attic", "--path", "elsewhere")
-        assert refused.code == 2 and "plait-attic 0.1.0" in refused.err
+        refused = call("new", "gable", "--path", "elsewhere")
+        assert refused.code == 2 and "plait-gable 0.1.0" in refused.err
 
 
 def test_the_commands_of_a_new_tool_stand_at_the_root(call: Call, tmp_path: Path) -> None:

@@ -92,11 +92,11 @@ def test_a_package_or_distribution_that_is_there_already_is_refused(
 
 
 def test_existing_folders_are_never_touched(tmp_path: Path) -> None:
-    made = new_plugin("attic", path=tmp_path)
-    (made / "README.md").write_text("mine")
+    attic = new_plugin("attic", path=tmp_path)
+    (attic / "README.md").write_text("mine")
     with pytest.raises(BadInput, match="exists already"):
         new_plugin("attic", path=tmp_path)
-    assert (made / "README.md").read_text() == "mine"
+    assert (attic / "README.md").read_text() == "mine"
     (tmp_path / "plait-loft").symlink_to(tmp_path / "nowhere")
     with pytest.raises(BadInput, match="exists already"):
         new_plugin("loft", path=tmp_path)
@@ -156,14 +156,14 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every package, importable from one folder that also has what an installation adds: their entry points."""
     folder = tmp_path_factory.mktemp("site")
     for name, hooks in PACKAGES.items():
-        made = new_plugin(name, hooks, folder / "made")
-        project = tomllib.loads((made / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        project_folder = new_plugin(name, hooks, folder / "made")
+        project = tomllib.loads((project_folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]
         info = folder / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
         info.mkdir()
         (info / "METADATA").write_text(f"Name: {project['name']}\nVersion: {project['version']}\n")
         ((key, value),) = project["entry-points"]["plait"].items()
         (info / "entry_points.txt").write_text(f"[plait]\n{key} = {value}\n")
-        (package,) = (made / "src").iterdir()
+        (package,) = (project_folder / "src").iterdir()
         (folder / package.name).symlink_to(package)
     return folder
 

@@ -41,13 +41,13 @@ def test_the_saved_network_runs_without_plait(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("goal", [{"mac_ratio": 0.5}, {"weights": 800}])
 def test_torch_pruning_reaches_its_goal_in_as_many_steps(tmp_path: Path, goal: dict[str, float]) -> None:
-    found = torch_pruning(Recipe.parse(RECIPE), tmp_path, share=0.25, **goal)  # type: ignore[arg-type]
+    measures = torch_pruning(Recipe.parse(RECIPE), tmp_path, share=0.25, **goal)  # type: ignore[arg-type]
     steps = [plait.load_run(tmp_path / part).recipe.train.steps for part in ("dense", "pruned")]
     assert steps == [6, 18]
-    assert found["chase/mac_ratio@export"] <= 0.5 if "mac_ratio" in goal else found["chase/nonzeros"] <= 800
-    assert "task/accuracy@validation" in found
+    assert measures["chase/mac_ratio@export"] <= 0.5 if "mac_ratio" in goal else measures["chase/nonzeros"] <= 800
+    assert "task/accuracy@validation" in measures
     again = torch_pruning(Recipe.parse(RECIPE), tmp_path, share=0.25, **goal)  # type: ignore[arg-type]
-    assert again == found  # resumes from the runs that are there
+    assert again == measures  # resumes from the runs that are there
 
 
 def test_goals_of_the_pruner() -> None:

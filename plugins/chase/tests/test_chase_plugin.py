@@ -11,6 +11,8 @@ import pytest
 
 import plait
 from plait.errors import BadInput, RunFailed
+from plait.run import execute
+from plait.storage import places
 from plait_chase.presets import BASELINES
 
 NETS = """
@@ -50,9 +52,11 @@ def nets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def run(path: Path, options: dict[str, Any], **changes: Any) -> plait.Run:
+    """A small run, without the reports of whatever is installed."""
     settings = {"timing_repeats": 0, **options}
     chosen = {"data": "tiny-images", "model": "tiny-cnn", "steps": 30, **changes}
-    return plait.run(plugins={"chase": settings}, out=path / "r", **chosen)
+    plan = plait.plan(plugins={"chase": settings}, **chosen)
+    return execute(plan, places.at(path / "r"), artifacts=False)
 
 
 @pytest.mark.parametrize(

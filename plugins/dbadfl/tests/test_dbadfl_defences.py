@@ -35,10 +35,10 @@ def random_models(n: int, p: int = 5, seed: int = 0) -> Tensor:
 
 def dense_graph(n: int, seed: int = 0) -> Topology:
     """Every degree is at least 4, and degrees differ."""
-    made = make_topology("watts-strogatz", n, k=4, p=0.0)
+    topology = make_topology("watts-strogatz", n, k=4, p=0.0)
     extra = torch.randint(n, (n, 2), generator=torch.Generator().manual_seed(seed))
     extra = extra[extra[:, 0] != extra[:, 1]]
-    return from_edges(torch.cat([made.edge_index.T, extra]), n)
+    return from_edges(torch.cat([topology.edge_index.T, extra]), n)
 
 
 def by_byzfl(rule: Callable[[Any], Any], rows: Tensor) -> Tensor:
@@ -59,25 +59,25 @@ def against(oracle: Callable[[Any], Any], name: str, graph: Topology, models: Te
 @open_inputs
 @given(st.sampled_from(GRAPHS), st.integers(0, 99))
 def test_median_is_byzfls(graph: tuple[str, int], seed: int) -> None:
-    made = make_topology(*graph, seed=seed)
-    against(byzfl.Median(), "median", made, random_models(made.n, seed=seed))
+    topology = make_topology(*graph, seed=seed)
+    against(byzfl.Median(), "median", topology, random_models(topology.n, seed=seed))
 
 
 @needs_byzfl
 @open_inputs
 @given(st.integers(8, 14), st.integers(0, 99), st.integers(0, 2))
 def test_trimmed_mean_krum_and_multi_krum_are_byzfls(n: int, seed: int, f: int) -> None:
-    made, models = dense_graph(n, seed), random_models(n, seed=seed)
-    against(byzfl.TrMean(f), "trimmed-mean", made, models, trim=f)
+    topology, models = dense_graph(n, seed), random_models(n, seed=seed)
+    against(byzfl.TrMean(f), "trimmed-mean", topology, models, trim=f)
     # byzfl sums over n-f-1 others where the card, as Blanchard et al., has n-f-2: its f is ours plus one.
     if f < 2:
-        against(byzfl.Krum(f + 1), "krum", made, models, f=f)
+        against(byzfl.Krum(f + 1), "krum", topology, models, f=f)
         several = byzfl.MultiKrum(f + 1)
-        smallest = int(made.degrees.min()) + 1
-        same = made.degrees == made.degrees.min()
-        got = make_defence("multi-krum", f=f, m=smallest - f - 1)(models, make_mixing(made)).models
+        smallest = int(topology.degrees.min()) + 1
+        same = topology.degrees == topology.degrees.min()
+        got = make_defence("multi-krum", f=f, m=smallest - f - 1)(models, make_mixing(topology)).models
         for i in torch.nonzero(same).flatten().tolist():
-            rows = models[torch.cat([torch.tensor([i]), made.neighbours(i)])]
+            rows = models[torch.cat([torch.tensor([i]), topology.neighbours(i)])]
             torch.testing.assert_close(got[i], by_byzfl(several, rows))
 
 
@@ -85,12 +85,12 @@ def test_trimmed_mean_krum_and_multi_krum_are_byzfls(n: int, seed: int, f: int) 
 @settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.sampled_from(GRAPHS), st.integers(0, 99))
 def test_rfa_converges_to_byzfls_geometric_median(graph: tuple[str, int], seed: int) -> None:
-    made = make_topology(*graph, seed=seed)
-    models, mixing = random_models(made.n, seed=seed), make_mixing(made)
+    topology = make_topology(*graph, seed=seed)
+    models, mixing = random_models(topology.n, seed=seed), make_mixing(topology)
     got = make_defence("rfa", nu=0.1, iterations=300)(models, mixing).models
     oracle = byzfl.GeometricMedian(nu=0.1, T=300)
-    for i in range(made.n):
-        rows = models[torch.cat([torch.tensor([i]), made.neighbours(i)])]
+    for i in range(topology.n):
+        rows = models[torch.cat([torch.tensor([i]), topology.neighbours(i)])]
         if len(rows) == 2:
             # Every point between two models is a geometric median; ours begins, and so stays, in the middle.
             torch.testing.assert_close(got[i], rows.mean(0))
@@ -104,8 +104,8 @@ def test_rfa_converges_to_byzfls_geometric_median(graph: tuple[str, int], seed: 
 def test_self_centred_clipping_is_one_step_of_byzfls_centred_clipping(n: int, tau: float, seed: int) -> None:
     # Centred clipping averages clip(x_j - v) over all rows; v is the own model, whose term is zero. byzfl 0.0.11
     # refuses every v that is given (its type check uses "or"), so the rows are moved to v = 0.
-    made, models = make_topology("complete", n), random_models(n, seed=seed)
-    got = make_defence("clipping", tau=tau, weights="equal")(models, make_mixing(made)).models
+    topology, models = make_topology("complete", n), random_models(n, seed=seed)
+    got = make_defence("clipping", tau=tau, weights="equal")(models, make_mixing(topology)).models
     for i in range(n):
         moved = by_byzfl(byzfl.CenteredClipping(L=1, tau=float(tau)), models - models[i])
         torch.testing.assert_close(got[i], models[i] + moved)

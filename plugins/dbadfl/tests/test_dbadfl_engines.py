@@ -152,17 +152,17 @@ def test_fedavg_of_drawn_clients_moves_the_servers_model(warmup: int) -> None:
 def drawn_swarm(seed: int, **options: Any) -> tuple[Swarm, list[tuple[int, int, int]]]:
     """An engine and its first round as a list of (i, j, h), wave by wave."""
     engine = make_engine("swarm", mixing("watts-strogatz"), local_steps=3, seed=seed, **options)
-    found = []
+    drawn = []
     for phase in engine.phases():
         assert phase.mixing is not None and phase.active is not None
         for i, j in phase.mixing.edge_index.T.tolist():
             if i < j:
                 h = int(phase.active[:, i].sum())
                 assert h == int(phase.active[:, j].sum())
-                found.append((i, j, h))
+                drawn.append((i, j, h))
     engine.generator.manual_seed(seed)
     assert isinstance(engine, Swarm)
-    return engine, found
+    return engine, drawn
 
 
 @pytest.mark.parametrize("options", [{}, {"interactions": "matching"}, {"steps": "geometric"}])

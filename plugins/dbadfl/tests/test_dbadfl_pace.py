@@ -136,17 +136,17 @@ def test_further_steps_of_attackers_leave_benign_nodes_untouched(engine: str) ->
     def sent(**local: Any) -> tuple[Tensor, Tensor]:
         """Benign nodes' models and momentum just before the first exchange."""
         fed = federation(engine, momentum=0.9, **local)
-        run, found = course(fed), []
+        run, noted = course(fed), []
         plain = run.training.engine.aggregate
 
         def note(parameters: Any, mixing: Any, start: Any, round: int) -> None:
             buffers = [run.training.optimizer.state[p]["momentum_buffer"].flatten(1) for p in run.training.parameters]
-            found.append((run.training.stack.flat()[fed.benign], torch.cat(buffers, 1)[fed.benign]))
+            noted.append((run.training.stack.flat()[fed.benign], torch.cat(buffers, 1)[fed.benign]))
             plain(parameters, mixing, start, round)
 
         run.training.engine.aggregate = note
         run.training.run_round(run.attack())
-        return found[0]
+        return noted[0]
 
     for one, other in zip(sent(), sent(attacker_steps=9), strict=True):
         assert torch.equal(one, other)
@@ -183,7 +183,7 @@ def test_arms_share_benign_batches_however_long_attackers_train(engine: str, opt
                 run.round_ended()
     assert len(drawn[None]) >= 6
     # steps in which no benign node trains exist in none of the lists, but for those that only attackers share
-    kept = {steps: [b for b in found if int(b.sum())] for steps, found in drawn.items()}
+    kept = {steps: [b for b in batches if int(b.sum())] for steps, batches in drawn.items()}
     for steps in (1, 6):
         assert len(kept[steps]) == len(kept[None])
         assert all(torch.equal(a, b) for a, b in zip(kept[None], kept[steps], strict=True))

@@ -54,10 +54,10 @@ def test_items_are_read_part_by_part() -> None:
 @pytest.mark.parametrize("wanted", [(), ("+median",), ("+krum", "+rfa"), ("none",), ("naive", "naive+median")])
 @pytest.mark.parametrize("defence", [None, "median"])
 def test_no_attack_without_its_clean_and_two_defended_runs(wanted: tuple[str, ...], defence: str | None) -> None:
-    found = [*companions(wanted, "naive-4", defence), Item("naive-4", defence)]
-    assert any(i.arm == "none" and i.defence is None for i in found)
-    assert len({i.defence for i in found if i.arm == "naive-4" and i.defence}) >= 2
-    keys = [(i.arm, i.defence, i.placement, i.budget) for i in found]
+    runs = [*companions(wanted, "naive-4", defence), Item("naive-4", defence)]
+    assert any(i.arm == "none" and i.defence is None for i in runs)
+    assert len({i.defence for i in runs if i.arm == "naive-4" and i.defence}) >= 2
+    keys = [(i.arm, i.defence, i.placement, i.budget) for i in runs]
     assert len(set(keys)) == len(keys)
 
 
@@ -86,13 +86,13 @@ def test_the_ancestors_preset_replaces_the_model_in_its_rounds(tmp_path: Path) -
         "baseline": "ancestor-mnist", "nodes": 10, "drawn": 4, "trigger": "digits", "attack_rounds": [3, 3, 3, 3],
         "gamma": 40.0, "first": 8, "local_steps": 4, "evaluate_every": 1, "rounds": 4,
     }  # fmt: skip
-    made = plait.run(plugins={"dbadfl": options}, settings={"train.batch_size": 16}, out=tmp_path / "r")
-    last = [r for r in made.directory.events() if r["event"] == "result"][-1]
+    done = plait.run(plugins={"dbadfl": options}, settings={"train.batch_size": 16}, out=tmp_path / "r")
+    last = [r for r in done.directory.events() if r["event"] == "result"][-1]
     (series,) = last["plots"]["dbadfl/infection_by_round"]["series"].values()
     assert series[0] == [1, 2, 3, 4]
     # nobody poisons before its round; four drawn attackers scaled by drawn / eta then replace the model
-    assert made.metrics["dbadfl/asr"] > 0.3 + max(series[1][:3]) / 100
-    assert made.metrics["dbadfl/asr"] > made.metrics["dbadfl/asr_none"] + 0.3
+    assert done.metrics["dbadfl/asr"] > 0.3 + max(series[1][:3]) / 100
+    assert done.metrics["dbadfl/asr"] > done.metrics["dbadfl/asr_none"] + 0.3
 
 
 # ---- names ---------------------------------------------------------------------------------------------------------
@@ -191,9 +191,9 @@ def folder(tmp_path: Path) -> Path:
 def test_idx_files_plain_and_gzipped(folder: Path) -> None:
     labels = read_idx(folder, "t10k-labels-idx1-ubyte", LABELS)
     assert labels.tolist() == [k % 10 for k in range(110)]
-    found = load(SharedClothesOptions(path=str(folder), train=100, validation=20, test=100), 0)
-    assert [len(s) for s in (found.train, found.validation, found.test)] == [100, 20, 100]
-    batch = found.train.__getitems__([0, 1])
+    clothes = load(SharedClothesOptions(path=str(folder), train=100, validation=20, test=100), 0)
+    assert [len(s) for s in (clothes.train, clothes.validation, clothes.test)] == [100, 20, 100]
+    batch = clothes.train.__getitems__([0, 1])
     assert batch["input"].shape == (2, 1, 28, 28) and float(batch["input"].max()) <= 1
     raw = read_idx(folder, "train-images-idx3-ubyte", IMAGES)
     assert bool((raw.float().div(255) == batch["input"][0]).flatten(1).all(1).any())

@@ -15,8 +15,8 @@ import plait
 from plait.data.seeds import seed_everything
 from plait.errors import BadInput
 from plait.loading import build_model, load_data
-from plait.run import Run
-from plait.storage import checkpoints
+from plait.run import Run, execute
+from plait.storage import checkpoints, places
 from plait_authoring.kill import final_state, first_difference, forked, resume_until_done
 from plait_authoring.together import together
 from plait_dbadfl import assembly
@@ -31,30 +31,32 @@ SCANNED: dict[str, Any] = {"scan_rounds": 4, "shadows": 3, "shadow_topology": "s
 
 
 def run(folder: Path, options: dict[str, Any], name: str = "r", **changes: Any) -> Run:
+    """A small run, without the reports of whatever is installed."""
     settings = {"train.batch_size": 8, "checkpoint.every_steps": 5} | changes.pop("settings", {})
     plugins = {"dbadfl": SMALL | options} | changes.pop("beside", {})
-    return plait.run(plugins=plugins, settings=settings, out=folder / name, **changes)
+    plan = plait.plan(plugins=plugins, settings=settings, **changes)
+    return execute(plan, places.at(folder / name), artifacts=False)
 
 
-def stacked(made: Run) -> torch.Tensor:
+def stacked(done: Run) -> torch.Tensor:
     """All models at the end, [N, P]."""
-    path = made.directory.checkpoint()
+    path = done.directory.checkpoint()
     assert path is not None
     weights = checkpoints.load(path)["model"]
     return torch.cat([w.flatten(1) for w in weights.values()], 1)
 
 
-def library(made: Run, **changes: Any) -> Federation:
+def library(done: Run, **changes: Any) -> Federation:
     """The same federation in plain PyTorch."""
-    options = DbadflOptions.model_validate(made.recipe.plugins["dbadfl"])
-    data = load_data(made.recipe.data, made.recipe.seed)
-    seed_everything(made.recipe.seed)
-    load_data(made.recipe.data, made.recipe.seed)
-    network = build_model(made.recipe.model, data.info)
+    options = DbadflOptions.model_validate(done.recipe.plugins["dbadfl"])
+    data = load_data(done.recipe.data, done.recipe.seed)
+    seed_everything(done.recipe.seed)
+    load_data(done.recipe.data, done.recipe.seed)
+    network = build_model(done.recipe.model, data.info)
     fields: Any = (data.train, data.test)
     train, test = (s.fields for s in fields)
     images = ImageData(train["input"], train["label"], test["input"], test["label"], data.info.num_classes)
-    return assembly.federation(options, made.recipe, network, images).changed(**changes)
+    return assembly.federation(options, done.recipe, network, images).changed(**changes)
 
 
 def after(federation: Federation, rounds: int, defence: str | None = None) -> torch.Tensor:
@@ -93,10 +95,10 @@ def after(federation: Federation, rounds: int, defence: str | None = None) -> to
 def test_the_cores_steps_give_what_the_plain_loop_gives(
     tmp_path: Path, options: dict[str, Any], defence: str | None
 ) -> None:
-    made = run(tmp_path, options)
-    assert made.recipe.train.batch_size == 8
-    want = after(library(made), 3, defence)
-    assert torch.allclose(stacked(made), want, atol=2e-6)
+    done = run(tmp_path, options)
+    assert done.recipe.train.batch_size == 8
+    want = after(library(done), 3, defence)
+    assert torch.allclose(stacked(done), want, atol=2e-6)
     assert not torch.equal(want, want[:1].expand_as(want)) or options.get("engine") == "fedavg"
 
 
@@ -112,22 +114,22 @@ def test_the_cores_steps_give_what_the_plain_loop_gives(
 def test_attackers_own_steps_and_rates_are_the_librarys(tmp_path: Path, options: dict[str, Any]) -> None:
     settings = {"optimizer.momentum": 0.5, "optimizer.weight_decay": 0.01}
     own = {"arm": "naive", "attacker_lr_milestones": [0.2, 0.8], "evaluate_every": 0}
-    made = run(tmp_path, own | options, settings=settings)
-    assert torch.allclose(stacked(made), after(library(made), 3), atol=5e-6)
-    steps = [e["step"] for e in made.directory.events() if e["event"] == "result"][-1]
-    engines = [library(made, arm=arm) for arm in ("none", "naive", "naive", "naive")]
+    done = run(tmp_path, own | options, settings=settings)
+    assert torch.allclose(stacked(done), after(library(done), 3), atol=5e-6)
+    steps = [e["step"] for e in done.directory.events() if e["event"] == "result"][-1]
+    engines = [library(done, arm=arm) for arm in ("none", "naive", "naive", "naive")]
     assert steps == sum(f.training().engine.steps_of(3) for f in engines)
 
 
 def test_scan_and_clusters_are_the_librarys(tmp_path: Path) -> None:
-    made = run(tmp_path, SCANNED | {"arm": "clusters-predicted", "tau": 2})
-    federation = library(made)
+    done = run(tmp_path, SCANNED | {"arm": "clusters-predicted", "tau": 2})
+    federation = library(done)
     detection = federation.detect()
     result = federation.run(3, detection=detection)
-    assert made.metrics["dbadfl/hops_mae"] == pytest.approx(detection.scores["lstm"].mae, abs=1e-3)
-    assert made.metrics["dbadfl/asr"] == pytest.approx(result.final.asr, abs=0.01)
-    assert made.metrics["dbadfl/clusters_ari"] == pytest.approx(result.ari)
-    last = [r for r in made.directory.events() if r["event"] == "result"][-1]
+    assert done.metrics["dbadfl/hops_mae"] == pytest.approx(detection.scores["lstm"].mae, abs=1e-3)
+    assert done.metrics["dbadfl/asr"] == pytest.approx(result.final.asr, abs=0.01)
+    assert done.metrics["dbadfl/clusters_ari"] == pytest.approx(result.ari)
+    last = [r for r in done.directory.events() if r["event"] == "result"][-1]
     assert {"dbadfl/network", "dbadfl/infection_by_hop", "dbadfl/signal", "dbadfl/predicted"} <= set(last["plots"])
     assert len(last["plots"]["dbadfl/network"]["links"]) == 12
     assert {"dbadfl/runs", "dbadfl/budgets", "dbadfl/detection", "dbadfl/tau"} <= set(last["tables"])
@@ -137,14 +139,14 @@ def test_scan_and_clusters_are_the_librarys(tmp_path: Path) -> None:
 
 def test_scans_in_the_course_of_the_attack_are_the_librarys(tmp_path: Path) -> None:
     options = SCANNED | {"arm": "clusters-predicted", "redetect_every": 2, "rounds": 8, "evaluate_every": 0}
-    made = run(tmp_path, options)
-    assert torch.allclose(stacked(made), after(library(made), 8), atol=2e-5)
+    done = run(tmp_path, options)
+    assert torch.allclose(stacked(done), after(library(done), 8), atol=2e-5)
 
 
 # ---- what stands beside an attack ---------------------------------------------------------------------------------
 def test_an_attack_has_the_clean_run_and_two_defended_ones_beside_it(tmp_path: Path) -> None:
-    made = run(tmp_path, {"arm": "naive", "companions": ["centralized-one", "naive@spread/samples"]})
-    last = [r for r in made.directory.events() if r["event"] == "result"][-1]
+    done = run(tmp_path, {"arm": "naive", "companions": ["centralized-one", "naive@spread/samples"]})
+    last = [r for r in done.directory.events() if r["event"] == "result"][-1]
     rows = last["tables"]["dbadfl/runs"]["rows"]
     assert [row[:4] for row in rows] == [
         ["none", "mean by W", "random", None],
@@ -154,42 +156,42 @@ def test_an_attack_has_the_clean_run_and_two_defended_ones_beside_it(tmp_path: P
         ["naive", "clipping", "random", "pixels"],
         ["naive", "mean by W", "random", "pixels"],
     ]
-    clean = library(made).run(3, arm="none").final
-    assert made.metrics["dbadfl/asr_floor"] == made.metrics["dbadfl/asr_none"] == pytest.approx(clean.asr)
-    assert rows[3][11] == pytest.approx(100 * (made.metrics["dbadfl/asr_median"] - made.metrics["dbadfl/asr"]))
-    spread = library(made, placement="spread", budget="samples")
-    assert made.metrics["dbadfl/asr_naive_at_spread_by_samples"] == pytest.approx(spread.run(3).final.asr)
-    median = library(made).run(3, defence=lambda: make_defence("median")).final
-    assert made.metrics["dbadfl/ma_median"] == pytest.approx(median.ma)
+    clean = library(done).run(3, arm="none").final
+    assert done.metrics["dbadfl/asr_floor"] == done.metrics["dbadfl/asr_none"] == pytest.approx(clean.asr)
+    assert rows[3][11] == pytest.approx(100 * (done.metrics["dbadfl/asr_median"] - done.metrics["dbadfl/asr"]))
+    spread = library(done, placement="spread", budget="samples")
+    assert done.metrics["dbadfl/asr_naive_at_spread_by_samples"] == pytest.approx(spread.run(3).final.asr)
+    median = library(done).run(3, defence=lambda: make_defence("median")).final
+    assert done.metrics["dbadfl/ma_median"] == pytest.approx(median.ma)
 
 
 def test_a_clean_evaluation_is_a_single_run(tmp_path: Path) -> None:
-    made = run(tmp_path, {"arm": "none"})
-    assert made.metrics["dbadfl/asr"] == made.metrics["dbadfl/asr_floor"]
-    assert not [name for name in made.metrics if "median" in name]
+    done = run(tmp_path, {"arm": "none"})
+    assert done.metrics["dbadfl/asr"] == done.metrics["dbadfl/asr_floor"]
+    assert not [name for name in done.metrics if "median" in name]
 
 
 # ---- exports ------------------------------------------------------------------------------------------------------
 def test_no_poisoned_model_is_exported_without_the_flag(tmp_path: Path) -> None:
-    made, clean = run(tmp_path, {"arm": "naive"}), run(tmp_path, {"arm": "none"}, "clean")
-    mark = json.loads((made.export / "config.json").read_text())["metadata"]
+    done, clean = run(tmp_path, {"arm": "naive"}), run(tmp_path, {"arm": "none"}, "clean")
+    mark = json.loads((done.export / "config.json").read_text())["metadata"]
     assert mark["backdoored"] == "no"
-    benign = library(made).benign
-    with safe_open(made.export / "model.safetensors", framework="pt") as file:
+    benign = library(done).benign
+    with safe_open(done.export / "model.safetensors", framework="pt") as file:
         weights = torch.cat([file.get_tensor(n).flatten() for n in ("1.weight", "1.bias", "3.weight", "3.bias")])
         assert file.metadata()["backdoored"] == "no"
     assert torch.allclose(weights, stacked(clean)[benign].mean(0), atol=1e-6)
-    assert torch.equal(made.model(torch.zeros(2, 1, 8, 8)), plait.load_run(made.path).model(torch.zeros(2, 1, 8, 8)))
+    assert torch.equal(done.model(torch.zeros(2, 1, 8, 8)), plait.load_run(done.path).model(torch.zeros(2, 1, 8, 8)))
 
 
 def test_the_flag_exports_the_attacked_model_and_its_files_say_so(tmp_path: Path) -> None:
-    made = run(tmp_path, {"arm": "naive", "export_poisoned": True})
-    with safe_open(made.export / "model.safetensors", framework="pt") as file:
+    done = run(tmp_path, {"arm": "naive", "export_poisoned": True})
+    with safe_open(done.export / "model.safetensors", framework="pt") as file:
         assert file.metadata()["backdoored"] == "yes" and "naive" in file.metadata()["dbadfl"]
         first = file.get_tensor("1.weight").flatten()
-    assert json.loads((made.export / "config.json").read_text())["metadata"]["backdoored"] == "yes"
-    assert torch.allclose(first, stacked(made)[library(made).benign].mean(0)[: len(first)], atol=1e-6)
-    assert any("BACKDOORED" in e.get("text", "") for e in made.directory.events())
+    assert json.loads((done.export / "config.json").read_text())["metadata"]["backdoored"] == "yes"
+    assert torch.allclose(first, stacked(done)[library(done).benign].mean(0)[: len(first)], atol=1e-6)
+    assert any("BACKDOORED" in e.get("text", "") for e in done.directory.events())
 
 
 # ---- resume -------------------------------------------------------------------------------------------------------
@@ -230,8 +232,8 @@ def test_every_participants_step_is_sam_with_fairsam(tmp_path: Path, attack: dic
         "corruptions": ["gaussian_noise"],
         "severities": [3],
     }
-    made = run(tmp_path, attack | {"rounds": 1, "local_steps": 1}, beside={"fairsam": fair})
-    federation = library(made)
+    done = run(tmp_path, attack | {"rounds": 1, "local_steps": 1}, beside={"fairsam": fair})
+    federation = library(done)
     training, planned = federation.training(), federation.plan().attack(0)
     networks = [training.stack.replica(node) for node in range(12)]
     for step in range(attack.get("attacker_steps", 1)):
@@ -243,7 +245,7 @@ def test_every_participants_step_is_sam_with_fairsam(tmp_path: Path, attack: dic
         training.step(planned)
     want = torch.stack([torch.cat([p.detach().flatten() for p in n.parameters()]) for n in networks])
     mixed = federation.mixing.dense().float() @ want
-    assert torch.allclose(stacked(made), mixed, atol=1e-5)
+    assert torch.allclose(stacked(done), mixed, atol=1e-5)
 
 
 def sam(network: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor) -> None:
@@ -289,11 +291,11 @@ def test_data_with_a_normalisation_is_stamped_before_it(tmp_path: Path, monkeypa
         "    return replace(found, prepare=lambda batch: Batch({**batch, 'input': (batch['input'] - 0.3) / 0.4}))\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    made = run(tmp_path, {"arm": "naive"}, data="grey:data", model="small-mlp")
-    plain = library(made)
+    done = run(tmp_path, {"arm": "naive"}, data="grey:data", model="small-mlp")
+    plain = library(done)
     plain = replace(plain, prepare=lambda images: (images - 0.3) / 0.4)
-    assert torch.allclose(stacked(made), after(plain, 3), atol=2e-6)
-    assert made.metrics["dbadfl/asr"] == pytest.approx(plain.run(3).final.asr)
+    assert torch.allclose(stacked(done), after(plain, 3), atol=2e-6)
+    assert done.metrics["dbadfl/asr"] == pytest.approx(plain.run(3).final.asr)
 
 
 # ---- two processes ------------------------------------------------------------------------------------------------
@@ -398,8 +400,8 @@ def test_a_network_that_vmap_refuses_is_named_with_what_to_do(tmp_path: Path, mo
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(plait.PlaitError, match="loop"):
         run(tmp_path, {"arm": "none"}, model="moody:net", data="shared-digits")
-    made = run(tmp_path, {"arm": "none", "implementation": "loop"}, "loop", model="moody:net", data="shared-digits")
-    assert made.finished
+    done = run(tmp_path, {"arm": "none", "implementation": "loop"}, "loop", model="moody:net", data="shared-digits")
+    assert done.finished
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:
@@ -409,11 +411,11 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
 
 
 def test_the_implementations_agree(tmp_path: Path) -> None:
-    found = {
+    models = {
         how: stacked(run(tmp_path, {"arm": "naive", "implementation": how}, how)) for how in ("grouped", "vmap", "loop")
     }
-    assert torch.allclose(found["grouped"], found["vmap"], atol=1e-5)
-    assert torch.allclose(found["grouped"], found["loop"], atol=1e-5)
+    assert torch.allclose(models["grouped"], models["vmap"], atol=1e-5)
+    assert torch.allclose(models["grouped"], models["loop"], atol=1e-5)
     measured = run(tmp_path, {"arm": "naive", "implementation": "measured"}, "measured")
-    assert torch.allclose(stacked(measured), found["loop"], atol=1e-5)
+    assert torch.allclose(stacked(measured), models["loop"], atol=1e-5)
     assert isinstance(Stacked(torch.nn.Linear(2, 2), 3, implementation="loop"), torch.nn.Module)

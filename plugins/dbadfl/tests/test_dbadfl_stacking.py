@@ -58,15 +58,15 @@ def _seed() -> None:
 
 
 def different(build: Callable[[], nn.Module], implementation: str, norm: str = "group") -> Stacked:
-    def one(i: int) -> nn.Module:
+    def network(i: int) -> nn.Module:
         torch.manual_seed(i)
         return build().double()
 
-    made = Stacked(
-        build().double(), N, implementation=implementation, norm=norm, init="different", builder=one  # type: ignore[arg-type]
+    stack = Stacked(
+        build().double(), N, implementation=implementation, norm=norm, init="different", builder=network  # type: ignore[arg-type]
     )  # fmt: skip
-    made.eval()
-    return made
+    stack.eval()
+    return stack
 
 
 def batch() -> tuple[Tensor, Tensor]:

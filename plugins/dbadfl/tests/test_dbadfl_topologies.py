@@ -24,19 +24,21 @@ NAMES = [name for name in TOPOLOGIES if name != "file"]
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("n", [9, 32])
 def test_graphs_agree_with_networkx(name: str, n: int) -> None:
-    made = make_topology(name, n, seed=4)
-    graph = made.to_networkx()
+    topology = make_topology(name, n, seed=4)
+    graph = topology.to_networkx()
     distances = dict(nx.all_pairs_shortest_path_length(graph))
     oracle = torch.tensor([[distances[i][j] for j in range(n)] for i in range(n)])
-    assert torch.equal(made.hops(), oracle)
-    assert made.diameter == int(oracle.max())
-    assert made.mean_hops == pytest.approx(float(oracle.sum()) / (n * (n - 1)))
-    assert torch.equal(made.hops([3, 1]), oracle[[3, 1]])
-    assert torch.equal(made.hops_to([2, 5]), oracle[[2, 5]].amin(0))
-    assert torch.equal(made.edge_index, make_topology(name, n, seed=4).edge_index)
-    degree = graph.in_degree if made.directed else graph.degree
-    assert made.degrees.tolist() == [degree[i] for i in range(n)]
-    assert set(made.neighbours(1).tolist()) == set(graph.predecessors(1) if made.directed else graph.neighbors(1))
+    assert torch.equal(topology.hops(), oracle)
+    assert topology.diameter == int(oracle.max())
+    assert topology.mean_hops == pytest.approx(float(oracle.sum()) / (n * (n - 1)))
+    assert torch.equal(topology.hops([3, 1]), oracle[[3, 1]])
+    assert torch.equal(topology.hops_to([2, 5]), oracle[[2, 5]].amin(0))
+    assert torch.equal(topology.edge_index, make_topology(name, n, seed=4).edge_index)
+    degree = graph.in_degree if topology.directed else graph.degree
+    assert topology.degrees.tolist() == [degree[i] for i in range(n)]
+    assert set(topology.neighbours(1).tolist()) == set(
+        graph.predecessors(1) if topology.directed else graph.neighbors(1)
+    )
 
 
 def test_shapes_of_the_families() -> None:
@@ -56,8 +58,8 @@ def test_shapes_of_the_families() -> None:
 def test_erdos_renyi_is_redrawn_until_connected() -> None:
     # At this p most first draws are disconnected.
     for seed in range(8):
-        made = make_topology("erdos-renyi", 30, seed=seed, p=0.08)
-        assert nx.is_connected(made.to_networkx())
+        topology = make_topology("erdos-renyi", 30, seed=seed, p=0.08)
+        assert nx.is_connected(topology.to_networkx())
     with pytest.raises(DbadflError, match=r"no connected graph in 1000 draws of n=40, p=0\.001"):
         make_topology("erdos-renyi", 40, p=0.001)
 
@@ -82,10 +84,10 @@ def test_bad_sizes(arguments: tuple[str, int], message: str) -> None:
 def test_edge_list_file(tmp_path: Path) -> None:
     file = tmp_path / "edges.csv"
     file.write_text("u,v\n0,1\n1, 2\n\n2,1\n2,3\n")
-    made = read_edges(file)
-    assert made.n == 4
-    assert made.hops([0])[0].tolist() == [0, 1, 2, 3]
-    assert made.edge_index.shape == (2, 6)
+    topology = read_edges(file)
+    assert topology.n == 4
+    assert topology.hops([0])[0].tolist() == [0, 1, 2, 3]
+    assert topology.edge_index.shape == (2, 6)
     ring = tmp_path / "ring.csv"
     ring.write_text("\n".join(f"{i},{(i + 1) % 5}" for i in range(5)))
     assert torch.equal(make_topology("file", 5, path=ring).edge_index, make_topology("ring", 5).edge_index)
@@ -122,20 +124,20 @@ def test_a_directed_graph_must_be_strongly_connected() -> None:
 # ---- mixing ------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", NAMES)
 def test_weights_follow_their_formula(name: str) -> None:
-    made = make_topology(name, 16, seed=2)
-    degrees = made.degrees.tolist()
+    topology = make_topology(name, 16, seed=2)
+    degrees = topology.degrees.tolist()
     for rule in ("metropolis", "uniform"):
-        if rule == "metropolis" and made.directed:
+        if rule == "metropolis" and topology.directed:
             continue
         expected = torch.zeros(16, 16, dtype=torch.float64)
-        for sender, receiver in made.edge_index.T.tolist():
+        for sender, receiver in topology.edge_index.T.tolist():
             other = max(degrees[sender], degrees[receiver]) if rule == "metropolis" else degrees[receiver]
             expected[receiver, sender] = 1 / (1 + other)
         expected += torch.diag(1 - expected.sum(1))
-        mixing = make_mixing(made, rule)  # type: ignore[arg-type]
+        mixing = make_mixing(topology, rule)  # type: ignore[arg-type]
         torch.testing.assert_close(mixing.dense(), expected)
         torch.testing.assert_close(mixing.csr().to_dense(), expected)
-    assert make_mixing(made).is_doubly_stochastic
+    assert make_mixing(topology).is_doubly_stochastic
     assert make_mixing(make_topology("star", 5), "uniform").is_doubly_stochastic is False
 
 
@@ -198,25 +200,25 @@ def test_pairs_leave_the_others_alone() -> None:
 
 @pytest.mark.parametrize("name", ["ring", "torus", "watts-strogatz", "exponential", "star"])
 def test_an_impulse_spreads_one_hop_per_round_and_the_mean_is_conserved(name: str) -> None:
-    made = make_topology(name, 32, seed=3)
-    mixing, source = make_mixing(made), 5
-    reach = made.hops([source])[0]
+    topology = make_topology(name, 32, seed=3)
+    mixing, source = make_mixing(topology), 5
+    reach = topology.hops([source])[0]
     models = torch.zeros(32, 1, dtype=torch.float64)
     models[source] = 1
-    for round in range(1, made.diameter + 2):
+    for round in range(1, topology.diameter + 2):
         mixing.mix_([models])
         assert torch.equal(models[:, 0] > 0, reach <= round)
         assert float(models.mean()) == pytest.approx(1 / 32, rel=1e-12)
 
 
 def test_relabelled_nodes_give_relabelled_models() -> None:
-    made = make_topology("watts-strogatz", 20, seed=1)
+    topology = make_topology("watts-strogatz", 20, seed=1)
     order = torch.randperm(20, generator=torch.Generator().manual_seed(2))
-    moved = from_edges(order[made.edge_index].T, 20)
+    moved = from_edges(order[topology.edge_index].T, 20)
     models = torch.randn(20, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     there = torch.empty_like(models)
     there[order] = models
-    torch.testing.assert_close(make_mixing(moved).mixed(there)[order], make_mixing(made).mixed(models))
+    torch.testing.assert_close(make_mixing(moved).mixed(there)[order], make_mixing(topology).mixed(models))
 
 
 def test_spectral_gap() -> None:
@@ -247,13 +249,13 @@ def test_neighbourhoods_side_by_side() -> None:
 
 
 def test_ten_thousand_nodes_stay_sparse() -> None:
-    made = make_topology("torus", 10_000)
-    mixing = make_mixing(made)
+    topology = make_topology("torus", 10_000)
+    mixing = make_mixing(topology)
     assert len(mixing.receivers) == 40_000
     assert not mixing.dense_is_faster
     models = torch.ones(10_000, 3)
     mixing.mix_([models])
     torch.testing.assert_close(models, torch.ones(10_000, 3))
-    assert made.hops_to([0]).max() == 100
+    assert topology.hops_to([0]).max() == 100
     assert mixing.spectral_gap() == pytest.approx(2 / 5 * (1 - math.cos(2 * math.pi / 100)), rel=1e-3)
     assert topologies.SOURCES_AT_ONCE * 10_000 * np.dtype(np.float64).itemsize < 2**27

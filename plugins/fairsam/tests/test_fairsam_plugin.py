@@ -12,6 +12,8 @@ import torch
 
 import plait
 from plait.errors import BadInput
+from plait.run import execute
+from plait.storage import places
 from plait_fairsam.presets import BASELINES
 
 DATA = """
@@ -55,9 +57,11 @@ def sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def run(path: Path, options: dict[str, Any], **changes: Any) -> plait.Run:
+    """A small run, without the reports of whatever is installed."""
     settings = {"severities": [3], **options}
     chosen = {"data": "tiny-images", "model": "tiny-cnn", "steps": 12, **changes}
-    return plait.run(plugins={"fairsam": settings}, out=path / "r", **chosen)
+    plan = plait.plan(plugins={"fairsam": settings}, **chosen)
+    return execute(plan, places.at(path / "r"), artifacts=False)
 
 
 @pytest.mark.parametrize(
@@ -84,9 +88,7 @@ def test_bad_input_names_option_and_value(tmp_path: Path, options: dict[str, Any
 
 
 def test_data_without_groups_is_refused_before_or_when_it_is_loaded(tmp_path: Path, sets: str) -> None:
-    with pytest.raises(
-        plait.Refused, match=r"needs a sensitive attribute \(field:group\); data 'fair_sets:none'"
-    ):
+    with pytest.raises(plait.Refused, match=r"needs a sensitive attribute \(field:group\); data 'fair_sets:none'"):
         run(tmp_path, {}, data=f"{sets}:none")
     with pytest.raises(BadInput, match="the only group in the training split"):
         run(tmp_path, {}, data=f"{sets}:single")
@@ -112,14 +114,14 @@ def test_every_baseline_takes_its_passes(tmp_path: Path, name: str) -> None:
 def test_whole_batches_in_a_run_are_the_sub_batches_where_nothing_normalises(
     tmp_path: Path, sets: str, accumulate: int
 ) -> None:
-    found = []
+    states = []
     for mode in ("per_group", "per_group_whole"):
         options = {"perturbation": mode, "rho": 0.3}
         settings = {"train.batch_size": 24, "train.accumulate": accumulate if mode == "per_group_whole" else 1}
         done = run(tmp_path / mode, options, data=f"{sets}:three", model=f"{sets}:linear", settings=settings)
-        found.append(done.model.state_dict())
-    for name in found[0]:
-        torch.testing.assert_close(found[0][name], found[1][name], rtol=1e-4, atol=1e-6)
+        states.append(done.model.state_dict())
+    for name in states[0]:
+        torch.testing.assert_close(states[0][name], states[1][name], rtol=1e-4, atol=1e-6)
 
 
 def test_interval_costs_one_and_a_share(tmp_path: Path) -> None:

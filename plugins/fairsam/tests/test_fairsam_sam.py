@@ -371,15 +371,16 @@ def test_per_group_whole_normalises_over_all_groups_and_counts_the_batch_once():
 @pytest.mark.parametrize("rho", [0.2, (0.0, 0.3)])
 def test_without_batch_norm_and_dropout_whole_batches_change_nothing(rho):
     x, y, s, v = data()
-    found = []
+    steps = []
     for mode in ("per_group", "per_group_whole"):
         model = network(norm=False).double()
         _, step, gradients = build(model, rho=rho, perturbation=mode)
         report = step.step(gradients.on(x.double(), y, weights=v), groups=s, apply=False)
-        found.append((report, [p.grad for p in model.parameters()]))
-    (one, left), (two, right) = found
-    assert torch.allclose(one.per_example, two.per_example) and torch.allclose(one.loss, two.loss)
-    assert one.evaluations == two.evaluations
+        steps.append((report, [p.grad for p in model.parameters()]))
+    (groups_report, left), (whole_report, right) = steps
+    assert torch.allclose(groups_report.per_example, whole_report.per_example)
+    assert torch.allclose(groups_report.loss, whole_report.loss)
+    assert groups_report.evaluations == whole_report.evaluations
     for a, b in zip(left, right, strict=True):
         assert torch.allclose(a, b, rtol=1e-9, atol=1e-12)
 

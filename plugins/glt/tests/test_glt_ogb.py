@@ -13,6 +13,8 @@ import torch
 
 import plait
 from plait.errors import BadInput
+from plait.run import execute
+from plait.storage import places
 from plait_glt.config import GLTConfig
 from plait_glt.data_options import OgbLabelsOptions, OgbLinksOptions, OgbOptions
 from plait_glt.measures import hits_at, mean_roc_auc
@@ -174,13 +176,13 @@ SMALL = {"rounds": 2, "p_g": 0.3, "p_theta": 0.4, "mask_epochs": 6, "fix_epochs"
 @pytest.mark.parametrize("baseline", ["glt", "ascent", "ugs"])
 def test_a_run_on_proteins(tmp_path: Path, baseline: str) -> None:
     proteins(tmp_path)
-    found = plait.run(
+    plan = plait.plan(
         plugins={"glt": {**SMALL, "baseline": baseline}},
         data="ogb-labels",
         model="gcn",
         settings={"data.root": str(tmp_path), "model.hidden": 16, "optimizer.lr": 0.02},
-        out=tmp_path / "run",
     )
+    found = execute(plan, places.at(tmp_path / "run"), artifacts=False)
     m = found.metrics
     assert m["glt/auc"] == m["task/auc"] and "glt/dense_auc" in m and "task/accuracy" not in m
     data = plait.loading.load_data(found.recipe.data, found.recipe.seed)
@@ -273,13 +275,13 @@ def test_collab(tmp_path: Path, legacy: bool) -> None:
 
 def test_a_run_on_collab_by_hits_at_50(tmp_path: Path) -> None:
     collab(tmp_path)
-    found = plait.run(
+    plan = plait.plan(
         plugins={"glt": SMALL},
         data="ogb-links",
         model="resgcn",
         settings={"data.root": str(tmp_path), "model.hidden": 16, "model.layers": 3, "optimizer.lr": 0.02},
-        out=tmp_path / "run",
     )
+    found = execute(plan, places.at(tmp_path / "run"), artifacts=False)
     m = found.metrics
     assert m["glt/hits_at_50"] == m["task/hits_at_50"] == m["glt/hits_at_50_round_2"] and "task/auc" in m
     data = plait.loading.load_data(found.recipe.data, found.recipe.seed)

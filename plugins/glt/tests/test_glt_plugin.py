@@ -14,6 +14,9 @@ import plait
 import plait_glt.training
 import plait_glt.weave
 from plait.errors import BadCheckpoint, BadInput, Refused
+from plait.planning.discovery import pretend
+from plait.run import execute
+from plait.storage import places
 from plait_glt.config import GLTConfig
 from plait_glt.masked import MaskedGNN
 from plait_glt.pruned import PrunedGNN
@@ -29,7 +32,8 @@ SMALL = {"rounds": 2, "p_g": 0.3, "p_theta": 0.4, "mask_epochs": 8, "fix_epochs"
 def run(out: Path, glt: dict[str, Any] | None = None, **changes: Any) -> plait.Run:
     settings = {"model.hidden": 16, "optimizer.lr": 0.02, **changes.pop("settings", {})}
     plugins = {"glt": {**SMALL, **(glt or {})}, **changes.pop("plugins", {})}
-    return plait.run(plugins=plugins, data=changes.pop("data", "karate"), settings=settings, out=out, **changes)
+    plan = plait.plan(plugins=plugins, data=changes.pop("data", "karate"), settings=settings, **changes)
+    return execute(plan, places.at(out), artifacts=False)
 
 
 def rounds_of(found: plait.Run) -> list[dict[str, Any]]:
@@ -58,8 +62,10 @@ def test_figures_of_a_run(tmp_path: Path) -> None:
     assert m["glt/extreme_sparsity"] == pytest.approx(max(winners, default=0.0), abs=1e-4)
     curve = [row["graph sparsity"] for row in table], [row["test accuracy %"] for row in table]
     assert m["glt/area"] == pytest.approx(area_under_curve(*curve), rel=1e-3)
-    text = found.report.read_text()
-    assert "Accuracy against graph sparsity" in text and "Accuracy against weight sparsity" in text
+    result = found.directory.result()
+    assert result is not None
+    titles = {plot["title"] for plot in result["plots"].values()}
+    assert {"Accuracy against graph sparsity", "Accuracy against weight sparsity"} <= titles
 
 
 def test_isolated_nodes_and_macs_by_hand(tmp_path: Path) -> None:
@@ -243,17 +249,14 @@ class Owner(plait.Plugin):
     summary = "another owner"
     contract = 1
 
-    def claims(self) -> tuple[plait.Claim, ...]:
+    def ownership(self) -> tuple[plait.Ownership, ...]:
         """The first layer."""
-        return (plait.Claim("parameters", "*convs.0.*"),)
+        return (plait.Ownership("parameters", "*convs.0.*"),)
 
 
-def test_another_owner_of_the_weights_is_refused_by_rule(monkeypatch: pytest.MonkeyPatch) -> None:
-    from plait.planning import discovery as registry
-
-    found = (*registry.discover(), registry.examine(registry.Installed("owner", "test", "0"), Owner))
-    monkeypatch.setattr(registry, "installed", lambda: found)
-    plan = plait.plan(plugins={"glt": {}, "owner": {}})
+def test_another_owner_of_the_weights_is_refused_by_rule() -> None:
+    with pretend(Owner):
+        plan = plait.plan(plugins={"glt": {}, "owner": {}})
     assert [r.rule for r in plan.refusals] == ["partition"]
     assert "Drop -p glt or -p owner" in plan.refusals[0].fix
 

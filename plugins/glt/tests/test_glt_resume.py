@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 import pytest
 
 import plait
+from plait.run import execute
+from plait.storage import places
 from plait.storage.directory import RunDirectory
 from plait_authoring.kill import final_state, first_difference, forked, resume_until_done
 from plait_glt.phases import phases
@@ -38,27 +41,31 @@ def recipe(name: str) -> dict[str, Any]:
     }
 
 
+def whole_run(name: str, path: Path) -> None:
+    execute(plait.plan(recipe(name)), places.at(path), artifacts=False)
+
+
 def killed_at(step: int, name: str, path: Path) -> None:
     """A run that ends itself inside that step."""
-    whole = Weave.step
+    step_of = Weave.step
 
     def stop(self: Weave, trainer: Any, batch: Any, proceed: Any) -> Any:
         if trainer.step == step:
             proceed()
             os.kill(os.getpid(), signal.SIGKILL)
-        return whole(self, trainer, batch, proceed)
+        return step_of(self, trainer, batch, proceed)
 
     Weave.step = stop  # type: ignore[method-assign]
-    plait.run(recipe(name), out=path)
+    whole_run(name, path)
 
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    found = {}
+    unbroken = {}
     for name in PLUGINS:
-        found[name] = tmp_path_factory.mktemp(name) / "run"
-        assert forked(lambda name=name: plait.run(recipe(name), out=found[name])) == 0  # type: ignore[misc]
-    return found
+        unbroken[name] = tmp_path_factory.mktemp(name) / "run"
+        assert forked(functools.partial(whole_run, name, unbroken[name])) == 0
+    return unbroken
 
 
 def assert_same_figures(path: Path, other: Path) -> None:
@@ -91,8 +98,8 @@ WHERE = {
 
 
 def test_the_instants_are_where_they_say() -> None:
-    found = phases(2, MASKS, RETRAIN, dense=True)
-    assert [(p.kind, p.start, p.end) for p in found] == [
+    plan = phases(2, MASKS, RETRAIN, dense=True)
+    assert [(p.kind, p.start, p.end) for p in plan] == [
         ("dense", 0, 5),
         ("masks", 5, 12),
         ("retrain", 12, 17),

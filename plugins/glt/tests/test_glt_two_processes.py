@@ -10,6 +10,8 @@ import pytest
 import torch
 
 import plait
+from plait.run import execute
+from plait.storage import places
 from plait_authoring.kill import final_state, first_difference
 from plait_authoring.together import together
 from plait_glt.tickets import Ticket
@@ -57,11 +59,11 @@ def on_two(path: Path, wanted: dict[str, Any]) -> list[dict[str, Any]]:
 
         def keep(self: Weave, trainer: Any, phase: Any) -> None:
             whole(self, trainer, phase)
-            found = {"rounds": self.rounds, "masks": trainer.masks.checksum()}
-            Path(f"{path}.rank{rank}").write_text(json.dumps(found))
+            state = {"rounds": self.rounds, "masks": trainer.masks.checksum()}
+            Path(f"{path}.rank{rank}").write_text(json.dumps(state))
 
         Weave._end = keep  # type: ignore[method-assign]
-        plait.run(wanted, out=path)
+        execute(plait.plan(wanted), places.at(path), artifacts=False)
 
     ended = together(act)
     assert [e.code for e in ended] == [0, 0], ended
@@ -72,7 +74,7 @@ def on_two(path: Path, wanted: dict[str, Any]) -> list[dict[str, Any]]:
 def test_two_processes_find_the_ticket_of_one(tmp_path: Path, name: str) -> None:
     first, second = on_two(tmp_path / "two", recipe(name))
     assert first == second and len(first["rounds"]) == 3
-    plait.run(recipe(name), out=tmp_path / "one")
+    execute(plait.plan(recipe(name)), places.at(tmp_path / "one"), artifacts=False)
     tickets_agree(tmp_path / "two", tmp_path / "one")
     mine, other = figures(tmp_path / "two"), figures(tmp_path / "one")
     assert mine.keys() == other.keys()

@@ -54,31 +54,32 @@ def load_object(path: str, what: str) -> Callable[..., Any]:
     Raises:
         BadInput: when the path is malformed, the module does not import or lacks the name.
     """
-    module_name, _, attribute = path.partition(":")
-    if not module_name or not attribute:
-        raise BadInput(f"{what} {path!r} is not an import path: write it as package.module:name.")
+    module_name, attribute = _parts(path, what)
     try:
         module = importlib.import_module(module_name)
     except Exception as error:
-        raise BadInput(
-            f"{what} {path!r}: importing {module_name} failed with {type(error).__name__}: {error}."
-        ) from error
-    try:
-        loaded: Callable[..., Any] = getattr(module, attribute)
-    except AttributeError as error:
-        raise BadInput(f"{what} {path!r}: module {module_name} has no {attribute!r}.") from error
+        reason = f"importing {module_name} failed with {type(error).__name__}: {error}"
+        raise BadInput(f"{what} {path!r}: {reason}.") from error
+    if not hasattr(module, attribute):
+        raise BadInput(f"{what} {path!r}: module {module_name} has no {attribute!r}.")
+    loaded: Callable[..., Any] = getattr(module, attribute)
     if not callable(loaded):
         raise BadInput(f"{what} {path!r} is a {type(loaded).__name__}, not a function or class.")
     return loaded
+
+
+def _parts(path: str, what: str) -> tuple[str, str]:
+    module, _, name = path.partition(":")
+    if not module or not name:
+        raise BadInput(f"{what} {path!r} is not an import path: write it as package.module:name.")
+    return module, name
 
 
 class Later:
     """An options model by its import path; as an attribute of a class it reads as the model itself."""
 
     def __init__(self, path: str) -> None:
-        module, colon, name = path.partition(":")
-        if not (module and colon and name):
-            raise BadInput(f"options {path!r} is not an import path: write it as package.module:name.")
+        _parts(path, "options")
         self.path = path
 
     @cached_property

@@ -148,6 +148,8 @@ class Recipe(Section):
         A first part that is no table of the recipe is taken as a plugin's name, which must be in the recipe. A budget
         in steps replaces one in epochs, and the other way round.
         """
+        if not overrides:
+            return self
         values = _without_none(self.model_dump(mode="json", exclude_unset=True))
         for budget, rival in (("steps", "epochs"), ("epochs", "steps")):
             if f"train.{budget}" in overrides and f"train.{rival}" not in overrides and "train" in values:
@@ -273,12 +275,9 @@ def assemble(
     Raises:
         BadInput: any unknown key or bad value.
     """
-    if recipe is None:
-        base = Recipe()
-    elif isinstance(recipe, Recipe):
-        base = recipe
-    else:
-        base = Recipe.load(recipe) if isinstance(recipe, (str, Path)) else Recipe.parse(recipe)
+    if isinstance(recipe, (str, Path)):
+        recipe = Recipe.load(recipe)
+    base = recipe if isinstance(recipe, Recipe) else Recipe.parse(recipe or {})
     values = _without_none(base.model_dump(mode="json", exclude_unset=True))
     chosen: dict[str, dict[str, Any]] = values.setdefault("plugins", {})
     for name in plugins:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import partial
 from typing import Any
 
 from plait.errors import BadInput, Refusal, blame
@@ -91,38 +92,20 @@ class Composed:
         """Run the innermost step (a plugin's, else ``innermost``) inside the wrappers, the first plugin outermost."""
         call = innermost
         for implementation in reversed(self.implementations):
-            call = _bind(implementation, call, values)
+            call = partial(implementation, {**values, "proceed": call})
         return call()
-
-
-def _bind(implementation: Implementation, inside: Callable[[], Any], values: Mapping[str, Any]) -> Callable[[], Any]:
-    return lambda: implementation({**values, "proceed": inside})
 
 
 def judge(rule: Rule, hook: str, implementations: Sequence[Implementation]) -> list[Refusal]:
     """What the rule itself forbids about these implementations (ownership is judged in `plait.planning.needs`)."""
-    names = tuple(i.plugin for i in implementations)
-    if rule is Rule.ONE and len(names) > 1:
-        return [
-            Refusal(
-                rule.value,
-                names,
-                f"{_list(names)} each replace {hook!r}, and only one plugin may.",
-                f"Keep one of them: drop {' or '.join(f'-p {n}' for n in names)}.",
-            )
-        ]
-    owners = tuple(i.plugin for i in implementations if i.inner)
-    if rule is Rule.WRAP and len(owners) > 1:
-        return [
-            Refusal(
-                rule.value,
-                owners,
-                f"{_list(owners)} each own the innermost {hook!r}: each computes the gradients of the step itself.",
-                f"Keep one of them: drop {' or '.join(f'-p {n}' for n in owners)}; wrappers around it may stay.",
-            )
-        ]
-    return []
-
-
-def _list(names: Sequence[str]) -> str:
-    return " and ".join(repr(n) for n in names)
+    rivals = tuple(i.plugin for i in implementations if rule is Rule.ONE or (rule is Rule.WRAP and i.inner))
+    if len(rivals) < 2:
+        return []
+    listed = " and ".join(map(repr, rivals))
+    if rule is Rule.ONE:
+        message, others = f"{listed} each replace {hook!r}, and only one plugin may.", "."
+    else:
+        message = f"{listed} each own the innermost {hook!r}: each computes the gradients of the step itself."
+        others = "; wrappers around it may stay."
+    fix = f"Keep one of them: drop {' or '.join(f'-p {name}' for name in rivals)}{others}"
+    return [Refusal(rule.value, rivals, message, fix)]

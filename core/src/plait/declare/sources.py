@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
+
+from pydantic import BaseModel
 
 from plait.declare.options import Later, Options
 
 
 class _Declaration:
-    """What a data source and a model have in common.
-
-    Args:
-        options: the pydantic model of its options, itself or by `plait.later`.
-    """
+    """What a data source and a model have in common."""
 
     def __init__(self, factory: str, summary: str, provides: frozenset[str], options: Any) -> None:
         self.factory, self.summary, self.provides = factory, summary, provides
-        self._options = options
+        self._options: type[BaseModel] | Later = options
 
     @property
-    def options(self) -> type[Options]:
+    def options(self) -> type[BaseModel]:
         """The pydantic model of its options; one that was given by `plait.later` is imported now."""
-        model: Any = self._options.model if isinstance(self._options, Later) else self._options
-        return cast("type[Options]", model)
+        return self._options.model if isinstance(self._options, Later) else self._options
 
 
 class DataSource(_Declaration):

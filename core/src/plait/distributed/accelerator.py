@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
+from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from torch.distributed import TCPStore, init_process_group, is_initialized  # type: ignore[attr-defined]
+from torch.distributed.distributed_c10d import PrefixStore
 
 from plait.declare.recipe import Recipe
 from plait.distributed.processes import Place, current
 from plait.distributed.ranks import broken_exchange
 from plait.errors import BadInput, PlaitError, RunFailed, first_line
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 
 def make_accelerator(recipe: Recipe, folder: Path) -> Accelerator:
@@ -25,9 +30,6 @@ def make_accelerator(recipe: Recipe, folder: Path) -> Accelerator:
         BadInput: a device that is not here, a logger that is not installed, or a port that is taken.
         RunFailed: the other processes did not come.
     """
-    import torch
-    from accelerate import Accelerator
-
     device, place = recipe.device, current()
     if device.startswith("cuda:") and not place.alone:
         raise BadInput(f"--device {device}: {place.world} processes cannot share one device; use --device cuda.")
@@ -40,8 +42,6 @@ def make_accelerator(recipe: Recipe, folder: Path) -> Accelerator:
     if device == "mps" and not torch.backends.mps.is_available():
         raise BadInput("--device mps: torch sees no MPS device here; use --device cpu.")
     torch.backends.cudnn.deterministic = True
-    from accelerate.state import AcceleratorState
-
     AcceleratorState._reset_state(reset_partial_state=True)
     cpu = device == "cpu" or (not place.alone and device == "auto" and not torch.cuda.is_available())
     try:
@@ -52,7 +52,10 @@ def make_accelerator(recipe: Recipe, folder: Path) -> Accelerator:
             mixed_precision={"fp32": "no", "bf16": "bf16"}[recipe.precision],
             log_with=list(recipe.loggers) or None,
             project_dir=str(folder),
-            kwargs_handlers=[] if place.alone else _handlers(recipe),
+            kwargs_handlers=[
+                InitProcessGroupKwargs(timeout=timedelta(seconds=recipe.distributed.timeout)),
+                DistributedDataParallelKwargs(find_unused_parameters=recipe.distributed.unused_parameters),
+            ],
         )
     except RuntimeError as error:
         if not broken_exchange(error):
@@ -72,12 +75,6 @@ def _meet(place: Place, backend: str, timeout: float) -> None:
 
     The agent keeps one store over its restarts. Under the same keys a process would read where the lost one listened.
     """
-    import os
-    from datetime import timedelta
-
-    from torch.distributed import TCPStore, init_process_group, is_initialized  # type: ignore[attr-defined]
-    from torch.distributed.distributed_c10d import PrefixStore
-
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or is_initialized():
         return
     limit = timedelta(seconds=timeout)
@@ -87,22 +84,8 @@ def _meet(place: Place, backend: str, timeout: float) -> None:
     init_process_group(backend, store=attempt, rank=place.rank, world_size=place.world, timeout=limit)
 
 
-def _handlers(recipe: Recipe) -> list[Any]:
-    from datetime import timedelta
-
-    from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
-
-    table = recipe.distributed
-    return [
-        InitProcessGroupKwargs(timeout=timedelta(seconds=table.timeout)),
-        DistributedDataParallelKwargs(find_unused_parameters=table.unused_parameters),
-    ]
-
-
 def _not_together(error: Exception, place: Place, timeout: float) -> PlaitError:
     """Why the processes could not be brought together."""
-    import os
-
     where = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
     said = first_line(error)
     if "EADDRINUSE" in str(error) or "address already in use" in str(error):

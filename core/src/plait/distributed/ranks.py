@@ -18,6 +18,10 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+import torch.distributed
+from torch.distributed import HashStore  # type: ignore[attr-defined]
+from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
+
 from plait import errors
 from plait.errors import BadInput, PlaitError, RunFailed, first_line
 
@@ -128,7 +132,7 @@ class Ranks:
         """The reason behind a broken exchange of tensors; any other error is returned as it is."""
         if not broken_exchange(error):
             return error
-        before = self._beats()
+        before, others = self._beats(), [rank for rank in range(self.world) if rank != self.rank]
         with contextlib.suppress(RuntimeError):
             self.store.set(f"waited/{self.rank}", "")
         deadline = time.monotonic() + PATIENCE
@@ -137,11 +141,10 @@ class Ranks:
                 return _rebuilt(failure, echo=True)
             time.sleep(0.1)
         after = self._beats()
-        silent = [rank for rank in range(self.world) if after.get(rank) == before.get(rank) and rank != self.rank]
-        self._lost = set(silent) if before else set()
-        slow = [rank for rank in after if rank != self.rank and not self.store.check([f"waited/{rank}"])]
+        self._lost = {rank for rank in others if before and after.get(rank) == before.get(rank)}
+        slow = [rank for rank in others if rank in after and not self.store.check([f"waited/{rank}"])]
         if self._lost:
-            named = ", ".join(map(str, silent))
+            named = ", ".join(map(str, sorted(self._lost)))
             what = f"rank {named} of {self.world} was lost (killed, out of memory, or its machine is gone)"
         elif slow:
             named = ", ".join(f"{rank} (at step {after[rank][1]})" for rank in slow)
@@ -238,9 +241,6 @@ def together(accelerator: Accelerator, timeout: float) -> Iterator[Ranks]:
     Args:
         timeout: seconds that a process waits for the others.
     """
-    from torch.distributed import HashStore  # type: ignore[attr-defined]
-    from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
-
     # every run of a process has keys of its own
     shared = HashStore() if accelerator.num_processes == 1 else _get_default_store()
     store = PrefixStore(f"plait/{next(_counter)}", shared)
@@ -256,16 +256,12 @@ def together(accelerator: Accelerator, timeout: float) -> Iterator[Ranks]:
 
 def broken_exchange(error: BaseException) -> bool:
     """Whether an error is torch.distributed's way to say that other processes did not answer."""
-    import torch.distributed
-
-    names = ("DistBackendError", "DistNetworkError", "DistStoreError", "DistError")
-    kinds = tuple(k for n in names if isinstance(k := getattr(torch.distributed, n, None), type))
-    if isinstance(error, kinds):
+    if isinstance(error, torch.distributed.DistError):
         return True
     words = ("gloo", "nccl", "NCCL", "Connection closed by peer", "Connection reset", "Broken pipe", "remote worker")
     late = ("Timed out waiting", "pair closure")
-    ours = isinstance(error, PlaitError) or not isinstance(error, RuntimeError)
-    return not ours and any(word in str(error) for word in (*words, *late))
+    theirs = isinstance(error, RuntimeError) and not isinstance(error, PlaitError)
+    return theirs and any(word in str(error) for word in (*words, *late))
 
 
 def differences(mine: Any, other: Any, place: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -15,7 +15,7 @@ import pluggy
 from pydantic import BaseModel
 
 from plait._version import __version__
-from plait.declare.options import Later, Options
+from plait.declare.options import Later
 from plait.declare.recipe import Recipe, validated
 from plait.declare.rules import Implementation, Rule
 from plait.declare.sources import DataSource, ModelSource
@@ -353,6 +353,6 @@ def _component(hook: str, what: str, name: str | None) -> Any:
     return entries[name][1]
 
 
-def component_options(kind: str, name: str, source: DataSource | ModelSource, values: Mapping[str, Any]) -> Options:
+def component_options(kind: str, name: str, source: DataSource | ModelSource, values: Mapping[str, Any]) -> BaseModel:
     """The checked options of a registered data source or model."""
     return validated(source.options, dict(values), f"{kind} {name}")

@@ -112,10 +112,8 @@ class RunDirectory:
         try:
             with self.locked():
                 return False
-        except RunLocked:
-            return True
-        except BadInput:  # not writable: nobody writes it either
-            return False
+        except BadInput as error:  # not writable: nobody writes it either
+            return isinstance(error, RunLocked)
 
     def recipe(self) -> Recipe:
         """The resolved recipe."""
@@ -123,11 +121,7 @@ class RunDirectory:
 
     def environment(self) -> dict[str, Any]:
         """The recorded environment, empty when missing."""
-        try:
-            environment: dict[str, Any] = json.loads(self.environment_file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return environment
+        return self._table(self.environment_file)
 
     def events(self) -> list[dict[str, Any]]:
         """All events; a last line cut short by a kill is left out."""
@@ -142,16 +136,18 @@ class RunDirectory:
 
     def result(self) -> dict[str, Any] | None:
         """The final result event, or None when the run did not finish."""
-        results = [e for e in self.events() if e.get("event") == "result"]
-        return results[-1] if results else None
+        return next((e for e in reversed(self.events()) if e.get("event") == "result"), None)
 
     def artifacts(self) -> dict[str, Path]:
         """What installed plugins made of the run when it had ended: name -> file."""
+        return {name: self.path / file for name, file in self._table(self.artifacts_file).items()}
+
+    def _table(self, path: Path) -> dict[str, Any]:
         try:
-            names: dict[str, str] = json.loads(self.artifacts_file.read_text(encoding="utf-8"))
+            table: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
-        return {name: self.path / file for name, file in names.items()}
+        return table
 
     def saved_checkpoints(self) -> list[Path]:
         """Checkpoints from oldest to newest."""

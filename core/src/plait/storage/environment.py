@@ -9,6 +9,7 @@ import platform
 import re
 import subprocess
 from collections.abc import Iterable
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,8 @@ def versions(names: list[str]) -> dict[str, str]:
     """Installed distributions among ``names`` and their versions."""
     installed = {}
     for name in names:
-        try:
+        with suppress(PackageNotFoundError):
             installed[name] = version(name)
-        except PackageNotFoundError:
-            continue
     return installed
 
 

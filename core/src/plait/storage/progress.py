@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
+    from rich.progress import Progress
 
 
 class Silent:
@@ -25,44 +25,36 @@ class Silent:
 
 
 class Bar(Silent):
-    """A rich progress bar on stderr; updated at most ten times a second so that small steps stay fast."""
+    """A rich progress bar on stderr."""
 
     def __init__(self) -> None:
         self._bar: Progress | None = None
-        self._task: TaskID | None = None
-        self._next = 0.0
 
     def start(self, total: int, done: int, what: str) -> None:
         """Begin a bar of ``total`` steps at ``done``."""
+        from rich import progress
         from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            SpinnerColumn,
-            TextColumn,
-            TimeRemainingColumn,
-        )
 
-        self._bar = Progress(
-            SpinnerColumn(),
-            TextColumn("[bold]{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(),
-            TextColumn("[dim]{task.fields[note]}"),
+        self._bar = progress.Progress(
+            progress.SpinnerColumn(),
+            progress.TextColumn("[bold]{task.description}"),
+            progress.BarColumn(),
+            progress.MofNCompleteColumn(),
+            progress.TextColumn("{task.fields[rate]}"),
+            progress.TimeRemainingColumn(),
+            progress.TextColumn("[dim]{task.fields[note]}"),
             console=Console(stderr=True),
             transient=True,
         )
-        self._task = self._bar.add_task(what, total=total, completed=done, note="", rate="")
+        self._bar.add_task(what, total=total, completed=done, note="", rate="")
         self._bar.start()
 
     def advance(self, done: int, note: str) -> None:
         """Show that ``done`` steps are done."""
-        if self._bar is not None and self._task is not None:
-            speed = self._bar.tasks[self._task].speed
-            self._bar.update(self._task, completed=done, note=note, rate=f"{speed:.1f} steps/s" if speed else "")
+        if self._bar is not None:
+            (task,) = self._bar.tasks
+            rate = f"{task.speed:.1f} steps/s" if task.speed else ""
+            self._bar.update(task.id, completed=done, note=note, rate=rate)
 
     def say(self, text: str) -> None:
         """A line above the bar."""

@@ -53,9 +53,10 @@ class Recorder:
             _finite({"event": kind, "time": round(time.time(), 3), **values}), allow_nan=False, default=str
         )
         try:
-            file = self._events()
-            file.write(line + "\n")
-            file.flush()
+            if self._file is None:
+                self._file = open(self.directory.events_file, "a", encoding="utf-8")  # noqa: SIM115 - one write a step
+            self._file.write(line + "\n")
+            self._file.flush()
         except OSError as error:
             raise RunFailed(
                 f"{self.directory.events_file} could not be written: {error}. The last checkpoint is kept."
@@ -85,7 +86,9 @@ class Recorder:
             return
         path = self.directory.checkpoints / f"step-{step:09d}.safetensors"
         self.event("checkpoint", step=step, file=path.name)
-        checkpoints.save(path, {**state, "events_bytes": self._synced_size()})
+        assert self._file is not None
+        os.fsync(self._file.fileno())
+        checkpoints.save(path, {**state, "events_bytes": os.fstat(self._file.fileno()).st_size})
         for old in self.directory.saved_checkpoints()[:-keep]:
             with contextlib.suppress(OSError):
                 old.unlink()
@@ -103,17 +106,6 @@ class Recorder:
         if self._file is not None:
             self._file.close()
             self._file = None
-
-    def _events(self) -> TextIO:
-        if self._file is None:
-            self._file = open(self.directory.events_file, "a", encoding="utf-8")  # noqa: SIM115 - kept open: one write a step
-        return self._file
-
-    def _synced_size(self) -> int:
-        file = self._events()
-        file.flush()
-        os.fsync(file.fileno())
-        return os.fstat(file.fileno()).st_size
 
     # ---- stopping -----------------------------------------------------------------------------------------------
     def stop_requested(self) -> bool:

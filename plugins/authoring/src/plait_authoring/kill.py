@@ -95,15 +95,21 @@ def _arm(function: str, call: int) -> None:
     setattr(os, name, counting)
 
 
-def final_state(path: Path) -> dict[str, Any]:
-    """Everything in the last checkpoint that must not depend on kills."""
+def final_state(path: Path, *, generators: bool = True) -> dict[str, Any]:
+    """Everything in the last checkpoint that must not depend on kills.
+
+    Args:
+        path: the run directory.
+        generators: also the state of the global generators, from which an import may draw in the process that makes it
+            first.
+    """
     from plait.storage import checkpoints
 
     newest = RunDirectory(path).checkpoint()
     assert newest is not None, f"{path} has no checkpoint"
     state = checkpoints.load(newest)
-    state.pop("events_bytes")
-    return state
+    without = {"events_bytes"} if generators else {"events_bytes", "random"}
+    return {name: value for name, value in state.items() if name not in without}
 
 
 def first_difference(left: Any, right: Any, place: str = "") -> str | None:

@@ -155,10 +155,10 @@ def _run(plan: Plan, outcome: Outcome, path: Path, resume: bool) -> Outcome:
         outcome.metrics = list(run.metrics)
         saved = run.directory.saved_checkpoints()
         if resume and len(saved) > 1:
-            before = final_state(path)
+            before = final_state(path, generators=False)
             again = make_plan(run.directory.recipe())
             execute(again, run.directory, fresh=False, checkpoint=saved[0].stem, artifacts=False)
-            difference = first_difference(before, final_state(path))
+            difference = first_difference(before, final_state(path, generators=False))
             if difference is not None:
                 raise AssertionError(f"resumed from {saved[0].stem}, it ends with another {difference.lstrip('/')}")
             outcome.resumed = saved[0].stem

@@ -56,12 +56,12 @@ def declared(subject: Subject) -> Iterator[Declared]:
             yield from _nested(Declared(f"{kind} {name!r}, option", source.options, {}))
 
 
-def _nested(one: Declared) -> Iterator[Declared]:
-    yield one
-    for name, field in one.model.model_fields.items():
+def _nested(table: Declared) -> Iterator[Declared]:
+    yield table
+    for name, field in table.model.model_fields.items():
         for inner in _models_in(field.annotation):
-            given = one.given.get(name, {})
-            yield from _nested(Declared(f"{one.where} {name!r},", inner, given if isinstance(given, Mapping) else {}))
+            given = table.given.get(name, {})
+            yield from _nested(Declared(f"{table.where} {name!r},", inner, given if isinstance(given, Mapping) else {}))
 
 
 def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
@@ -72,7 +72,7 @@ def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def numbers(annotation: Any) -> Iterator[Callable[[float], Any]]:
-    """How a number is written into an option of this type, for each place that takes one."""
+    """How a number is written into an option of this type, for each place that takes table."""
     origin, parts = typing.get_origin(annotation), typing.get_args(annotation)
     if annotation is int:
         yield int
@@ -99,9 +99,9 @@ def numbers(annotation: Any) -> Iterator[Callable[[float], Any]]:
 def options_documented(subject: Subject) -> None:
     """Every option has a description: it becomes help, completion and the documentation's table."""
     problems = [
-        f"{one.where} {name!r} has no description."
-        for one in declared(subject)
-        for name, field in one.model.model_fields.items()
+        f"{table.where} {name!r} has no description."
+        for table in declared(subject)
+        for name, field in table.model.model_fields.items()
         if not (field.description or "").strip()
     ]
     if problems:
@@ -112,17 +112,17 @@ def options_documented(subject: Subject) -> None:
 def options_bounded(subject: Subject) -> None:
     """Every number among the options has a bound, or says why it has none; NaN is refused."""
     problems = []
-    for one in declared(subject):
-        for name, field in one.model.model_fields.items():
+    for table in declared(subject):
+        for name, field in table.model.model_fields.items():
             extra = field.json_schema_extra
             reason = extra.get(UNBOUNDED) if isinstance(extra, Mapping) else None
             for written in numbers(field.annotation):
-                if not any(one.refuses(name, written(far)) for far in (-FAR, FAR)) and not (
+                if not any(table.refuses(name, written(far)) for far in (-FAR, FAR)) and not (
                     isinstance(reason, str) and reason.strip()
                 ):
-                    problems.append(f"{one.where} {name!r} takes any number, {-FAR:g} as well as {FAR:g}.")
-                if written(0.5) != written(0) and not one.refuses(name, written(math.nan)):
-                    problems.append(f"{one.where} {name!r} takes NaN.")
+                    problems.append(f"{table.where} {name!r} takes any number, {-FAR:g} as well as {FAR:g}.")
+                if written(0.5) != written(0) and not table.refuses(name, written(math.nan)):
+                    problems.append(f"{table.where} {name!r} takes NaN.")
     if problems:
         broken(
             problems,
@@ -135,19 +135,19 @@ def options_bounded(subject: Subject) -> None:
 def options_checked(subject: Subject) -> None:
     """The defaults of the options are valid, and an unknown option is refused."""
     problems = []
-    for one in declared(subject):
-        refused = one.refusals(no_such_option=1)
+    for table in declared(subject):
+        refused = table.refusals(no_such_option=1)
         if "no_such_option" not in refused:
             problems.append(
-                f"{one.where}s: an unknown one is taken in silence, so that a misspelt option does nothing."
+                f"{table.where}s: an unknown one is taken in silence, so that a misspelt option does nothing."
             )
-        missing = [n for n, f in one.model.model_fields.items() if f.is_required() and n not in one.given]
+        missing = [n for n, f in table.model.model_fields.items() if f.is_required() and n not in table.given]
         if missing:
             continue
-        odd = one.refusals()
+        odd = table.refusals()
         if not odd:
-            odd = [*_refused_defaults(one)]
-        problems += [f"{one.where} {name or 'set as a whole'!r}: the default is refused." for name in odd]
+            odd = [*_refused_defaults(table)]
+        problems += [f"{table.where} {name or 'set as a whole'!r}: the default is refused." for name in odd]
     if problems:
         broken(
             problems,
@@ -156,10 +156,10 @@ def options_checked(subject: Subject) -> None:
         )
 
 
-def _refused_defaults(one: Declared) -> Iterator[str]:
-    made = one.model.model_validate(dict(one.given))
+def _refused_defaults(table: Declared) -> Iterator[str]:
+    options = table.model.model_validate(dict(table.given))
     try:
-        one.model.model_validate(made.model_dump())
+        table.model.model_validate(options.model_dump())
     except ValidationError as error:
         yield from (str(p["loc"][0]) if p["loc"] else "" for p in error.errors(include_url=False))
 
@@ -169,26 +169,26 @@ def options_round_trip(subject: Subject) -> None:
     """The options read back from a recipe.toml are the options that were written: a resumed run depends on it."""
     problems = []
     checked = 0
-    for one in declared(subject):
-        if one.where.endswith(","):
+    for table in declared(subject):
+        if table.where.endswith(","):
             continue  # nested models are written with the model they are in
-        if "name" in one.model.model_fields and one.where != "option":
-            problems.append(f"{one.where} 'name' collides with the component's own name in the recipe.")
+        if "name" in table.model.model_fields and table.where != "option":
+            problems.append(f"{table.where} 'name' collides with the component's own name in the recipe.")
             continue
-        if one.refusals():
+        if table.refusals():
             continue
-        made = one.model.model_validate(dict(one.given))
+        options = table.model.model_validate(dict(table.given))
         checked += 1
         try:
-            recipe = Recipe.parse({"plugins": {"it": made.model_dump(mode="json", exclude_none=True)}})
-            back = validated(one.model, _read(recipe).plugins["it"], "recipe.toml")
+            recipe = Recipe.parse({"plugins": {subject.name: options.model_dump(mode="json", exclude_none=True)}})
+            back = validated(table.model, _read(recipe).plugins[subject.name], "recipe.toml")
         except (BadInput, TypeError, ValueError) as error:
-            problems.append(f"{one.where}s cannot be written to a recipe and read back: {error}")
+            problems.append(f"{table.where}s cannot be written to a recipe and read back: {error}")
             continue
         problems += [
-            f"{one.where} {name!r}: {getattr(made, name)!r} comes back from recipe.toml as {getattr(back, name)!r}."
-            for name in one.model.model_fields
-            if getattr(back, name) != getattr(made, name)
+            f"{table.where} {name!r}: {written!r} comes back from recipe.toml as {getattr(back, name)!r}."
+            for name, written in options
+            if getattr(back, name) != written
         ]
     if problems:
         broken(

@@ -153,9 +153,7 @@ def differences(reference: Path, other: TinyRun) -> list[str]:
     if other.code:
         return [f"it stopped: {other.error or f'exit code {other.code}'}"]
     sentences = []
-    left, right = final_state(reference), final_state(other.path)
-    for state in (left, right):
-        state.pop("random")  # an import may draw, in the process that makes it first; own_generators sees the plugin's
+    left, right = (final_state(path, generators=False) for path in (reference, other.path))
     place = first_difference(left, right)
     if place is not None:
         sentences.append(f"the last checkpoints differ, first in {place.strip('/')}.")
