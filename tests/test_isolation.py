@@ -200,7 +200,7 @@ def test_a_small_plait_plans_runs_resumes_and_exports(small: tuple[Path, Start])
     finished = document(start("plait", "runs", ".", "--json"))
     assert [item["status"] for item in finished] == ["finished"]
     resumed = start("plait", "resume", "run", "--checkpoint", "step-000000004", "--json")
-    assert document(resumed)["metrics"] == finished[0]["metrics"]
+    assert document(resumed)["metrics"].items() >= finished[0]["metrics"].items()
     assert (folder / "run/export/model.safetensors").is_file()
     # nobody makes a report here, and nobody misses it
     assert sorted(path.name for path in (folder / "run").iterdir() if path.suffix in (".html", ".json", ".toml")) == [
@@ -278,7 +278,8 @@ def test_a_package_passes_a_smoke_set_of_its_tests(environment: Environment, nam
         "plugins": plugins_of(names),
         "own": plugins_of([name]),
     }
-    arguments = ("-q", "-x", "-m", "smoke", "-p", "no:cacheprovider", "--no-header")
+    arguments = ("-q", "-x", "-m", "smoke", "-p", "no:cacheprovider", "--no-header", "--durations=8")
     command = ("python", "-m", "pytest", *arguments, str(ROOT / "tests/isolated_package.py"), str(tests))
     done = start(*command, PLAIT_ISOLATED=json.dumps(together), timeout=600)
+    print(done.stdout)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]

@@ -13,7 +13,7 @@ alone, whoever wrote them. How one training step runs::
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
 import pluggy
 
@@ -75,36 +75,28 @@ def hookimpl(
     return mark if function is None else mark(function)
 
 
-class HookSpecs:
+class HookSpecs(Protocol):
     """Every hook. Shapes: B examples in a batch, K classes, E evaluation examples."""
 
-    # ---- data ---------------------------------------------------------------------------------------------------
     @_spec(Rule.REGISTRY, "data")
     def data_sources(self) -> Mapping[str, DataSource]:
         """Named data sources (light declarations; the factory is imported when a run uses it)."""
-        raise NotImplementedError
 
     @_spec(Rule.CHAIN, "data")
     def transform_data(self, trainer: Trainer, data: Data) -> Data:
         """Change the data before training (subsample, poison, add fields, augment). Return the data."""
-        raise NotImplementedError
 
-    # ---- model --------------------------------------------------------------------------------------------------
     @_spec(Rule.REGISTRY, "model")
     def models(self) -> Mapping[str, ModelSource]:
         """Named models (light declarations)."""
-        raise NotImplementedError
 
     @_spec(Rule.CHAIN, "model")
     def transform_model(self, trainer: Trainer, model: nn.Module, data: Data) -> nn.Module:
         """Surgery before training (initialise, wrap, stack replicas). Return the model, on the CPU."""
-        raise NotImplementedError
 
-    # ---- loss ---------------------------------------------------------------------------------------------------
     @_spec(Rule.ONE, "loss")
     def objective(self, trainer: Trainer, outputs: Any, batch: Batch) -> Tensor:
         """Per-example loss, shape [B] (or [N, B] for N stacked replicas), unreduced. Default: by the data's task."""
-        raise NotImplementedError
 
     @_spec(Rule.PRODUCT, "loss")
     def example_weights(self, trainer: Trainer, batch: Batch) -> Tensor:
@@ -112,7 +104,6 @@ class HookSpecs:
 
         For N stacked replicas also [N, B], when every replica has a batch of its own.
         """
-        raise NotImplementedError
 
     @_spec(Rule.SUM, "loss")
     def loss_terms(
@@ -124,9 +115,7 @@ class HookSpecs:
         [B] is the product of the example weights in this pass, ones without any. The core weights no term. ``raw`` is
         all that the data's ``forward`` gave, of which ``outputs`` is the examples' part (all nodes of a graph, say).
         """
-        raise NotImplementedError
 
-    # ---- optimizer step -----------------------------------------------------------------------------------------
     @_spec(Rule.WRAP, "optimizer step")
     def optimizer_step(self, trainer: Trainer, batch: Batch, proceed: Callable[[], LossReport]) -> LossReport:
         """Around (or, with ``inner=True``, instead of) the default step; return the step's loss report.
@@ -134,42 +123,32 @@ class HookSpecs:
         A wrapper calls ``proceed`` once, or not at all to skip the weight update of this step. The innermost step calls
         ``trainer.gradients`` as often as it likes and ``trainer.apply_gradients`` once.
         """
-        raise NotImplementedError
 
-    # ---- mask update --------------------------------------------------------------------------------------------
     @_spec(Rule.PARTITION, "mask update")
     def update_masks(self, trainer: Trainer) -> None:
         """Change own masks after the step ``trainer.step`` (counted from 1), on the owner's schedule.
 
         The plugin declares ``ownership()`` and has taken its tensors with ``trainer.masks.own`` in ``setup``.
         """
-        raise NotImplementedError
 
-    # ---- evaluation ---------------------------------------------------------------------------------------------
     @_spec(Rule.REGISTRY, "evaluation")
     def views(self, trainer: Trainer) -> Mapping[str, View]:
         """Named versions of the test data (corruptions, subgroups); asked of the active plugins only."""
-        raise NotImplementedError
 
     @_spec(Rule.MERGE, "evaluation")
     def evaluate(self, trainer: Trainer, predictions: Predictions) -> Mapping[str, Metric | Table | Plot]:
         """Metrics, tables and plots, published as ``<plugin>/<name>``, over the views that this plugin accepts."""
-        raise NotImplementedError
 
-    # ---- strategy -----------------------------------------------------------------------------------------------
     @_spec(Rule.ONE, "strategy")
     def fit(self, trainer: Trainer) -> None:
         """Replace the epoch loop; built from ``trainer.train_until``, ``train_step``, ``begin_phase`` and snapshots.
 
         How many steps that takes says the plugin's ``budget()``.
         """
-        raise NotImplementedError
 
-    # ---- afterwards ---------------------------------------------------------------------------------------------
     @_spec(Rule.CHAIN, "afterwards")
     def export(self, trainer: Trainer, model: nn.Module) -> nn.Module:
         """Turn a copy of the trained model into what is deployed (channels really removed). Return the model."""
-        raise NotImplementedError
 
     @_spec(Rule.REGISTRY, "afterwards")
     def artifacts(self) -> Mapping[str, str]:
@@ -178,16 +157,13 @@ class HookSpecs:
         ``run_directory`` and the answer are `pathlib.Path`. Every installed plugin is asked, also when it took no part
         in the run and when the run failed; a function that fails is said in one line and costs nothing else.
         """
-        raise NotImplementedError
 
-    # ---- command line -------------------------------------------------------------------------------------------
     @_spec(Rule.REGISTRY, "cli")
     def commands(self) -> Mapping[str, str]:
         """Commands ``plait <plugin> <name>``: name -> import path ``package.module:function`` of a typed function.
 
         Those of a tool (a plugin with no hook but ``commands`` and ``artifacts``) are ``plait <name>``.
         """
-        raise NotImplementedError
 
 
 def hook_names() -> list[str]:

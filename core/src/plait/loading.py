@@ -13,6 +13,7 @@ from torch import nn
 from plait.data import Data, DataInfo
 from plait.declare.options import load_object
 from plait.declare.recipe import Component
+from plait.declare.sources import DataSource, ModelSource
 from plait.errors import BadInput
 from plait.planning import discovery
 
@@ -26,12 +27,7 @@ def load_data(component: Component, seed: int) -> Data:
         BadInput: it cannot be loaded, or is not a `plait.data.Data`.
     """
     name = str(component.name)
-    source = discovery.data_source(name)
-    if source is not None:
-        options = discovery.component_options("data", name, source, component.options)
-        data = load_object(source.factory, "data source")(options, seed)
-    else:
-        data = _call(name, "data", {"seed": seed}, component.options)
+    data = _called("data", component, discovery.data_source(name), seed, {"seed": seed})
     if not isinstance(data, Data):
         raise BadInput(f"data {name}: expected a plait.data.Data, got {type(data).__name__}.")
     data.check(name)
@@ -48,20 +44,22 @@ def build_model(component: Component, info: DataInfo) -> nn.Module:
         BadInput: it cannot be built, or is not a ``torch.nn.Module``.
     """
     name = str(component.name)
-    source = discovery.model_source(name)
-    if source is not None:
-        options = discovery.component_options("model", name, source, component.options)
-        model = load_object(source.factory, "model")(options, info)
-    else:
-        offers: dict[str, Any] = {"info": info, "num_classes": info.num_classes, "input_shape": info.input_shape}
-        offers["in_channels"] = info.input_shape[0] if info.input_shape else 0
-        model = _call(name, "model", offers, component.options)
+    offers = {"info": info, "num_classes": info.num_classes, "input_shape": info.input_shape}
+    offers["in_channels"] = info.input_shape[0] if info.input_shape else 0
+    model = _called("model", component, discovery.model_source(name), info, offers)
     if not isinstance(model, nn.Module):
         raise BadInput(f"model {name}: expected a torch.nn.Module, got {type(model).__name__}.")
     return model
 
 
-def _call(path: str, what: str, offers: dict[str, Any], options: dict[str, Any]) -> Any:
+def _called(
+    what: str, component: Component, source: DataSource | ModelSource | None, given: Any, offers: dict[str, Any]
+) -> Any:
+    """What a registered factory gives for ``given``, or a function by import path for those of the offers it takes."""
+    path, options = str(component.name), component.options
+    if source is not None:
+        factory = load_object(source.factory, what)
+        return factory(discovery.component_options(what, path, source, options), given)
     if os.getcwd() not in sys.path:
         # a console script, unlike `python -m`, does not look for modules where the user stands
         sys.path.insert(0, os.getcwd())
@@ -71,12 +69,12 @@ def _call(path: str, what: str, offers: dict[str, Any], options: dict[str, Any])
     except (TypeError, ValueError):
         parameters = {}  # type: ignore[assignment]
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    given = {k: v for k, v in offers.items() if k in parameters or (takes_any and k == "num_classes")} | options
+    taken = {k: v for k, v in offers.items() if k in parameters or (takes_any and k == "num_classes")}
     unknown = [] if takes_any else [k for k in options if k not in parameters]
     if unknown:
         raise BadInput(f"{what} {path} takes no option {unknown[0]!r}; it takes {', '.join(parameters) or 'none'}.")
     try:
-        return function(**given)
+        return function(**taken, **options)
     except BadInput:
         raise
     except Exception as error:

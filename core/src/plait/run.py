@@ -35,7 +35,7 @@ class Run:
     """A finished (or interrupted) run.
 
     Attributes:
-        path: its directory.
+        path, export: its directory, and the folder of the exported model.
         recipe: the resolved recipe.
         metrics: ``<plugin>/<metric>`` -> value; ``...@export`` for the exported model, ``...@validation`` for the
             trained one on the validation split; NaN where undefined.
@@ -45,7 +45,7 @@ class Run:
     """
 
     def __init__(self, directory: RunDirectory, model: nn.Module | None = None) -> None:
-        self.directory, self.path = directory, directory.path
+        self.directory, self.path, self.export = directory, directory.path, directory.export
         self.recipe = directory.recipe()
         self.artifacts = directory.artifacts()
         result = directory.result()
@@ -55,11 +55,6 @@ class Run:
             self.details[f"{name}@validation"] = detail
         self.metrics = {k: float("nan") if d["value"] is None else d["value"] for k, d in self.details.items()}
         self._model = model
-
-    @property
-    def export(self) -> Path:
-        """The folder of the exported model."""
-        return self.directory.export
 
     @property
     def model(self) -> nn.Module:
@@ -179,7 +174,10 @@ def execute(
     accelerator = make_accelerator(recipe, directory.path)
     bar = bars.make(progress if accelerator.is_main_process else False)
     with together(accelerator, recipe.distributed.timeout) as ranks:
-        ranks.compare(_started_with(plan) if ranks.world > 1 else {})
+        if ranks.world > 1:
+            versions = environment.versions(["torch", "accelerate", *plan.distributions])
+            sources = environment.sources_of(plan.distributions)
+            ranks.compare({"versions": versions, "sources": sources, "recipe": recipe.model_dump(mode="json")})
         empty = not directory.path.exists()
         standing = ranks.decide("start", lambda: _begin(plan, directory, go_on) if fresh else "interrupted")
         if not directory.shared and ranks.world > 1:
@@ -193,7 +191,10 @@ def execute(
         recorder = Recorder(directory, bar, accelerator if writes else None, writes=writes)
         with directory.locked() if writes else contextlib.nullcontext():
             if standing == "new" and writes:
-                _write_start(plan, directory, recorder, str(accelerator.device), ranks.world)
+                described = environment.describe(str(accelerator.device), plan.distributions, ranks.world)
+                files.write_text(directory.environment_file, json.dumps(described, indent=2))
+                files.write_text(directory.recipe_file, recipe.to_toml())
+                recorder.event("plan", **plan.as_dict())
             trainer = Trainer(recipe, plan.plugins, plan.composed, World(accelerator.device, accelerator), recorder)
             with _written_down(recorder, ranks, artifacts, forget=empty and fresh), ranks.alive(lambda: trainer.step):
                 seed_everything(recipe.seed)
@@ -232,15 +233,6 @@ def execute(
 
 
 # ---- the beginning -----------------------------------------------------------------------------------------------
-def _started_with(plan: Plan) -> dict[str, Any]:
-    """What every process of a run must have been started with."""
-    return {
-        "versions": environment.versions(["torch", "accelerate", *plan.distributions]),
-        "sources": environment.sources_of(plan.distributions),
-        "recipe": json.loads(plan.recipe.model_dump_json()),
-    }
-
-
 def _begin(plan: Plan, directory: RunDirectory, go_on: bool | None) -> str:
     """How the run stands, on rank 0: ``new`` in a directory made for it, ``interrupted``, or ``finished``."""
     directory.fetch()
@@ -260,13 +252,6 @@ def _begin(plan: Plan, directory: RunDirectory, go_on: bool | None) -> str:
         )
     directory.launched(current())
     return "finished" if directory.result() is not None else "interrupted"
-
-
-def _write_start(plan: Plan, directory: RunDirectory, recorder: Recorder, device: str, world: int) -> None:
-    described = environment.describe(device, plan.distributions, world)
-    files.write_text(directory.environment_file, json.dumps(described, indent=2))
-    files.write_text(directory.recipe_file, plan.recipe.to_toml())
-    recorder.event("plan", **plan.as_dict())
 
 
 def _take_up(trainer: Trainer, recorder: Recorder, plan: Plan, ranks: Ranks, name: str | None) -> None:

@@ -17,6 +17,8 @@ from plait_authoring.conformance import checks
 from plait_authoring.subject import Subject
 from plait_authoring.verdicts import Broken
 
+pytestmark = pytest.mark.smoke
+
 PLUGIN = '''"""A plugin."""
 
 from plait import Plugin, hookimpl

@@ -15,6 +15,8 @@ from plait_chase.channels import min_channels, rounded_alive, select_channels
 from plait_chase.erk import budget, erk_densities, layer_counts, random_masks
 from plait_chase.errors import ChaseError
 
+pytestmark = pytest.mark.smoke
+
 SHAPES = {"a": (8, 3, 3, 3), "b": (16, 8, 3, 3), "c": (10, 16)}
 quick = settings(max_examples=60, deadline=None)
 

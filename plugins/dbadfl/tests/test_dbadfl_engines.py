@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from plait_dbadfl.defences import RobustAggregation, make_defence
+from plait_dbadfl.defences import DEFENCES, RobustAggregation, make_defence
 from plait_dbadfl.engines import ENGINES, Gossip, Swarm, make_engine
 from plait_dbadfl.errors import DbadflError
 from plait_dbadfl.interactions import random_matching, waves
@@ -147,6 +148,154 @@ def test_fedavg_of_drawn_clients_moves_the_servers_model(warmup: int) -> None:
     for options in ({"drawn": N}, {"drawn": 0}, {"drawn": 2, "server_step": 0.0}, {"warmup": -1}):
         with pytest.raises(DbadflError, match="fedavg"):
             make_engine("fedavg", mixing("complete"), **options)
+
+
+# ---- federated averaging under a defence: a server, written by hand ------------------------------------------------
+def _krum_order(models: list[Tensor], f: int) -> list[int]:
+    scores = []
+    for i, x in enumerate(models):
+        apart = sorted(float((x - y).square().sum()) for j, y in enumerate(models) if j != i)
+        scores.append(sum(apart[: len(models) - f - 2]))
+    return sorted(range(len(models)), key=lambda i: scores[i])
+
+
+def _trimmed(models: list[Tensor], trim: int) -> Tensor:
+    ranked = torch.stack(models).sort(0).values
+    return ranked[trim : len(models) - trim].mean(0)
+
+
+def _weiszfeld(models: list[Tensor]) -> Tensor:
+    centre = sum(models) / len(models)
+    for _ in range(10):
+        weights = [1 / max(1e-6, float((x - centre).norm())) for x in models]  # type: ignore[union-attr]
+        centre = sum(w * x for w, x in zip(weights, models, strict=True)) / sum(weights)
+    return centre  # type: ignore[return-value]
+
+
+def _clipped(update: Tensor, limit: float) -> Tensor:
+    return update * min(1.0, limit / float(update.norm()))
+
+
+def _middle(values: list[float]) -> float:
+    ranked, m = sorted(values), len(values)
+    return (ranked[(m - 1) // 2] + ranked[m // 2]) / 2
+
+
+def _clip_around(g: Tensor, models: list[Tensor]) -> Tensor:
+    limit = _middle([float((x - g).norm()) for x in models])
+    return g + sum(_clipped(x - g, limit) for x in models) / len(models)  # type: ignore[return-value]
+
+
+def _balanced(g: Tensor, models: list[Tensor], gamma: float) -> Tensor:
+    near = [x for x in models if float((x - g).norm()) <= gamma * float(g.norm())]
+    return 0.5 * g + 0.5 * sum(near) / len(near) if near else g  # type: ignore[return-value]
+
+
+def _flame(g: Tensor, models: list[Tensor]) -> Tensor:
+    from sklearn.cluster import HDBSCAN
+
+    unit = torch.stack([(x - g) / (x - g).norm() for x in models])
+    apart = (1 - unit @ unit.T).clamp(min=0)
+    found = HDBSCAN(min_cluster_size=len(models) // 2 + 1, min_samples=1, metric="precomputed",
+                    allow_single_cluster=True, copy=True).fit(((apart + apart.T) / 2).numpy()).labels_  # fmt: skip
+    kept = [x for x, label in zip(models, found, strict=True) if label >= 0] or models
+    limit = _middle([float((x - g).norm()) for x in models])
+    return g + sum(_clipped(x - g, limit) for x in kept) / len(kept)  # type: ignore[return-value]
+
+
+class _FoolsGoldServer:
+    """Accumulated updates by client, as in the authors' loop."""
+
+    def __init__(self) -> None:
+        self.history: dict[int, Tensor] = {}
+
+    def __call__(self, g: Tensor, models: dict[int, Tensor]) -> Tensor:
+        for i, x in models.items():
+            self.history[i] = self.history.get(i, torch.zeros_like(g)) + x - g
+        drawn = sorted(models)
+        cs = [[0.0 if i == j else float(torch.cosine_similarity(self.history[i], self.history[j], 0)) for j in drawn]
+              for i in drawn]  # fmt: skip
+        v = [max(row) + 1e-5 for row in cs]
+        alpha = [
+            1 - max(c * min(1.0, v[i] / v[j]) if v[j] > v[i] else c for j, c in enumerate(row))
+            for i, row in enumerate(cs)
+        ]
+        alpha = [min(max(a, 0.0), 1.0) for a in alpha]
+        alpha = [min(a / max(alpha), 0.99) for a in alpha]
+        weights = [min(max(math.log(a / (1 - a)) + 0.5, 0.0), 1.0) if a > 0 else 0.0 for a in alpha]
+        if not sum(weights):
+            return g
+        return sum(w * models[i] for w, i in zip(weights, drawn, strict=True)) / sum(weights)  # type: ignore[return-value]
+
+
+Server = Callable[[Tensor, dict[int, Tensor]], Tensor]
+SERVERS: dict[str, tuple[dict[str, Any], Callable[[], Server]]] = {
+    "mean": ({}, lambda: lambda g, m: sum(m.values()) / len(m)),  # type: ignore[arg-type,return-value]
+    "median": ({}, lambda: lambda g, m: _trimmed([*m.values()], (len(m) - 1) // 2)),
+    "trimmed-mean": ({"trim": 1}, lambda: lambda g, m: _trimmed([*m.values()], 1)),
+    "krum": ({"f": 1}, lambda: lambda g, m: [*m.values()][_krum_order([*m.values()], 1)[0]]),
+    "multi-krum": (
+        {"f": 1, "m": 3},
+        lambda: lambda g, m: sum([*m.values()][i] for i in _krum_order([*m.values()], 1)[:3]) / 3,  # type: ignore[arg-type,return-value]
+    ),
+    "rfa": ({}, lambda: lambda g, m: _weiszfeld([*m.values()])),
+    "norm-clipping": ({}, lambda: lambda g, m: _clip_around(g, [*m.values()])),
+    "foolsgold": ({}, _FoolsGoldServer),
+    "flame": ({"noise": 0.0}, lambda: lambda g, m: _flame(g, [*m.values()])),
+    "clipping": ({"weights": "equal"}, lambda: lambda g, m: _clip_around(g, [*m.values()])),
+    "balance": ({"gamma": 0.1, "kappa": 0.0}, lambda: lambda g, m: _balanced(g, [*m.values()], 0.1)),
+}
+
+
+@pytest.mark.parametrize("drawn", [None, 4, 5])
+@pytest.mark.parametrize("name", sorted(SERVERS))
+def test_fedavg_under_a_defence_is_a_server_with_that_rule(name: str, drawn: int | None) -> None:
+    options, make = SERVERS[name]
+    rule, eta = make(), 1.0 if drawn is None else 0.25
+    aggregate = RobustAggregation(make_defence(name, **options))
+    own = {} if drawn is None else {"drawn": drawn, "server_step": eta, "warmup": 1}
+    engine = make_engine("fedavg", mixing("complete"), local_steps=2, seed=4, aggregate=aggregate, **own)
+    x = [nn.Parameter(first()[:1, :1].repeat(N, 1)), nn.Parameter(first()[:1, 1:].reshape(1, 2, 1).repeat(N, 1, 1))]
+    optimizer, g = torch.optim.SGD(x, lr=LR), first()[0]
+    for round_ in range(5):
+        chosen = torch.arange(N) if engine.active is None else engine.active.nonzero().flatten()
+        assert len(chosen) == (drawn or N)
+        trained = {}
+        for i in chosen.tolist():
+            model = g.clone()
+            for _ in range(2):
+                model = model - LR * CURVES[i] * (model - TARGETS[i])
+            trained[i] = model
+        g = g + (1.0 if round_ == 0 else eta) * (rule(g, trained) - g)
+        while engine.round == round_:
+            step_with(engine, x, optimizer)
+        torch.testing.assert_close(joined(x), g.expand(N, -1))
+        assert torch.equal(joined(x), joined(x)[:1].expand(N, -1))
+        assert aggregate.mixing is not None and aggregate.mixing.edge_index[0].tolist() == chosen.tolist()
+
+
+def test_what_a_server_cannot_do_is_refused() -> None:
+    def serving(name: str, drawn: int | None = 3, **options: Any) -> Engine:
+        aggregate = RobustAggregation(make_defence(name, **options))
+        return make_engine("fedavg", mixing("complete"), aggregate=aggregate, drawn=drawn)
+
+    assert {*SERVERS, "ubar"} == set(DEFENCES)
+    for name, options, message in (
+        ("ubar", {}, "'ubar' looks at a node's own batch, which the server"),
+        ("norm-clipping", {"own_threshold": 1.0}, "a node's own update"),
+        ("krum", {"f": 1}, "'krum': the server of 3 drawn nodes has 3 models, and f=1 needs 4"),
+        ("trimmed-mean", {"trim": 2}, "the server of 3 drawn nodes has 3 models"),
+    ):
+        engine = serving(name, **options)  # type: ignore[arg-type]
+        with pytest.raises(DbadflError, match=message):
+            engine.aggregate.defence.check(engine.heard.degrees, engine.heard.votes)  # type: ignore[attr-defined]
+        with pytest.raises(DbadflError, match=message):
+            run(engine, 1)
+    # with pairs a node hears one other, whatever its degree is
+    for name in ("swarm", "gossip"):
+        engine = make_engine(name, mixing("complete"), aggregate=RobustAggregation(make_defence("krum")))
+        with pytest.raises(DbadflError, match="node 0 of degree 1 has 2 models"):
+            engine.aggregate.defence.check(engine.heard.degrees, engine.heard.votes)  # type: ignore[attr-defined]
 
 
 def drawn_swarm(seed: int, **options: Any) -> tuple[Swarm, list[tuple[int, int, int]]]:

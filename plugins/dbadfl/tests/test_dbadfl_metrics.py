@@ -19,6 +19,8 @@ from plait_dbadfl.metrics import (
 )
 from plait_dbadfl.triggers import Trigger
 
+pytestmark = pytest.mark.smoke
+
 CORNER = Trigger(((0, 0), (0, 1)), 2, 2)
 
 

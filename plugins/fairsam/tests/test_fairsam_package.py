@@ -13,6 +13,8 @@ from plait_fairsam.groups import check_outputs
 from plait_fairsam.sam import FairSAM
 from plait_fairsam.weights import AdaptiveWeights, TableWeights
 
+pytestmark = pytest.mark.smoke
+
 ROOT = Path(__file__).parents[1]
 
 

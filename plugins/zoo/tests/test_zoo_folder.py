@@ -14,6 +14,8 @@ from plait.errors import BadInput
 from plait_zoo.splits import FileSplit, parts_by_hash
 from plait_zoo.transforms import Flip, ResizedCropFlip
 
+pytestmark = pytest.mark.smoke
+
 Load = Callable[..., Data]
 Picture = Callable[..., None]
 

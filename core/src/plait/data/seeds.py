@@ -28,6 +28,4 @@ def seed_noise(seed: int, rank: int, step: int = 0) -> None:
     """Seed what is drawn during training (dropout), differently on every rank."""
     import torch
 
-    from plait.data.seeds import seed_of
-
     torch.manual_seed(seed_of(seed, "noise", rank, step))

@@ -150,7 +150,7 @@ class Recipe(Section):
         """
         if not overrides:
             return self
-        values = _without_none(self.model_dump(mode="json", exclude_unset=True))
+        values = _without_none(self.model_dump(exclude_unset=True))
         for budget, rival in (("steps", "epochs"), ("epochs", "steps")):
             if f"train.{budget}" in overrides and f"train.{rival}" not in overrides and "train" in values:
                 values["train"].pop(rival, None)
@@ -278,7 +278,7 @@ def assemble(
     if isinstance(recipe, (str, Path)):
         recipe = Recipe.load(recipe)
     base = recipe if isinstance(recipe, Recipe) else Recipe.parse(recipe or {})
-    values = _without_none(base.model_dump(mode="json", exclude_unset=True))
+    values = _without_none(base.model_dump(exclude_unset=True))
     chosen: dict[str, dict[str, Any]] = values.setdefault("plugins", {})
     for name in plugins:
         chosen.setdefault(name, {}).update(plugins[name] if isinstance(plugins, Mapping) else {})

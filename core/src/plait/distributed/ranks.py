@@ -128,10 +128,8 @@ class Ranks:
         if self.rank and not error.shown and error.args:
             error.args = (f"rank {self.rank}: {error.args[0]}", *error.args[1:])
 
-    def _explained(self, error: Exception, step: int) -> Exception:
-        """The reason behind a broken exchange of tensors; any other error is returned as it is."""
-        if not broken_exchange(error):
-            return error
+    def _explained(self, error: Exception, step: int) -> PlaitError:
+        """The reason behind a broken exchange of tensors."""
         before, others = self._beats(), [rank for rank in range(self.world) if rank != self.rank]
         with contextlib.suppress(RuntimeError):
             self.store.set(f"waited/{self.rank}", "")
@@ -213,10 +211,9 @@ class Ranks:
         try:
             yield
         except Exception as error:
-            reason = self._explained(error, step())
-            if reason is error:
+            if not broken_exchange(error):
                 raise
-            raise reason from error
+            raise self._explained(error, step()) from error
         finally:
             ended.set()
             thread.join(timeout=5)

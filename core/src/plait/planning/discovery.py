@@ -289,7 +289,7 @@ def judge_contract(declared: Any, name: str, distribution: str) -> tuple[str, st
         name: the plugin's.
         distribution: the distribution that brought it, as pip knows it.
     """
-    if not isinstance(declared, int) or isinstance(declared, bool):
+    if type(declared) is not int:
         return "broken", (
             f"its contract is {declared!r}, not a number; write `contract = {CONTRACT_VERSION}` if it was written for "
             f"the contract of this plait-core {__version__}"
@@ -298,23 +298,17 @@ def judge_contract(declared: Any, name: str, distribution: str) -> tuple[str, st
         return "ok", ""
     if not declared:
         return "incompatible", f"it declares no hook contract; write `contract = {CONTRACT_VERSION}` in the plugin"
-    versions = (
-        f"it was written for hook contract {declared}, and this plait-core {__version__} speaks contract "
-        f"{CONTRACT_VERSION}"
-    )
+    speaks = f"this plait-core {__version__} speaks contract {CONTRACT_VERSION}"
+    first = f"it was written for hook contract {declared}, and {speaks}: {remedy(declared, distribution)}, for"
     if declared > CONTRACT_VERSION:
         return "incompatible", (
-            f"{versions}: {remedy(declared, distribution)}, for a release that speaks contract {declared}. "
+            f"{first} a release that speaks contract {declared}. "
             f"Without one, an older release of {distribution} may be written for contract {CONTRACT_VERSION}."
         )
-    older = (
-        f" Without one, in an environment of its own: pip install {distribution} {RELEASES[declared]!r}."
-        if declared in RELEASES
-        else ""
-    )
+    older, apart = RELEASES.get(declared), " Without one, in an environment of its own: pip install"
+    install = f"{apart} {distribution} {older!r}." if older else ""
     return "incompatible", (
-        f"{versions}: {remedy(declared, distribution)}, for a newer release of plugin {name!r}.{older} "
-        f"Its author finds what changed in {CHANGES}."
+        f"{first} a newer release of plugin {name!r}.{install} Its author finds what changed in {CHANGES}."
     )
 
 
@@ -327,15 +321,13 @@ def remedy(declared: int | None, distribution: str) -> str:
 # ---- components --------------------------------------------------------------------------------------------------
 def data_source(name: str | None) -> DataSource | None:
     """The declaration of a registered data source, None for an import path; BadInput for an unknown name."""
-    source = _component("data_sources", "data source", name)
-    assert source is None or isinstance(source, DataSource)
+    source: DataSource | None = _component("data_sources", "data source", name)
     return source
 
 
 def model_source(name: str | None) -> ModelSource | None:
     """The declaration of a registered model, None for an import path; BadInput for an unknown name."""
-    source = _component("models", "model", name)
-    assert source is None or isinstance(source, ModelSource)
+    source: ModelSource | None = _component("models", "model", name)
     return source
 
 

@@ -7,6 +7,7 @@ user's own have shown what they are.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from typing import TYPE_CHECKING
 
 from plait.declare.recipe import Recipe
@@ -30,15 +31,13 @@ def judge_ownership(owned: Mapping[str, tuple[Ownership, ...]], owners: Sequence
         owners: the implementations of ``update_masks``.
     """
     refusals = []
-    names = list(owned)
-    for position, first in enumerate(names):
-        for second in names[position + 1 :]:
-            both = [(a, b) for a in owned[first] for b in owned[second] if a.overlaps(b)]
-            if both:
-                what = ", ".join(sorted({str(a) if a == b else f"{a} and {b}" for a, b in both}))
-                message = f"{first!r} and {second!r} both own the masks of {what}; a tensor has one owner."
-                fix = f"Drop -p {first} or -p {second}, or restrict one of them to other names by its options."
-                refusals.append(Refusal(Rule.PARTITION.value, (first, second), message, fix))
+    for first, second in combinations(owned, 2):
+        both = [(a, b) for a in owned[first] for b in owned[second] if a.overlaps(b)]
+        if both:
+            what = ", ".join(sorted({str(a) if a == b else f"{a} and {b}" for a, b in both}))
+            message = f"{first!r} and {second!r} both own the masks of {what}; a tensor has one owner."
+            fix = f"Drop -p {first} or -p {second}, or restrict one of them to other names by its options."
+            refusals.append(Refusal(Rule.PARTITION.value, (first, second), message, fix))
     for owner in owners:
         if owner.plugin not in owned:
             message = f"{owner.plugin!r} updates masks but declares no ownership."

@@ -133,9 +133,8 @@ def make_plan(recipe: Recipe) -> Plan:
 def instantiate(recipe: Recipe) -> dict[str, Plugin]:
     """The active plugins, the core's own ``task`` first, each with its checked options."""
     plugins: dict[str, Plugin] = {}
-    builtin = discovery.find_plugin(discovery.BUILTIN).plugin
     for name, values in {discovery.BUILTIN: {}, **recipe.plugins}.items():
-        plugin = builtin if name == discovery.BUILTIN else discovery.find_plugin(name).plugin
+        plugin = discovery.find_plugin(name).plugin
         assert plugin is not None
         options = validated(plugin.Options, values, f"plugin {name}")
         try:
@@ -195,18 +194,14 @@ def with_suggestions(recipe: Recipe, plugins: Sequence[Plugin]) -> Recipe:
             if (key or table) not in given and rival not in given:
                 overrides.pop(f"{table}.{rival}", None)
                 overrides[dotted] = value
-    if recipe.train.epochs is None and recipe.train.steps is None:
-        overrides.setdefault("train.epochs", None)
-        if overrides["train.epochs"] is None and "train.steps" not in overrides:
-            overrides["train.epochs"] = DEFAULT_EPOCHS
-    filled = recipe.merged({k: v for k, v in overrides.items() if v is not None}, "a plugin's suggestion")
+    if recipe.train.epochs is None and recipe.train.steps is None and "train.steps" not in overrides:
+        overrides.setdefault("train.epochs", DEFAULT_EPOCHS)
+    filled = recipe.merged(overrides, "a plugin's suggestion")
     # every default is written out, so that a resumed run does not depend on a newer release's defaults
-    complete: dict[str, Any] = {"plugins": {p.name: _written(p.options) for p in plugins if p.name in filled.plugins}}
-    complete["plugins"] = {n: complete["plugins"][n] for n in filled.plugins}
-    for kind, source in (
-        ("data", discovery.data_source(filled.data.name)),
-        ("model", discovery.model_source(filled.model.name)),
-    ):
+    of_plugin = {plugin.name: plugin.options for plugin in plugins}
+    complete: dict[str, Any] = {"plugins": {name: _written(of_plugin[name]) for name in filled.plugins}}
+    sources = {"data": discovery.data_source(filled.data.name), "model": discovery.model_source(filled.model.name)}
+    for kind, source in sources.items():
         if source is not None:
             component = getattr(filled, kind)
             options = discovery.component_options(kind, component.name, source, component.options)

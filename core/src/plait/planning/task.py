@@ -44,23 +44,16 @@ class TaskPlugin(Plugin):
     @hookimpl
     def data_sources(self) -> Mapping[str, DataSource]:
         """The generated data set."""
-        provides = frozenset({"field:input", "field:label", "field:group", "field:index", "task:classification"})
-        return {
-            "tiny-images": DataSource(
-                "plait.planning.tiny:load", "generated 8x8 images in two groups", provides, TinyImagesOptions
-            )
-        }
+        summary = "generated 8x8 images in two groups"
+        words = frozenset({"field:input", "field:label", "field:group", "field:index", "task:classification"})
+        return {"tiny-images": DataSource("plait.planning.tiny:load", summary, words, TinyImagesOptions)}
 
     @hookimpl
     def models(self) -> Mapping[str, ModelSource]:
         """The small model."""
-        words = frozenset({"model:channel-groups"})
-        need = frozenset({"field:input", "task:classification"})
-        return {
-            "tiny-cnn": ModelSource(
-                "plait.planning.tiny:build", "two convolutions and a linear layer", words, need, TinyCNNOptions
-            )
-        }
+        summary = "two convolutions and a linear layer"
+        words, needs = frozenset({"model:channel-groups"}), frozenset({"field:input", "task:classification"})
+        return {"tiny-cnn": ModelSource("plait.planning.tiny:build", summary, words, needs, TinyCNNOptions)}
 
     @hookimpl
     def evaluate(self, trainer: Trainer, predictions: Predictions) -> Mapping[str, Metric | Table | Plot]:

@@ -9,8 +9,6 @@ from plait.data import Data, DataInfo, TensorSplit
 from plait.data.seeds import seed_of
 from plait.planning.task import TinyCNNOptions, TinyImagesOptions
 
-__all__ = ["TinyCNN", "build", "load"]
-
 
 def load(options: TinyImagesOptions, seed: int) -> Data:
     """Generated images: K smooth class patterns under noise, in two groups, the second darker and rarer.
@@ -19,9 +17,8 @@ def load(options: TinyImagesOptions, seed: int) -> Data:
     """
     generator = torch.Generator().manual_seed(seed_of("tiny-images", seed))
     size, classes = options.size, options.classes
-    coarse = torch.rand(
-        classes, 1, 4, 4, generator=torch.Generator().manual_seed(seed_of("tiny-images patterns", classes))
-    )
+    of_patterns = torch.Generator().manual_seed(seed_of("tiny-images patterns", classes))
+    coarse = torch.rand(classes, 1, 4, 4, generator=of_patterns)
     patterns = nn.functional.interpolate(coarse, size=(size, size), mode="bilinear", align_corners=True)
 
     def split(n: int) -> TensorSplit:
@@ -31,21 +28,10 @@ def load(options: TinyImagesOptions, seed: int) -> Data:
         images = (patterns[label] * (1 - 0.5 * group).reshape(-1, 1, 1, 1) + noise).clamp(0, 1)
         return TensorSplit({"input": images, "label": label, "group": group})
 
-    info = DataInfo(
-        "classification",
-        (1, size, size),
-        classes,
-        2,
-        frozenset({"input", "label", "group", "index"}),
-        {"generated": True},
-    )
-    return Data(
-        info,
-        split(options.train),
-        split(max(options.train // 4, 8)),
-        split(max(options.train // 2, 16)),
-        names={"group": ["light", "dark"]},
-    )
+    fields = frozenset({"input", "label", "group", "index"})
+    info = DataInfo("classification", (1, size, size), classes, 2, fields, {"generated": True})
+    train, validation, test = options.train, max(options.train // 4, 8), max(options.train // 2, 16)
+    return Data(info, split(train), split(validation), split(test), names={"group": ["light", "dark"]})
 
 
 class TinyCNN(nn.Module):

@@ -102,20 +102,16 @@ def predict(
     Several ranks share the rows, and every rank has the results of all. Outputs that are no tensors with one row for
     each example cannot be shared: then every rank computes everything.
     """
-    size, world = getattr(split, "at_once", BATCH), forward.world
-    if world.size == 1:
-        return _predict(forward, model, in_order(split, size), transform)
-    world.equal_buffers(model)
-    rows = len(split)
-    if rows < world.size:
-        return _predict(forward, model, in_order(split, size), transform)
-    parts = world.parts(rows, size)
-    outputs, fields = _predict(forward, model, (split.__getitems__(part) for part in parts), transform)
-    mine = sum(len(part) for part in parts)
-    if not world.all_true(all(shareable(v, mine) for v in (outputs, *fields.values()))):
-        return _predict(forward, model, in_order(split, size), transform)
-    names = sorted(fields)
-    return world.joined(outputs), {n: world.joined(fields[n]) for n in names}
+    size, world, rows = getattr(split, "at_once", BATCH), forward.world, len(split)
+    if world.size > 1:
+        world.equal_buffers(model)
+    if 1 < world.size <= rows:
+        parts = world.parts(rows, size)
+        outputs, fields = _predict(forward, model, (split.__getitems__(part) for part in parts), transform)
+        mine = sum(len(part) for part in parts)
+        if world.all_true(all(shareable(v, mine) for v in (outputs, *fields.values()))):
+            return world.joined(outputs), {name: world.joined(fields[name]) for name in sorted(fields)}
+    return _predict(forward, model, in_order(split, size), transform)
 
 
 def _predict(
@@ -129,20 +125,16 @@ def _predict(
             with forward.autocast():
                 out = forward(model, batch.to(forward.world.device))
             outputs.append(out.float().cpu() if isinstance(out, Tensor) else out)
-            for name, value in _fields(batch):
+            for name, value in (batch if isinstance(batch, Mapping) else batch.to_dict()).items():
                 if name != "input":
                     fields.setdefault(name, []).append(value)
     return _join(outputs), {name: _join(values) for name, values in fields.items()}
 
 
-def _fields(batch: Any) -> Iterator[tuple[str, Any]]:
-    yield from (batch.items() if isinstance(batch, Mapping) else batch.to_dict().items())
-
-
 def _join(parts: list[Any]) -> Any:
-    if all(isinstance(p, Tensor) for p in parts):
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
-    return parts[0] if len(parts) == 1 else parts
+    if len(parts) == 1:
+        return parts[0]
+    return torch.cat(parts) if all(isinstance(p, Tensor) for p in parts) else parts
 
 
 def task_metrics(data: Data, predictions: Predictions) -> dict[str, Metric | Table | Plot]:

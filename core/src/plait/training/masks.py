@@ -109,20 +109,14 @@ class MaskSet:
     @torch.no_grad()
     def mask_gradients(self, *, keep: bool, accumulate: bool) -> None:
         """Zero the gradients at masked positions; with ``keep`` remember what stood there for owners that asked."""
-        if not self._masks:
-            return
-        if keep and self._keep_dense:
-            self._remember(accumulate)
-        pairs = [(p.grad, m) for p, m in zip(self._parameters, self._masks, strict=True) if p.grad is not None]
-        if pairs:
-            torch._foreach_mul_([g for g, _ in pairs], [m for _, m in pairs])
-
-    def _remember(self, accumulate: bool) -> None:
         for (name, mask), parameter in zip(self.mask.items(), self._parameters, strict=True):
-            if self.owner[name] in self._keep_dense and parameter.grad is not None:
+            if keep and self.owner[name] in self._keep_dense and parameter.grad is not None:
                 # earlier parts of an accumulated gradient are already masked in p.grad: only this part shows here
                 hidden = parameter.grad * (1 - mask)
                 self._dense[name] = self._dense[name] + hidden if accumulate and name in self._dense else hidden
+        pairs = [(p.grad, m) for p, m in zip(self._parameters, self._masks, strict=True) if p.grad is not None]
+        if pairs:
+            torch._foreach_mul_([g for g, _ in pairs], [m for _, m in pairs])
 
     def dense_gradient(self, name: str) -> Tensor:
         """The gradient of the last step's descent pass at all positions of a parameter, masked ones included.

@@ -20,30 +20,27 @@ def default_objective(info: DataInfo, outputs: Any, batch: Any) -> Tensor:
     Raises:
         BadInput: another task, or outputs that do not fit the labels.
     """
-    if info.task == "classification":
-        if isinstance(outputs, Tensor) and outputs.ndim == 3 and outputs.shape[:2] == batch["label"].shape:
-            return functional.cross_entropy(outputs.movedim(2, 1), batch["label"], reduction="none")
-        if not isinstance(outputs, Tensor) or outputs.ndim != 2 or outputs.shape[1] != info.num_classes:
-            raise BadInput(
-                f"classification needs logits [B, {info.num_classes}] from the model, got {_shape(outputs)}."
-            )
-        return functional.cross_entropy(outputs, batch["label"], reduction="none")
-    if info.task == "multilabel":
-        if not isinstance(outputs, Tensor) or outputs.shape != batch["label"].shape:
-            raise BadInput(
-                f"multilabel needs a logit for each label {tuple(batch['label'].shape)}, got {_shape(outputs)}."
-            )
-        label = batch["label"].to(outputs.dtype)
-        return functional.binary_cross_entropy_with_logits(outputs, label, reduction="none").mean(1)
     if info.task == "regression":
         target = batch["target"]
         if not isinstance(outputs, Tensor) or outputs.shape != target.shape:
-            raise BadInput(
-                f"regression needs outputs of the target's shape {tuple(target.shape)}, got {_shape(outputs)}."
-            )
+            raise _misfit(f"regression needs outputs of the target's shape {tuple(target.shape)}", outputs)
         return functional.mse_loss(outputs, target, reduction="none").flatten(1).mean(1)
+    if info.task == "multilabel":
+        label = batch["label"]
+        if not isinstance(outputs, Tensor) or outputs.shape != label.shape:
+            raise _misfit(f"multilabel needs a logit for each label {tuple(label.shape)}", outputs)
+        each = functional.binary_cross_entropy_with_logits(outputs, label.to(outputs.dtype), reduction="none")
+        return each.mean(1)
+    if info.task == "classification":
+        label = batch["label"]
+        if isinstance(outputs, Tensor) and outputs.ndim == 3 and outputs.shape[:2] == label.shape:
+            return functional.cross_entropy(outputs.movedim(2, 1), label, reduction="none")
+        if not isinstance(outputs, Tensor) or outputs.ndim != 2 or outputs.shape[1] != info.num_classes:
+            raise _misfit(f"classification needs logits [B, {info.num_classes}] from the model", outputs)
+        return functional.cross_entropy(outputs, label, reduction="none")
     raise BadInput(f"the task {info.task!r} has no default objective; a plugin must provide one.")
 
 
-def _shape(value: Any) -> str:
-    return str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__
+def _misfit(need: str, outputs: Any) -> BadInput:
+    given = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+    return BadInput(f"{need}, got {given}.")

@@ -35,18 +35,10 @@ class Shadows:
         return self.sets[name]
 
     def begin(self) -> None:
-        """Copy the weights once more, when every plugin has set itself up and before the first step."""
+        """Copy the present weights: when every plugin has set itself up, and when a phase starts from given weights."""
         for shadow in self.sets.values():
             shadow.clear()
             shadow.update(self._weights())
-
-    @torch.no_grad()
-    def copy_weights(self) -> None:
-        """Copy the present weights into every set, in place."""
-        weights = dict(self.model.named_parameters())
-        for shadow in self.sets.values():
-            for name, tensor in shadow.items():
-                tensor.copy_(weights[name])
 
     def slice_tensors(self, plan: Mapping[str, Sequence[tuple[int, Tensor]]]) -> None:
         """Keep only the named positions, as `plait.training.slicing.slice_tensors` does with the parameters."""

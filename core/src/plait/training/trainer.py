@@ -19,16 +19,8 @@ from plait.declare.rules import Composed
 from plait.distributed.world import World
 from plait.errors import BadInput, Interrupted, blame, failing
 from plait.storage.recorder import Recorder
-from plait.training.evaluation import (
-    BATCH,
-    NoSuchView,
-    Predictions,
-    View,
-    has_figures,
-    predict,
-    score,
-    split_figures,
-)
+from plait.training import evaluation
+from plait.training.evaluation import View
 from plait.training.forward import Forward
 from plait.training.frozen import evaluating
 from plait.training.woven import Woven
@@ -47,8 +39,6 @@ class Trainer(Woven):
         writes: whether this process writes files (rank 0 does).
         best: the best state on validation so far, when the recipe selects by it.
     """
-
-    plugins: Mapping[str, Any]
 
     def __init__(
         self,
@@ -203,18 +193,19 @@ class Trainer(Woven):
         figures = self._validation_figures()
         self.log({f"validation/{name}": metric.value for name, metric in figures.items()})
         if self.recipe.train.select == "best" and all(p.selectable(self) for p in self.plugins.values()):
-            value = score(figures)
+            value = evaluation.score(figures)
             if self.best is None or value > self.best["score"]:
                 self.best = {"score": value, "step": self.step, "model": self.snapshot_model()}
 
     def _validation_figures(self) -> dict[str, Metric]:
         """`split_figures`; of an unusual task, whose objective a plugin gives and reports on, the loss."""
         self.masks.hold()
-        if has_figures(self.info):
-            return split_figures(self.data, *predict(self.forward, self.model, self.data.validation))
+        if evaluation.has_figures(self.info):
+            predicted = evaluation.predict(self.forward, self.model, self.data.validation)
+            return evaluation.split_figures(self.data, *predicted)
         losses = []
         with torch.no_grad(), evaluating(self.model):
-            for batch in in_order(self.data.validation, BATCH):
+            for batch in in_order(self.data.validation, evaluation.BATCH):
                 there = batch.to(self.device)
                 losses.append(self.objective(self.call(self.model, there), there).float().cpu())
         return {"loss": Metric(float(torch.cat(losses, dim=-1).mean()), "", "lower")}
@@ -236,49 +227,48 @@ class Trainer(Woven):
                 views[name], owner[name] = view, plugin
         return views
 
-    def evaluate(self, model: nn.Module, views: Mapping[str, View]) -> dict[str, Metric | Table | Plot]:
+    def evaluate(
+        self, model: nn.Module, views: Mapping[str, View], *, of_views: bool = False
+    ) -> dict[str, Metric | Table | Plot]:
         """Every active plugin's figures of a model as ``<plugin>/<name>``.
+
+        Args:
+            model: what predicts.
+            views: by name.
+            of_views: leave out a plugin that asks for another view, or for none: no split changes its figures.
 
         Raises:
             BadInput: a plugin returned something else than metrics, tables and plots.
         """
-        predictions = Predictions(self.forward, model, views, self.data.test)
+        predictions = evaluation.Predictions(self.forward, model, views, self.data.test)
         merged: dict[str, Metric | Table | Plot] = {}
-        for plugin, results in self.composed["evaluate"].named(trainer=self, predictions=predictions):
+        for implementation in self.composed["evaluate"].implementations:
+            plugin, asked = implementation.plugin, predictions.used
+            try:
+                with blame(plugin):
+                    results = implementation({"trainer": self, "predictions": predictions})
+            except evaluation.NoSuchView:
+                if not of_views:
+                    raise
+                continue
+            if of_views and predictions.used == asked:
+                continue
             if not isinstance(results, Mapping):
-                raise BadInput(
-                    f"plugin {plugin!r}: evaluate returned {type(results).__name__}; return a mapping of metrics."
-                )
+                kind = type(results).__name__
+                raise BadInput(f"plugin {plugin!r}: evaluate returned {kind}; return a mapping of metrics.")
             for name, value in results.items():
                 if not isinstance(value, (Metric, Table, Plot)):
-                    raise BadInput(
-                        f"plugin {plugin!r}: evaluate gave a {type(value).__name__} for {name!r}; "
-                        "wrap it in plait.Metric."
-                    )
+                    given = f"a {type(value).__name__} for {name!r}"
+                    raise BadInput(f"plugin {plugin!r}: evaluate gave {given}; wrap it in plait.Metric.")
                 merged[f"{plugin}/{name}"] = value
         return merged
 
-    def evaluate_validation(self) -> dict[str, Metric]:
-        """The plugins' metrics on the validation split, for choices that must not see the test.
-
-        There is one view, ``clean``. A plugin that asks for another view, or whose figures depend on no split, is left
-        out.
-        """
+    def evaluate_validation(self) -> dict[str, Metric | Table | Plot]:
+        """The plugins' figures on the validation split, for choices that must not see the test; one view, ``clean``."""
         if not len(self.data.validation):
             return {}
         views = {"clean": View("the validation split as it is", split=self.data.validation)}
-        predictions = Predictions(self.forward, self.model, views, self.data.test)
-        merged: dict[str, Metric] = {}
-        for implementation in self.composed["evaluate"].implementations:
-            before = predictions.used
-            try:
-                with blame(implementation.plugin):
-                    results = implementation({"trainer": self, "predictions": predictions})
-            except NoSuchView:
-                continue
-            if predictions.used > before:
-                merged |= {f"{implementation.plugin}/{n}": v for n, v in results.items() if isinstance(v, Metric)}
-        return merged
+        return self.evaluate(self.model, views, of_views=True)
 
     def select(self) -> None:
         """At the end: the state that is delivered, the best one where the recipe says so; masked weights are zero."""

@@ -10,7 +10,7 @@ import gc
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -67,18 +67,6 @@ class LossReport:
         return cls(loss, torch.cat([r.per_example for r in reports], dim=-1), terms)
 
 
-class Member(Protocol):
-    """What the step asks of a plugin beside its hooks (see `plait.Plugin`)."""
-
-    name: Any
-
-    def setup(self, trainer: Any) -> None: ...
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
-
-
 class Woven:
     """A network with its optimizer, masks and plugins, and the composed step.
 
@@ -103,7 +91,7 @@ class Woven:
     """
 
     def __init__(
-        self, recipe: Recipe, plugins: Mapping[str, Member], composed: Mapping[str, Composed], world: World
+        self, recipe: Recipe, plugins: Mapping[str, Any], composed: Mapping[str, Composed], world: World
     ) -> None:
         self.recipe, self.plugins, self.composed = recipe, plugins, composed
         self._world = world
@@ -258,15 +246,10 @@ class Woven:
             return {}
         if weights is None:
             weights = per_example.new_ones(per_example.shape[-1:])
-        values = {
-            "trainer": self,
-            "outputs": outputs,
-            "batch": batch,
-            "per_example": per_example,
-            "weights": weights,
-            "raw": raw,
-        }
-        return {f"{plugin}/{name}": term for plugin, terms in composed.named(**values) for name, term in terms.items()}
+        named = composed.named(
+            trainer=self, outputs=outputs, batch=batch, per_example=per_example, weights=weights, raw=raw
+        )
+        return {f"{plugin}/{name}": term for plugin, terms in named for name, term in terms.items()}
 
     def _pass(self, batch: Any, without: Collection[str], portion: float, scale: float) -> LossReport:
         """One forward and backward pass; ``portion`` is the batch's part of the whole one."""
@@ -397,9 +380,8 @@ class Woven:
                 implementation({"trainer": self})
         if self.masks:
             if self.world > 1 and self.masks.dirty and not self._world.all_equal(self.masks.checksum()):
-                raise RunFailed(
-                    f"step {self.step}: the masks differ between ranks; an owner chose by local randomness."
-                )
+                why = "an owner chose by local randomness"
+                raise RunFailed(f"step {self.step}: the masks differ between ranks; {why}.")
             self.masks.hold_state(self.optimizer)
         return report
 
@@ -413,13 +395,12 @@ class Woven:
             for implementation in self.composed["example_weights"].implementations:
                 if not bool(torch.isfinite(implementation({"trainer": self, "batch": batch})).all()):
                     culprits.append(f"the example weights of plugin {implementation.plugin!r}")
-        steppers = [i.plugin for i in self.composed["optimizer_step"].implementations]
-        active = f" Active in the step: {', '.join(steppers)}." if steppers else ""
+        where = ", ".join(culprits) or "the weighted loss"
+        steppers = ", ".join(i.plugin for i in self.composed["optimizer_step"].implementations)
+        active = f" Active in the step: {steppers}." if steppers else ""
         raise RunFailed(
-            f"step {self.step}: the loss is {report.loss.item()}, "
-            f"first seen in {', '.join(culprits) or 'the weighted loss'}."
-            f"{active} The run stops; the last checkpoint is kept. "
-            "Try a smaller learning rate (--set optimizer.lr=...)."
+            f"step {self.step}: the loss is {report.loss.item()}, first seen in {where}.{active} The run stops; the "
+            "last checkpoint is kept. Try a smaller learning rate (--set optimizer.lr=...)."
         )
 
     def require_finite_weights(self) -> None:
@@ -458,7 +439,7 @@ class Woven:
         if weights is not None:
             self.model.load_state_dict(weights)
             self.masks.hold()
-            self._shadows.copy_weights()
+            self._shadows.begin()
         self.phase = (self.step, steps)
         if fresh:
             self.optimizer.state.clear()

@@ -91,7 +91,9 @@ class AttackCourse:
         rule = training.rule
         if rule is not None and rule.last is not None and rule.last.accept is not None and rule.mixing is not None:
             rejected = ~rule.last.accept.cpu()
-            self.refused.append(rejection_rates(rejected, rule.mixing.edge_index, ~federation.benign))
+            attackers = ~federation.benign
+            attackers = torch.cat([attackers, attackers.new_zeros(rule.mixing.n - len(attackers))])  # a server is none
+            self.refused.append(rejection_rates(rejected, rule.mixing.edge_index, attackers))
         every = self.evaluate_every
         if every and training.round % every == 0 and training.round < self.rounds:
             self.history.append((training.round, federation.summary(federation.evaluate(training, self.plan))))

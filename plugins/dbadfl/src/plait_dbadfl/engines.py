@@ -13,7 +13,7 @@ from plait_dbadfl.errors import DbadflError
 from plait_dbadfl.interactions import random_matching, waves
 from plait_dbadfl.mixing import Mixing
 from plait_dbadfl.names import INTERACTIONS, ORDERS, SWARM_STEPS, Interactions, Order, SwarmSteps
-from plait_dbadfl.phases import Engine, Phase
+from plait_dbadfl.phases import Engine, Parameters, Phase, mean
 
 __all__ = ["DPSGD", "ENGINES", "DFedAvg", "DFedAvgM", "FedAvg", "Gossip", "Swarm", "make_engine"]
 
@@ -85,6 +85,10 @@ class DFedAvgM(DFedAvg):
 class FedAvg(DFedAvg):
     """Federated averaging with equal weights: `DFedAvg` on the complete graph with W = 1/N. The oracle of tests.
 
+    Under a defence there is a server: everybody takes its new model G + server_step (rule({L_j}) - G), with G the model
+    that all had before the round and L_j those of the drawn nodes. A rule that looks at a node's own model looks at G,
+    which is not one of the models that it chooses among [inferred].
+
     Args:
         drawn: participants drawn in every round, fewer than N; None (default) is all. Everybody then takes the server's
             new model G + server_step / drawn * sum(L_j - G), L_j the drawn ones' models [code].
@@ -116,10 +120,32 @@ class FedAvg(DFedAvg):
         if warmup < 0:
             raise DbadflError(f"engine 'fedavg': warmup={warmup} rounds must not be negative")
         self.drawn, self.server_step, self.warmup, self.guests = drawn, server_step, warmup, guests or {}
+        self.defended = self.aggregate is not mean
+        self.keep_start = self.keep_start or self.defended
+
+    @property
+    def heard(self) -> Mixing:
+        return Mixing.server(self.n, torch.arange(self.drawn or self.n)) if self.defended else self.mixing
+
+    @property
+    def eta(self) -> float:
+        """The server's step in the present round."""
+        return 1.0 if self.drawn is None or self.round < self.warmup else self.server_step
+
+    def exchange(self, parameters: Parameters, phase: Phase) -> None:
+        if not self.defended:
+            return super().exchange(parameters, phase)
+        assert self.start is not None
+        before = [s[:1] for s in self.start]  # G: all models are equal before the round
+        beside = [torch.cat([p.detach(), g]) for p, g in zip(parameters, before, strict=True)]
+        start = [torch.cat([s, g]) for s, g in zip(self.start, before, strict=True)]
+        self.aggregate(beside, self._mixing(phase), start, self.round)
+        for p, g, aggregated in zip(parameters, before, beside, strict=True):
+            p.copy_(torch.lerp(g, aggregated[-1:], self.eta).expand_as(p))
 
     def phases(self) -> list[Phase]:
         if self.drawn is None:
-            return super().phases()
+            return [self.phase("after", self.heard)]
         first = torch.zeros(self.n)
         order = torch.randperm(self.n, generator=self.generator)
         guests = self.guests.get(self.round)
@@ -128,12 +154,13 @@ class FedAvg(DFedAvg):
         chosen = order[first[order].argsort(descending=True, stable=True)][: self.drawn]
         active = torch.zeros(self.n, dtype=torch.bool)
         active[chosen] = True
+        if self.defended:
+            return [self.phase("after", Mixing.server(self.n, chosen), training=active)]
         # All models are equal before the round, so any node that is not drawn still holds G.
         holder = int((~active).nonzero()[0])
         matrix = torch.zeros(self.n, self.n, dtype=torch.float64)
-        eta = 1.0 if self.round < self.warmup else self.server_step
-        matrix[:, chosen] = eta / self.drawn
-        matrix[:, holder] += 1 - eta
+        matrix[:, chosen] = self.eta / self.drawn
+        matrix[:, holder] += 1 - self.eta
         return [self.phase("after", Mixing.from_dense(matrix), training=active)]
 
 
@@ -173,6 +200,10 @@ class Swarm(Engine):
         back = edges[:, edges[0] > edges[1]].flip(0)
         if not torch.equal(torch.unique(self.edges, dim=1), torch.unique(back, dim=1)):
             raise DbadflError("engine 'swarm' needs an undirected graph")
+
+    @property
+    def heard(self) -> Mixing:
+        return in_pairs(self.n)
 
     def phases(self) -> list[Phase]:
         wanted = self.n // 2
@@ -225,6 +256,10 @@ class Gossip(Engine):
         if int(self._out.min()) < 1:
             raise DbadflError(f"engine 'gossip': node {int(self._out.argmin())} has nobody to send to")
 
+    @property
+    def heard(self) -> Mixing:
+        return in_pairs(self.n)
+
     def phases(self) -> list[Phase]:
         senders = torch.randperm(self.n, generator=self.generator)
         share = torch.rand(self.n, generator=self.generator, dtype=torch.float64)
@@ -255,6 +290,11 @@ class Gossip(Engine):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self.ages = state["ages"].clone()
+
+
+def in_pairs(n: int) -> Mixing:
+    """Everybody hears one other node."""
+    return Mixing.pairs(n, torch.arange(n), torch.arange(n).roll(1))
 
 
 ENGINES: dict[str, type[Engine]] = {e.name: e for e in (DPSGD, DFedAvg, DFedAvgM, Swarm, Gossip, FedAvg)}

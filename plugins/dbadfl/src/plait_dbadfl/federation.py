@@ -240,9 +240,12 @@ class Federation:
         """
         seed = derive(self.seed, stream)
         aggregate = None if defence is None else RobustAggregation(defence(), rounds=rounds)
+        engine = self.engine(self.mixing, derive(seed, "engine"), aggregate, keep_start, attacking=attacking)
+        if aggregate is not None:
+            aggregate.defence.check(engine.heard.degrees, engine.heard.votes)
         training = Training(
             stack or self.stack(),
-            self.engine(self.mixing, derive(seed, "engine"), aggregate, keep_start, attacking=attacking),
+            engine,
             self.data.train,
             self.data.train_labels,
             self.owned,

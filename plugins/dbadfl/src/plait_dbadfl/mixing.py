@@ -42,6 +42,7 @@ class Mixing:
     Attributes:
         receivers: sorted; ``senders`` and ``weights`` are aligned with it.
         indptr: int64 [N+1]: the entries of node i are ``indptr[i]:indptr[i+1]``.
+        votes: bool [N], whether a node's own model is one of those that its rule chooses among; a server's is not.
 
     Raises:
         DbadflError: a row that does not sum to 1 within 1e-6 (named), or entries that are no pair of nodes.
@@ -67,6 +68,7 @@ class Mixing:
         if bool(wrong.any()) or not bool(torch.isfinite(sums).all()):
             row = int(torch.nonzero(wrong | ~torch.isfinite(sums))[0])
             raise DbadflError(f"mixing: row {row} of W sums to {float(sums[row]):.8g}, not to 1 within {TOLERANCE:g}")
+        self.votes = torch.ones(n, dtype=torch.bool)
         self._placed: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
     @classmethod
@@ -84,6 +86,17 @@ class Mixing:
         given = torch.as_tensor(weight, dtype=torch.float64).expand(len(receivers))
         own = torch.ones(n, dtype=torch.float64).index_add_(0, receivers, -given)
         return cls(n, receivers, senders, given, own)
+
+    @classmethod
+    def server(cls, n: int, voters: Tensor) -> Mixing:
+        """A server, one node more behind the ``n``, that takes the mean of ``voters`` int64 [d]; the others keep
+        theirs."""
+        own = torch.ones(n + 1, dtype=torch.float64)
+        own[n] = 0.0
+        weights = torch.full((len(voters),), 1 / len(voters), dtype=torch.float64)
+        mixing = cls(n + 1, torch.full_like(voters, n), voters, weights, own)
+        mixing.votes[n] = False
+        return mixing
 
     @property
     def edge_index(self) -> Tensor:

@@ -172,6 +172,15 @@ class Engine:
     def trained(self, phase: Phase) -> None:
         """After a phase's last local step."""
 
+    def exchange(self, parameters: Parameters, phase: Phase) -> None:
+        """The exchange after a phase's local steps."""
+        self.aggregate(parameters, self._mixing(phase), self.start, self.round)
+
+    @property
+    def heard(self) -> Mixing:
+        """Who hears how many in an exchange: what a rule must be able to take."""
+        return self.mixing
+
     # ---- where it is -------------------------------------------------------------------------------------------
     @property
     def n(self) -> int:
@@ -285,7 +294,7 @@ class Engine:
             if sending is not None:
                 sending(parameters)
             if phase.when == "after":
-                self.aggregate(parameters, self._mixing(phase), self.start, self.round)
+                self.exchange(parameters, phase)
             elif phase.when == "around":
                 assert self._shift is not None
                 torch._foreach_add_(list(parameters), self._shift)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from plait.errors import blame
 from plait_dbadfl.assembly import defence_maker
 from plait_dbadfl.course import AttackCourse, ScanCourse
+from plait_dbadfl.defences import RobustAggregation
 from plait_dbadfl.detection import Detection, Detector
 from plait_dbadfl.errors import DbadflError
 from plait_dbadfl.federation import Federation
@@ -90,9 +91,10 @@ class Stages:
         maker = defence_maker(self.options, item.defence)
         if maker is None:
             return
-        rule, degrees = maker(), self.federations[item].mixing.degrees
-        rule.check(degrees)
-        caution = rule.caution(degrees)
+        rule, federation = maker(), self.federations[item]
+        heard = federation.engine(federation.mixing, 0, RobustAggregation(rule)).heard
+        rule.check(heard.degrees, heard.votes)
+        caution = rule.caution(heard.degrees[heard.degrees > 0])
         if caution is not None:
             self.trainer.note(f"dbadfl: {caution}")
 

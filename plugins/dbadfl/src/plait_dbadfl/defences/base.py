@@ -39,10 +39,12 @@ class Verdict:
 class Block:
     """Some nodes with everything they look at. Place 0 is the node itself, then its D neighbours, then padding.
 
+    Of a server, place 0 is the model G that it sent out, which is not one of those that it chooses among.
+
     Args:
         nodes: int64 [n].
         senders: int64 [n, m], m = D + 1, who sent each model (padding: 0).
-        mask: bool [n, m], False at padding.
+        mask: bool [n, m], False at padding, and at place 0 of a server.
         members: [n, m, P], the models.
         weights: [n, m], W's row (padding: 0).
         start: [n, P], the nodes' own models before their local steps, or None.
@@ -67,7 +69,7 @@ class Block:
 
     @property
     def counts(self) -> Tensor:
-        """Models looked at, own one included: n of the card, int64 [n]."""
+        """Models chosen among, own one included (a server's is not): n of the card, int64 [n]."""
         return self.mask.sum(1)
 
     def shares(self, how: str) -> Tensor:
@@ -99,16 +101,31 @@ class Defence:
         """What to say of the rule on a graph of these degrees though it is legal, or None."""
         return None
 
-    def check(self, degrees: Tensor) -> None:
-        """Raise `DbadflError` that names a node whose number of neighbours the rule cannot take; degrees int64 [N].
+    def lacking(self) -> str | None:
+        """What the rule looks at that a server does not have, or None."""
+        return None
+
+    def check(self, degrees: Tensor, votes: Tensor | None = None) -> None:
+        """Raise `DbadflError` that names a node whose number of neighbours the rule cannot take, or a server's.
 
         Nodes without any neighbour keep their model and are not looked at.
+
+        Args:
+            degrees: int64 [N].
+            votes: bool [N], of `plait_dbadfl.mixing.Mixing`; None: everybody's own model counts.
         """
         for degree in torch.unique(degrees[degrees > 0]).tolist():
-            reason = self.legal(degree + 1)
+            node = int(torch.nonzero(degrees == degree)[0])
+            serves = votes is not None and not bool(votes[node])
+            if serves and self.lacking() is not None:
+                raise DbadflError(
+                    f"defence {self.name!r} looks at {self.lacking()}, which the server of federated averaging does not "
+                    "have; take another rule or another engine"
+                )
+            reason = self.legal(degree if serves else degree + 1)
             if reason is not None:
-                node = int(torch.nonzero(degrees == degree)[0])
-                raise DbadflError(f"defence {self.name!r}: node {node} of degree {degree} {reason}")
+                who = f"the server of {degree} drawn nodes" if serves else f"node {node} of degree {degree}"
+                raise DbadflError(f"defence {self.name!r}: {who} {reason}")
 
     def block(self, block: Block) -> tuple[Tensor, Tensor | None]:
         """New models [n, P] and, for rules that select, accepted places bool [n, m]."""
@@ -154,14 +171,14 @@ class Defence:
             raise DbadflError(f"defence {self.name!r}: models {tuple(models.shape)} are not [N={mixing.n}, P]")
         if self.needs_start and start is None:
             raise DbadflError(f"defence {self.name!r} works on updates: give start, the models before the local steps")
-        self.check(mixing.degrees)
+        self.check(mixing.degrees, mixing.votes)
         self.observe(models, start)
         aggregated = models.clone()
         accept = torch.zeros(len(mixing.receivers), dtype=torch.bool, device=models.device) if self.selects else None
         width = models.shape[1]
         for nodes in mixing.blocks(max(1, elements // width)):
             index, mask, entry = mixing.padded(nodes)
-            senders, seen = torch.cat([nodes[:, None], index], 1), torch.cat([mask.new_ones(len(nodes), 1), mask], 1)
+            senders, seen = torch.cat([nodes[:, None], index], 1), torch.cat([mixing.votes[nodes, None], mask], 1)
             weights = torch.cat([mixing.own[nodes, None], mixing.weights[entry] * mask], 1).to(models)
             senders, seen, there = senders.to(models.device), seen.to(models.device), nodes.to(models.device)
             part = max(1, elements // senders.numel()) if self.coordinatewise else width

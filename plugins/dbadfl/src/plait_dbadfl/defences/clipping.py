@@ -37,6 +37,9 @@ class NormClipping(Defence):
         require(self.name, weights in ("mixing", "equal"), f"weights={weights!r} is not 'mixing' or 'equal'")
         self.threshold, self.own_threshold, self.weights = threshold, own_threshold, weights
 
+    def lacking(self) -> str | None:
+        return None if self.own_threshold is None else "a node's own update (own_threshold)"
+
     def block(self, block: Block) -> tuple[Tensor, Tensor | None]:
         assert block.start is not None
         updates = block.members - block.start[:, None]

@@ -59,6 +59,9 @@ class Ubar(Defence):
         require(self.name, 0 <= alpha <= 1, f"alpha={alpha} is not in 0..1")
         self.rho, self.alpha = rho, alpha
 
+    def lacking(self) -> str | None:
+        return "a node's own batch"
+
     def block(self, block: Block) -> tuple[Tensor, Tensor | None]:
         if block.losses is None:
             raise DbadflError("defence 'ubar' tries received models on a node's own batch: give losses")

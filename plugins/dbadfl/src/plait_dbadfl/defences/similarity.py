@@ -96,8 +96,8 @@ class Flame(Defence):
         # Rounding of the batched product is not symmetric, and HDBSCAN refuses what is not.
         apart = ((distances + distances.transpose(1, 2)) / 2).numpy()
         accepted = torch.zeros(block.mask.shape, dtype=torch.bool)
-        for row, count in enumerate(block.counts.tolist()):
-            accepted[row, :count] = torch.from_numpy(_largest_cluster(apart[row, :count, :count]))
+        for row, seen in enumerate(block.mask.cpu()):
+            accepted[row, seen] = torch.from_numpy(_largest_cluster(apart[row][seen.numpy()][:, seen.numpy()]))
         accepted = accepted.to(block.mask.device)
         scale = masked_median(lengths(updates), block.mask)
         clipped = shrink(updates, scale[:, None].expand(updates.shape[:2]))
