@@ -7,7 +7,10 @@ EDITABLE := $(foreach part,$(PARTS),-e $(part))
 # one thread a process: two cores are shared by tests that start processes of their own
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: demo test docs bench clean
+# of the last `make test`, in JUnit's form
+REPORT := build/tests.xml
+
+.PHONY: demo test test-times docs bench clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -32,8 +35,12 @@ demo: $(VENV)/.installed  ## install, then train one network with chase and fair
 test: $(VENV)/.tests-installed  ## install, then lint, type-check and run every test but the slow experiments
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/mypy $(addsuffix /src,$(PARTS)) examples/*/src
-	$(ONE_THREAD) $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
+	$(ONE_THREAD) $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder --junitxml $(REPORT)
+
+test-times:  ## print the seconds of every package and file in the last `make test`, the slowest first
+	@$(BIN)/python tests/times.py $(REPORT)
 
 docs: $(VENV)/.docs-installed  ## build the documentation site into build/site (a warning is an error)
 	$(BIN)/mkdocs build --strict --quiet

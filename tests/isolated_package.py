@@ -30,8 +30,13 @@ def test_nothing_else_of_plait_is_there() -> None:
 
 def test_it_runs(tmp_path: Path, call: Callable[..., Answer]) -> None:
     acting = sorted({*SET["own"]} & {*usable()})
-    chosen = [word for name in acting for word in ("-p", name)]
-    done = call("run", *chosen, "--steps", "4", "--out", str(tmp_path / "tiny"), "--json")
+    words = ["run", "--steps", "4", "--out", str(tmp_path / "tiny"), "--json"]
+    for name in acting:
+        plugin = discovery.find_plugin(name).plugin
+        assert plugin is not None
+        words += ["-p", name]
+        words += [word for key, value in plugin.tiny.items() for word in ("--set", f"{name}.{key}={json.dumps(value)}")]
+    done = call(*words)
     assert done.code == 0, done.err
     metrics = done.document["metrics"]
     assert metrics["task/accuracy"] >= 0

@@ -131,7 +131,10 @@ def test_every_import_is_declared(name: str) -> None:
 
 # ---- the environments --------------------------------------------------------------------------------------------
 def other_libraries(folder: Path) -> Path:
-    """Links to everything installed here but plait's own packages: torch is too large to install once more."""
+    """Links to everything installed here but plait's own packages: torch is too large to install once more.
+
+    The folder is called ``site-packages``: elsewhere hypothesis would read all of it for constants.
+    """
     folder.mkdir()
     for entry in Path(sysconfig.get_paths()["purelib"]).iterdir():
         name = entry.name.lower().lstrip("_")
@@ -143,7 +146,7 @@ def other_libraries(folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def environment(wheels: Path, tmp_path_factory: pytest.TempPathFactory) -> Environment:
     """Make an environment of packages: its folder, and a function that starts a command there."""
-    libraries = other_libraries(tmp_path_factory.mktemp("libraries") / "other")
+    libraries = other_libraries(tmp_path_factory.mktemp("libraries") / "site-packages")
 
     def make(names: Iterable[str]) -> tuple[Path, Start]:
         folder = tmp_path_factory.mktemp("alone")

@@ -209,7 +209,8 @@ def test_unexpected_errors_name_the_place(call: Call, monkeypatch: pytest.Monkey
     monkeypatch.setattr(discovery, "installed", broken)
     answer = call("plugins")
     assert answer.code == 1
-    assert "LookupError: out of [order] (in tests/test_cli_planning.py, line " in answer.err
+    assert "raised in your own file " in answer.err and "test_cli_planning.py, line " in answer.err
+    assert "LookupError: out of [order]\n" in answer.err
     assert "full traceback is shown with PLAIT_DEBUG=1" in answer.err and "Traceback" not in answer.err
     assert call("plugins", "--json").document["error"]["type"] == "LookupError"
 

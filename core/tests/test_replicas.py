@@ -36,6 +36,43 @@ def test_norms_of_replicas_are_the_norms_of_each_network() -> None:
     assert replicas.norm([], 2).shape == (2,)
 
 
+@pytest.mark.parametrize("count", [None, 3])
+@pytest.mark.parametrize(
+    ("dtypes", "size"),
+    [
+        ((torch.float16,), 1e4),
+        ((torch.float16,), 1e-6),
+        ((torch.bfloat16,), 3.0),
+        ((torch.complex64,), 3.0),
+        ((torch.float64, torch.float32, torch.bfloat16, torch.complex128), 3.0),
+    ],
+)
+def test_norms_and_clipping_in_every_dtype(dtypes: tuple[torch.dtype, ...], size: float, count: int | None) -> None:
+    """Oracle: complex double precision, each network by itself."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = [size * torch.randn(3, 500, generator=generator, dtype=torch.complex128) for _ in dtypes]
+    given = [(t if d.is_complex else t.real).to(d) for t, d in zip(drawn, dtypes, strict=True)]
+
+    def exact(tensors: list[Tensor]) -> Tensor:
+        return torch.cat([t.to(torch.complex128).reshape(count or 1, -1) for t in tensors], 1)
+
+    norms = exact(given).norm(dim=1)
+    assert torch.allclose(replicas.norm(given, count).double().reshape(-1), norms, rtol=1e-6, atol=0)
+    parameters = [nn.Parameter(torch.zeros_like(t)) for t in given]
+    for p, t in zip(parameters, given, strict=True):
+        p.grad = t.clone()
+    limit = float(norms.max()) / 2
+    before = replicas.clip_norm(parameters, limit, count)
+    assert torch.allclose(before.double().reshape(-1), norms, rtol=1e-5)
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    factors = (limit / norms).clamp(max=1)[:, None]
+    assert [g.dtype for g in gradients] == list(dtypes)
+    low = max(torch.finfo(d).eps for d in dtypes)
+    assert torch.allclose(
+        exact(gradients), exact(given) * factors, rtol=2 * low + 1e-5 + 1e-6 / float(norms.min()), atol=6e-8
+    )
+
+
 def test_clipping_leaves_small_replicas_alone() -> None:
     parameters = [nn.Parameter(torch.zeros(2, 3)), nn.Parameter(torch.zeros(2, 1))]
     parameters[0].grad = torch.tensor([[3.0, 0, 0], [0.3, 0, 0]])

@@ -42,7 +42,13 @@ class PlaitGroup(RootGroup):
                 code = super().main(given, name, complete_var, False, windows_expand_args, **extra)
             except (Exception, KeyboardInterrupt) as error:
                 code = errors.report(error, as_json=as_json)
-        sys.exit(code if isinstance(code, int) else 0)
+            code = code if isinstance(code, int) else 0
+            failure = output.undelivered()
+            if failure is not None and code == 0:
+                code = 1
+                if not isinstance(failure, BrokenPipeError):  # a reader may leave when it has seen enough
+                    output.complain("error", f"stdout could not be written: {failure.strerror or failure}.")
+        sys.exit(code)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command that was asked for."""

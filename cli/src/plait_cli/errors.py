@@ -10,6 +10,8 @@ from typing import Any, cast
 from plait_cli import output
 
 INTERRUPTED = 130
+LONGEST = 160
+"""Characters of a path that are shown."""
 
 
 def report(error: BaseException, *, as_json: bool) -> int:
@@ -26,7 +28,7 @@ def report(error: BaseException, *, as_json: bool) -> int:
     kind = type(error).__name__
     word = "error"
     if isinstance(error, PlaitError):
-        code, message = error.exit_code, str(error)
+        code, message = error.exit_code, f"{error}{beneath(error)}"
         if isinstance(error, Refused):
             extra = {"ok": False, "refusals": [r.as_dict() for r in error.refusals]}
             word = "refused"
@@ -39,12 +41,13 @@ def report(error: BaseException, *, as_json: bool) -> int:
         return 2
     elif callable(getattr(error, "format_message", None)):
         code, kind, message = int(getattr(error, "exit_code", 2)), "BadInput", usage_message(error)
+    elif isinstance(error, OSError) and error.filename is not None and error.strerror:
+        code, message = 2, f"{shortened(os.fsdecode(str(error.filename)))}: {error.strerror}{beneath(error)}"
+    elif isinstance(error, OSError) and hasattr(error, "__notes__"):  # a loader process has sent its message alone
+        code, message = 2, f"{first_line(error)}{beneath(error)}"
     else:
         code = 1
-        message = (
-            f"{kind}: {first_line(error)}{place(error)}\n"
-            "This is a bug or a broken plugin; the full traceback is shown with PLAIT_DEBUG=1."
-        )
+        message = f"{unexpected(error)}\nThe full traceback is shown with PLAIT_DEBUG=1."
     if as_json:
         output.emit({**extra, "error": {"type": kind, "message": message, "exit_code": code}})
     output.complain(word, message)
@@ -61,10 +64,43 @@ def usage_message(error: Any) -> str:
     return f"{message}{hint}"
 
 
-def place(error: BaseException) -> str:
-    """`` (in package/module.py, line 3)``: the innermost frame of the error, which names a broken plugin's file."""
-    frames = traceback.extract_tb(error.__traceback__)
-    if not frames:
+def unexpected(error: BaseException) -> str:
+    """What is said of an error that is not ours: whose code raised it, where, and why."""
+    from plait.errors import first_line
+
+    line, kind = first_line(error), type(error).__name__
+    carried = kind == "RuntimeError" and hasattr(error, "__notes__")  # of a class that torch could not make again
+    reason = line if carried or line == kind else f"{kind}: {line}"
+    if kind in ("OutOfMemoryError", "MemoryError") or "can't allocate memory" in line:
+        return f"out of memory: {reason}\nA smaller train.batch_size or a greater train.accumulate needs less."
+    if isinstance(error, RuntimeError) and line.startswith("DataLoader worker (pid"):
+        return f"a loader process was lost (out of memory?): {line.rstrip(' .')}. Fewer train.workers need less."
+    try:
+        from plait_cli import origin
+
+        return origin.sentence(error, reason)
+    except Exception:  # damaged metadata of a package must not hide the error
+        return reason
+
+
+def beneath(error: BaseException) -> str:
+    """The place in the user's own code that an error has come from, on a line of its own, or nothing."""
+    from plait.errors import PlaitError
+
+    deepest: BaseException | None = error
+    while isinstance(deepest, PlaitError):
+        deepest = deepest.__cause__ or deepest.__context__
+    if deepest is None:
         return ""
-    file = "/".join(frames[-1].filename.replace("\\", "/").split("/")[-2:])
-    return f" (in {file}, line {frames[-1].lineno})"
+    try:
+        from plait_cli import origin
+
+        place = origin.origin(deepest)
+    except Exception:  # as above
+        return ""
+    return f"\nIt comes from your own file {place.place}." if place and place.owner.kind == "own" else ""
+
+
+def shortened(text: str) -> str:
+    """The beginning and the end of a long path."""
+    return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]}...{text[-LONGEST // 2 :]}"

@@ -212,7 +212,10 @@ def plugin_group(name: str, quiet: bool = False) -> PluginGroup | None:
     from plait.planning import discovery
 
     try:
-        if name in TOOLS and name not in discovery.active_registry():
+        if name in TOOLS:
+            for item in discovery.installed():
+                if item.distribution == TOOLS[name]:
+                    discovery.find_plugin(item.name)  # says why it is not usable
             raise BadInput(f"`plait {name}` comes with {TOOLS[name]}: pip install {TOOLS[name]}.")
         if name not in {item.name for item in discovery.installed()}:
             known = [*COMMANDS, *tool_commands()[0], *discovery.active_registry()]

@@ -33,7 +33,9 @@ def check_count(processes: int, restarts: int = 0) -> None:
 
 
 def launch(module: str, arguments: Sequence[str], processes: int, *, restarts: int = 0, go_on: str = "") -> None:
-    """Run ``python -m module arguments`` in ``processes`` processes and wait for all of them.
+    """Run ``python -P -m module arguments`` in ``processes`` processes and wait for all of them.
+
+    With ``-P`` the user's folder does not come before Python's own modules.
 
     Args:
         module: what each process runs; it reads its place from the environment (`plait.distributed.processes.current`).
@@ -69,7 +71,7 @@ def launch(module: str, arguments: Sequence[str], processes: int, *, restarts: i
         logs_specs=DefaultLogsSpecs(),
     )
     try:
-        elastic_launch(config, sys.executable)("-u", "-m", module, *arguments)
+        elastic_launch(config, sys.executable)("-u", "-P", "-m", module, *arguments)
     except ChildFailedError as error:
         raise reason(error.failures, processes, restarts, go_on) from None
     except SignalException as error:

@@ -15,7 +15,9 @@ def main() -> NoReturn:
     """
     gc.disable()
     from plait_cli.app import app
+    from plait_cli.output import open_streams
 
+    open_streams()
     try:
         app(prog_name="plait")
     finally:

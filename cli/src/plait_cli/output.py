@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import io
 import json
 import math
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
@@ -17,6 +20,70 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _document_stream: ContextVar[TextIO | None] = ContextVar("document_stream", default=None)
+
+
+# ---- the streams -------------------------------------------------------------------------------------------------
+class Stream(io.FileIO):
+    """A standard stream that goes on when it cannot be written (a full disk, no reader), and remembers why.
+
+    A run must not die of a line that nobody can read.
+
+    Args:
+        number: 1 for stdout, 2 for stderr.
+        absent: the caller has closed it.
+    """
+
+    def __init__(self, number: int, absent: bool) -> None:
+        super().__init__(number, "w", closefd=False)
+        self.absent = absent
+        self.failure: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """Write, or drop the data."""
+        try:
+            if self.absent:
+                raise OSError(errno.EBADF, "it is closed")
+            return super().write(data)
+        except OSError as error:
+            self.failure = self.failure or error
+            return memoryview(data).nbytes
+
+
+def open_streams() -> None:
+    """Make stdout and stderr streams that never raise: neither for want of space or reader nor for a letter.
+
+    What the caller has closed leads nowhere. Else its number would be given to the next file that is opened, and what a
+    library prints would be written into that file.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # takes the lowest number that is free
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        before: Any = getattr(sys, name)
+        buffer = getattr(before, "buffer", None)
+        if before is None or type(getattr(buffer, "raw", buffer)) is io.FileIO:  # not a console of Windows
+            stream = io.TextIOWrapper(
+                io.BufferedWriter(Stream(number, before is None)),
+                encoding=getattr(before, "encoding", "utf-8"),
+                errors="backslashreplace",
+                line_buffering=number == 2 or os.isatty(number),
+                write_through=getattr(before, "write_through", False),
+            )
+            setattr(sys, name, stream)
+
+
+def undelivered() -> OSError | None:
+    """Why something that was printed on stdout did not arrive; None when all did."""
+    stream: Any = _document_stream.get() or sys.stdout
+    with contextlib.suppress(ValueError):  # closed by whoever wrote to it
+        stream.flush()
+    raw = getattr(getattr(stream, "buffer", None), "raw", None)
+    return raw.failure if isinstance(raw, Stream) else None
+
+
+# ---- text --------------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -33,7 +100,8 @@ def document_only() -> Iterator[None]:
 def emit(document: Any) -> None:
     """Print the JSON document of a command: NaN and infinities as null, paths as text."""
     stream = _document_stream.get() or sys.stdout
-    stream.write(json.dumps(plain(document), allow_nan=False, indent=2, ensure_ascii=False, default=str) + "\n")
+    narrow = "utf" not in (stream.encoding or "utf").lower()
+    stream.write(json.dumps(plain(document), allow_nan=False, indent=2, ensure_ascii=narrow, default=str) + "\n")
     stream.flush()
 
 

@@ -7,13 +7,15 @@ import json
 import sys
 from typing import Any
 
-from plait_cli import errors
+from plait_cli import errors, output
 
 
 def main(arguments: list[str]) -> int:
     """Run or resume, as the one argument says in JSON; the exit code, as of the command line."""
     from plait.distributed.processes import current
 
+    output.open_streams()
+    sys.stdout = sys.stderr  # the answer is for the command that started this process to give
     order: dict[str, Any] = json.loads(arguments[0])
     try:
         import plait

@@ -61,9 +61,16 @@ def _called(
         factory = load_object(source.factory, what)
         return factory(discovery.component_options(what, path, source, options), given)
     if os.getcwd() not in sys.path:
-        # a console script, unlike `python -m`, does not look for modules where the user stands
-        sys.path.insert(0, os.getcwd())
-    function: Callable[..., Any] = load_object(path, what)
+        # a console script does not look where the user stands; a `statistics.py` there must not hide Python's own
+        sys.path.append(os.getcwd())
+    try:
+        function: Callable[..., Any] = load_object(path, what)
+    except BadInput as error:
+        own = f"{path.partition(':')[0].partition('.')[0]}.py"
+        other = getattr(sys.modules.get(own.removesuffix(".py")), "__file__", None)
+        if other and os.path.exists(own) and not os.path.samefile(other, own):
+            raise BadInput(f"{error} {other} hides your own {own}: give that another name.") from error
+        raise
     try:
         parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):

@@ -51,7 +51,6 @@ class Plugin:
         """The options of the run; the defaults in an instance that is only asked for what it registers."""
         return self.Options.model_construct()
 
-    # ---- declarations, judged before anything starts ------------------------------------------------------------
     def needs(self) -> frozenset[str]:
         """Words (see `plait.declare.words`) that something else in the run must provide, given these options."""
         return frozenset()
@@ -68,7 +67,6 @@ class Plugin:
         """What a mask owner takes as its own; every plugin with ``update_masks`` declares something."""
         return ()
 
-    # ---- life ---------------------------------------------------------------------------------------------------
     def setup(self, trainer: Trainer) -> None:
         """Once, when model, optimizer and data stand and before the first step or the loading of a checkpoint."""
 

@@ -48,11 +48,10 @@ class Run:
         self.directory, self.path, self.export = directory, directory.path, directory.export
         self.recipe = directory.recipe()
         self.artifacts = directory.artifacts()
-        result = directory.result()
-        self.finished = result is not None
-        self.details: dict[str, dict[str, Any]] = dict(result["details"]) if result else {}
-        for name, detail in (result or {}).get("validation", {}).items():
-            self.details[f"{name}@validation"] = detail
+        result = directory.result() or {}
+        self.finished = bool(result)
+        self.details: dict[str, dict[str, Any]] = dict(result.get("details", {}))
+        self.details |= {f"{name}@validation": d for name, d in result.get("validation", {}).items()}
         self.metrics = {k: float("nan") if d["value"] is None else d["value"] for k, d in self.details.items()}
         self._model = model
 
@@ -191,8 +190,8 @@ def execute(
         recorder = Recorder(directory, bar, accelerator if writes else None, writes=writes)
         with directory.locked() if writes else contextlib.nullcontext():
             if standing == "new" and writes:
-                described = environment.describe(str(accelerator.device), plan.distributions, ranks.world)
-                files.write_text(directory.environment_file, json.dumps(described, indent=2))
+                machine = environment.describe(str(accelerator.device), plan.distributions, ranks.world)
+                files.write_text(directory.environment_file, json.dumps(machine, indent=2))
                 files.write_text(directory.recipe_file, recipe.to_toml())
                 recorder.event("plan", **plan.as_dict())
             trainer = Trainer(recipe, plan.plugins, plan.composed, World(accelerator.device, accelerator), recorder)
@@ -226,13 +225,13 @@ def execute(
                     results |= {f"{name}@export": value for name, value in exported.items()}
                 if writes:
                     exporting.write(trainer, model.cpu(), directory.export)
-                figures, validated = _by_kind(results), _by_kind(validation)["details"]
-                recorder.event("result", step=trainer.step, **figures, validation=validated)
+                kinds: dict[str, type] = {"details": Metric, "tables": Table, "plots": Plot}
+                described = {name: _described(kind, results) for name, kind in kinds.items()}
+                recorder.event("result", step=trainer.step, **described, validation=_described(Metric, validation))
         ranks.decide("written", lambda: None)
     return Run(directory, model)
 
 
-# ---- the beginning -----------------------------------------------------------------------------------------------
 def _begin(plan: Plan, directory: RunDirectory, go_on: bool | None) -> str:
     """How the run stands, on rank 0: ``new`` in a directory made for it, ``interrupted``, or ``finished``."""
     directory.fetch()
@@ -288,22 +287,15 @@ def _take_up(trainer: Trainer, recorder: Recorder, plan: Plan, ranks: Ranks, nam
     recorder.event("resumed", step=trainer.step, processes=trainer.world)
 
 
-# ---- the end -----------------------------------------------------------------------------------------------------
-def _by_kind(results: Mapping[str, Metric | Table | Plot]) -> dict[str, Any]:
-    """Figures, tables and plots as the result event keeps them."""
-    kinds: dict[str, type] = {"details": Metric, "tables": Table, "plots": Plot}
-    return {
-        kind: {name: asdict(value) for name, value in results.items() if isinstance(value, of_kind)}
-        for kind, of_kind in kinds.items()
-    }
+def _described(kind: type[Metric | Table | Plot], results: Mapping[str, Metric | Table | Plot]) -> dict[str, Any]:
+    return {name: asdict(value) for name, value in results.items() if isinstance(value, kind)}
 
 
 @contextlib.contextmanager
 def _written_down(recorder: Recorder, ranks: Ranks, artifacts: bool, *, forget: bool) -> Iterator[None]:
     """Close the record however the run ends: note the failure, make the artifacts, publish.
 
-    Args:
-        forget: leave nothing behind when the input is refused before anything was trained.
+    With ``forget`` nothing is left behind when the input is refused before anything was trained.
     """
     directory = recorder.directory
     failure: Exception | None = None

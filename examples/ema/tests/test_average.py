@@ -53,6 +53,25 @@ def test_it_is_an_averaging_function_of_torch() -> None:
         assert torch.equal(got, want)
 
 
+def test_every_dtype_is_averaged_in_itself_or_refused() -> None:
+    """Oracle: the sum in complex double. In half precision an average stands still, so it is refused by name."""
+    dtypes = (torch.float32, torch.float64, torch.complex64, torch.complex128)
+    states = [torch.randn(50, 4, dtype=torch.complex128, generator=torch.Generator().manual_seed(i)) for i in range(4)]
+    given = [(s if d.is_complex else s.real).to(d) for s, d in zip(states, dtypes, strict=True)]
+    average, wanted = [g[0].clone() for g in given], [g[0].to(torch.complex128) for g in given]
+    update = ema(0.999, warmup=False)
+    for t in range(50):
+        update(average, [g[t] for g in given], t)
+        kept = 0.999 if t else 0.0
+        wanted = [kept * w + (1 - kept) * g[t] for w, g in zip(wanted, given, strict=True)]
+    for got, want, dtype in zip(average, wanted, dtypes, strict=True):
+        assert got.dtype == dtype
+        torch.testing.assert_close(got.to(torch.complex128), want, rtol=1e-5, atol=1e-6)
+    for dtype in (torch.float16, torch.bfloat16):
+        with pytest.raises(ValueError, match=f"'weight 1' is {dtype}"):
+            update([torch.zeros(2), torch.zeros(2, dtype=dtype)], [torch.ones(2), torch.ones(2, dtype=dtype)], 1)
+
+
 def test_averages_go_only_into_an_unchanged_copy() -> None:
     trained = nn.BatchNorm1d(3)
     average = {"weight": torch.full((3,), 0.5), "bias": torch.full((3,), -1.0)}

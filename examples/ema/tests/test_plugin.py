@@ -100,6 +100,18 @@ def test_the_export_is_the_average_and_the_run_is_untouched(tmp_path: Path, opti
     assert done.metrics["task/loss"] == alone.metrics["task/loss"] != done.metrics["task/loss@export"]
 
 
+def test_weights_in_half_precision_are_refused_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "halved.py").write_text(
+        "import torch\nfrom torch import nn\n\n\n"
+        "def net(num_classes):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes)).to(torch.bfloat16)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(plait.PlaitError, match=r"'1.weight' is torch.bfloat16") as caught:
+        plait.run(plugins=["ema"], data="tiny-images", model="halved:net", steps=3, device="cpu", out=tmp_path / "run")
+    assert caught.value.exit_code == 2 and not (tmp_path / "run").exists()
+
+
 def test_masked_weights_are_zero_in_the_average(tmp_path: Path) -> None:
     done = run(tmp_path, {"ema": {"decay": 0.99, "warmup": False}, "blink": {}}, steps=11)
     assert done.metrics["blink/leaks@export"] == 0

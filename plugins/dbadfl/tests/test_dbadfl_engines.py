@@ -18,6 +18,7 @@ from plait_dbadfl.errors import DbadflError
 from plait_dbadfl.interactions import random_matching, waves
 from plait_dbadfl.mixing import Mixing, make_mixing
 from plait_dbadfl.phases import Engine
+from plait_dbadfl.poisoning import distance_to_start
 from plait_dbadfl.topologies import make_topology
 
 N, LR = 8, 0.1
@@ -523,3 +524,68 @@ def test_refusals() -> None:
         make_engine("swarm", mixing(), age=True)
     with pytest.raises(DbadflError, match="order 'mix'"):
         make_engine("dpsgd", mixing(), order="mix")
+
+
+# ---- numbers -------------------------------------------------------------------------------------------------------
+DTYPES = [torch.float16, torch.bfloat16, torch.complex64, torch.complex128]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", [None, *sorted(DEFENCES)])
+def test_exchanges_in_every_dtype_are_those_of_double_precision(name: str | None, dtype: torch.dtype) -> None:
+    """Oracle: the same exchange of real numbers in double precision; complex ones are two each."""
+    graph, generator = mixing("watts-strogatz"), torch.Generator().manual_seed(0)
+    models = torch.randn(N, 40, generator=generator, dtype=torch.complex128)
+    given = (models if dtype.is_complex else models.real).to(dtype)
+    begun = (0.5 * given).to(dtype)
+    real = [(torch.view_as_real(t) if dtype.is_complex else t).double().flatten(1) for t in (given, begun)]
+    options: dict[str, Any] = {"flame": {"noise": 0.0}}.get(name or "", {})
+    losses: Callable[..., Tensor] = lambda receivers, senders: (senders * 7 % 5).double()
+
+    def exchanged(parts: list[Tensor], start: list[Tensor]) -> list[Tensor]:
+        if name is None:
+            graph.mix_(parts)
+        else:
+            RobustAggregation(make_defence(name, **options), losses=losses)(parts, graph, start, 0)
+        return parts
+
+    (want,) = exchanged([real[0].clone()], [real[1]])
+    parts = [given[:, :25].clone(), given[:, 25:].clone()]
+    got = torch.cat(exchanged(parts, [begun[:, :25], begun[:, 25:]]), 1)
+    assert got.dtype == dtype
+    got = (torch.view_as_real(got) if dtype.is_complex else got).double().flatten(1)
+    tolerance = 2 * torch.finfo(dtype).eps + 1e-5
+    torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance)
+    if name is not None:
+        alone = make_defence(name, **options)(given, graph, start=begun, losses=losses).models
+        assert alone.dtype == dtype
+        alone = (torch.view_as_real(alone) if dtype.is_complex else alone).double().flatten(1)
+        torch.testing.assert_close(alone, want, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", ["dfedavg", "swarm", "fedavg"])
+def test_many_exchanges_of_equal_models_change_nothing(name: str, dtype: torch.dtype) -> None:
+    """Weights of 1/3 are rounded in half precision, and so were sums of W's rows: models shrank in every round."""
+    engine = make_engine(name, mixing("complete" if name == "fedavg" else "ring"), local_steps=1)
+    x = [torch.full((N, 3), 0.7).to(dtype)]
+    before = x[0].clone()
+    for _ in range(50 * engine.steps_in_round):
+        engine.before_step(x)
+        engine.after_step(x)
+    torch.testing.assert_close(x[0], before)
+
+
+def test_distances_to_the_start_in_every_dtype() -> None:
+    for dtype in (*DTYPES, torch.float64):
+        start = torch.randn(N, 900, generator=torch.Generator().manual_seed(0), dtype=torch.complex128)
+        start = (start if dtype.is_complex else start.real).to(dtype)
+        moved = (start * (1 + 2e-3)).to(dtype)
+        want = torch.linalg.vector_norm((moved - start).to(torch.complex128), dim=1)
+        got = distance_to_start([moved[:, :5], moved[:, 5:]], [start[:, :5], start[:, 5:]])
+        torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-7)
+
+
+def test_models_that_are_no_numbers_are_refused() -> None:
+    with pytest.raises(DbadflError, match=r"models of torch\.int64"):
+        make_defence("median")(torch.ones(N, 3, dtype=torch.int64), mixing())

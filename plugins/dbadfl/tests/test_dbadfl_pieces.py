@@ -100,7 +100,7 @@ def test_the_lists_of_names_are_those_of_what_they_name() -> None:
     assert set(get_args(names.Engines)) == set(ENGINES)
     assert set(names.DEFENCES) == set(DEFENCES)
     assert {"auto", *LAYOUTS} == set(get_args(names.Triggers))
-    assert {"auto", *get_args(names.Computed)} == set(get_args(Implementation))
+    assert {"auto", "measured", *get_args(names.Computed)} == set(get_args(Implementation))
     line = make_topology("ring", 9)
     for kind in names.PLACEMENTS:
         assert len(place_attackers(line, 2, kind, seed=0, positions=(1, 2) if kind == "list" else ())) == 2

@@ -27,6 +27,7 @@ from plait_dbadfl.reference import ImageData
 from plait_dbadfl.stacking import Stacked
 
 SMALL: dict[str, Any] = {"nodes": 12, "attackers": 4, "local_steps": 3, "rounds": 3, "evaluate_every": 1}
+SERVED: dict[str, Any] = {"engine": "fedavg", "topology": "complete", "drawn": 5, "server_step": 0.5}
 SCANNED: dict[str, Any] = {"scan_rounds": 4, "shadows": 3, "shadow_topology": "same-family", "predictor_epochs": 3}
 
 
@@ -88,6 +89,8 @@ def after(federation: Federation, rounds: int, defence: str | None = None) -> to
             | {"schedule": "single", "attack_rounds": [0, 1, 2, 1]},
             None,
         ),
+        (SERVED | {"arm": "naive", "gamma": 3.0, "defence": "median"}, "median"),
+        (SERVED | {"arm": "naive", "defence": "foolsgold", "drawn": None}, "foolsgold"),
         ({"arm": "naive-4", "schedule": "single", "attack_rounds": [0, 1, 2, 1], "first": 3}, None),
         ({"arm": "naive", "rotate_every": 1, "placement": "spread", "topology": "watts-strogatz"}, None),
     ],
@@ -134,6 +137,11 @@ def test_scan_and_clusters_are_the_librarys(tmp_path: Path) -> None:
     assert len(last["plots"]["dbadfl/network"]["links"]) == 12
     assert {"dbadfl/runs", "dbadfl/budgets", "dbadfl/detection", "dbadfl/tau"} <= set(last["tables"])
     titles = [plot["title"] for plot in last["plots"].values()]
+    notes = {row["text"] for row in done.directory.events() if row["event"] == "note"}
+    unaware = "attacked with distances that were learnt without the defence"
+    assert f"dbadfl: +median, +clipping: {unaware}" in notes, notes
+    stored = last["details"]
+    assert stored["dbadfl/asr_median"]["note"] == f"+median; {unaware}" and unaware not in stored["dbadfl/asr"]["note"]
     assert any("who attacks" in title for title in titles) and any("Infection over hops" in title for title in titles)
 
 
@@ -353,6 +361,14 @@ def test_nodes_shared_over_two_processes_give_what_one_gives(tmp_path: Path, eng
         ({"defence": "trimmed-mean", "defence_options": {"trimmed-mean": {"trim": 2}}}, "trimmed-mean"),
         ({"defence": "median", "defence_options": {"median": {"f": 1}}}, "'median'"),
         ({"engine": "fedavg"}, "complete graph"),
+        (SERVED | {"defence": "ubar"}, "'ubar' looks at a node's own batch, which the server"),
+        (SERVED | {"companions": ["+krum"], "defence_options": {"krum": {"f": 3}}}, "'krum': the server of 5 drawn"),
+        ({"engine": "swarm", "companions": ["+krum"]}, "'krum': node 0 of degree 1 has 2 models"),
+        ({"arm": "clusters-predicted", "redetect_every": 1, "scan_rounds": 3}, "the scan is longer than the run"),
+        (
+            {"companions": ["clusters-random"], "redetect_every": 1, "rounds": None, "scan_rounds": 100},
+            "longer than the run, 100 rounds of 100",
+        ),
         ({"weights": "average"}, "complete graph"),
         ({"shadow_seed": 0}, "shadow seed=0 equals"),
         ({"companions": ["naive+nothing"]}, "'nothing' is unknown"),
@@ -399,9 +415,13 @@ def test_a_network_that_vmap_refuses_is_named_with_what_to_do(tmp_path: Path, mo
     )
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(plait.PlaitError, match="loop"):
-        run(tmp_path, {"arm": "none"}, model="moody:net", data="shared-digits")
-    done = run(tmp_path, {"arm": "none", "implementation": "loop"}, "loop", model="moody:net", data="shared-digits")
-    assert done.finished
+        run(tmp_path, {"arm": "none", "implementation": "vmap"}, model="moody:net", data="shared-digits")
+    ways = ("loop", "auto")
+    loop, auto = (
+        run(tmp_path, {"arm": "none", "implementation": how}, how, model="moody:net", data="shared-digits")
+        for how in ways
+    )
+    assert torch.equal(stacked(loop), stacked(auto))
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from plait.training.frozen import evaluating
 from plait_dbadfl.errors import DbadflError
 from plait_dbadfl.norms import group_count, with_group_norm
-from plait_dbadfl.stacking import Stacked, flatten, unflatten_
+from plait_dbadfl.stacking import Stacked, flatten, unflatten_, usual_implementation
 
 N, B, K = 4, 6, 3
 
@@ -231,6 +232,58 @@ def test_auto_chooses_once_and_leaves_no_trace() -> None:
     assert all(torch.equal(b, kept[n]) for n, b in stacked.named_buffers())
 
 
+def test_auto_is_a_rule_and_measured_a_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = batch()[0].float()
+    for build, pixels, want in (
+        (mlp, 64, "grouped"),
+        (cnn, 64, "grouped"),
+        (lambda: nn.Sequential(nn.Unflatten(-1, (8, 1)), nn.Flatten(1), nn.Linear(64, K)), 64, "vmap"),
+    ):
+        stacked, before = Stacked(build(), N), torch.get_rng_state()
+        assert stacked.settle(images) == want == usual_implementation(stacked.base, B * pixels)  # type: ignore[arg-type]
+        assert not stacked.timings and torch.equal(torch.get_rng_state(), before)
+    monkeypatch.setattr("plait_dbadfl.stacking.LARGE", B * 64 - 1)
+    assert Stacked(cnn(), N).settle(images) == Stacked(cnn(), N).settle(images[0], shared=True) == "loop"
+    trial = Stacked(mlp(), N, implementation="measured")
+    trial(images)
+    assert trial.implementation == min(trial.timings, key=lambda how: trial.timings[how])
+
+
+@pytest.mark.parametrize("implementation", ["vmap", "grouped", "loop"])
+def test_the_template_follows_modes_that_are_set_module_by_module(implementation: str) -> None:
+    base = nn.Sequential(mlp(), nn.Dropout(0.5), nn.Dropout(0.5))
+    base[2].eval()
+    stacked, images = Stacked(base, N, implementation=implementation), batch()[0].float()  # type: ignore[arg-type]
+    with evaluating(stacked):
+        calm = stacked(images)
+        assert torch.equal(calm, stacked(images))
+    dropped = stacked(images)
+    assert not torch.equal(dropped, calm) and stacked.base[1].training and not stacked.base[2].training  # type: ignore[index]
+    # the second dropout is off, as its builder left it: what the first one keeps is twice as large, not four times
+    kept = dropped != 0
+    assert 0.2 < float(kept.float().mean()) < 0.8
+    torch.testing.assert_close(dropped[kept], 2 * calm[kept])
+    assert not stacked.eval().replica(0)[1].training and stacked.train().replica(0)[1].training  # type: ignore[index]
+    assert Stacked(base.eval(), N).train().base[1].training  # type: ignore[index]
+
+
+@pytest.mark.parametrize("implementation", ["vmap", "grouped", "loop"])
+@pytest.mark.parametrize(("training", "tracking"), [(True, True), (True, False), (False, True), (False, False)])
+def test_batch_norm_that_was_told_not_to_track_leaves_its_statistics(
+    implementation: str, training: bool, tracking: bool
+) -> None:
+    base = nn.Sequential(nn.BatchNorm2d(1))
+    stacked = Stacked(base, N, implementation=implementation, norm="batch").train(training)  # type: ignore[arg-type]
+    stacked.base[0].track_running_stats = tracking  # type: ignore[index]
+    twin = nn.BatchNorm2d(1).train(training)
+    twin.track_running_stats = tracking
+    images = batch()[0].float() + 3
+    got = stacked(images)
+    torch.testing.assert_close(got[2], twin(images[2]))
+    for name, buffer in twin.named_buffers():
+        torch.testing.assert_close(stacked.get_buffer(f"stacked.0.{name}")[2], buffer)
+
+
 class Impatient(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -249,6 +302,9 @@ def test_what_vmap_refuses_is_named() -> None:
     auto = Stacked(nn.Sequential(nn.Identity(), Impatient()), N)
     auto(images)
     assert auto.implementation == "loop"
+    measured = Stacked(nn.Sequential(nn.Identity(), Impatient()), N, implementation="measured")
+    measured(images)
+    assert measured.implementation == "loop" and set(measured.timings) == {"loop"}
     with pytest.raises(DbadflError, match=r"cannot take inputs \(4, 6, 1, 8, 7\)"):
         Stacked(mlp(), N, implementation="vmap")(images[..., :7])
 

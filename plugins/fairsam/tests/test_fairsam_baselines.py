@@ -58,6 +58,15 @@ def test_penalty_is_the_gap_and_differentiable():
     assert float(group_gap_penalty(losses, torch.tensor([0, 0, 2, 2]), num_groups=3)) == 5.5
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_the_gap_of_many_examples_is_exact_in_every_dtype(dtype):
+    """Counts above 2048 and sums above 65504 are beyond half precision."""
+    losses = (torch.rand(70_001, generator=torch.Generator().manual_seed(0)) + 3 * (torch.arange(70_001) % 2)).to(dtype)
+    groups = torch.arange(70_001) % 2
+    wanted = losses[groups == 1].double().mean() - losses[groups == 0].double().mean()
+    assert float(group_gap_penalty(losses, groups)) == pytest.approx(float(wanted), rel=1e-5)
+
+
 def test_penalty_of_one_group_or_of_equal_groups_is_flat():
     for groups in (torch.zeros(4, dtype=torch.long), torch.tensor([0, 1, 1, 0])):
         losses = torch.tensor([1.0, 1.0, 1.0, 1.0], requires_grad=True)

@@ -1,5 +1,6 @@
 """Frozen statistics, nested inputs and the penalty in the engine for plain loops."""
 
+import copy
 from contextlib import contextmanager
 
 import pytest
@@ -53,13 +54,67 @@ def test_frozen_batchnorm_still_normalises_by_the_batch_and_eval_mode_by_its_sta
     x = torch.randn(8, 3) + 5
     with frozen_statistics(norm):
         assert torch.allclose(norm(x).mean(0), torch.zeros(3), atol=1e-5)
-        norm.eval()
+    norm.eval()
+    with frozen_statistics(norm):
         assert torch.allclose(norm(x), x, atol=1e-3)
     assert norm.track_running_stats
     untracked = nn.BatchNorm1d(3, track_running_stats=False)
     with frozen_statistics(untracked):
         untracked(x)
     assert untracked.track_running_stats is False
+
+
+class Drifting(nn.BatchNorm1d):
+    """A stranger's subclass with state of its own, in a buffer and beside it."""
+
+    def __init__(self, width):
+        super().__init__(width)
+        self.register_buffer("passes", torch.zeros(()))
+        self.seen = 0
+
+    def forward(self, x):
+        self.passes, self.seen = self.passes + 1, self.seen + 1
+        return super().forward(x)
+
+    def get_extra_state(self):
+        return {"seen": self.seen}
+
+    def set_extra_state(self, state):
+        self.seen = state["seen"]
+
+
+STATEFUL = {
+    "batch": lambda: nn.BatchNorm1d(4),
+    "cumulative": lambda: nn.BatchNorm1d(4, momentum=None),
+    "untracked": lambda: nn.BatchNorm1d(4, track_running_stats=False),
+    "instance": lambda: nn.Sequential(nn.Unflatten(1, (2, 2)), nn.InstanceNorm1d(2, track_running_stats=True)),
+    "lone instance": lambda: nn.Sequential(nn.Unflatten(1, (2, 2)), nn.InstanceNorm1d(2)),
+    "spectral": lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4)),
+    "moving": MovingAverage,
+    "strange": lambda: Drifting(4),
+}
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", list(STATEFUL))
+def test_a_frozen_pass_computes_the_same_and_leaves_every_state(name, training):
+    torch.manual_seed(0)
+    model = STATEFUL[name]().train(training)
+    x = torch.randn(6, 4)
+    model(x - 1)
+    twin = copy.deepcopy(model)
+    kept = copy.deepcopy(model.state_dict())
+    tracked = [getattr(m, "track_running_stats", None) for m in model.modules()]
+    with frozen_statistics(model):
+        frozen = model(x + 3)
+        frozen.sum().backward() if frozen.requires_grad else None
+    assert torch.equal(frozen, twin(x + 3))
+    state = model.state_dict()
+    assert state.keys() == kept.keys()
+    for key, value in kept.items():
+        assert torch.equal(state[key], value) if isinstance(value, torch.Tensor) else state[key] == value
+    assert [getattr(m, "track_running_stats", None) for m in model.modules()] == tracked
+    assert all(m.training == training for m in model.modules())
 
 
 def test_inputs_may_be_nested_and_rows_are_taken_from_all_of_it():

@@ -1,10 +1,13 @@
 """The sweeps: formulas, zeros where pruned, exact restoration."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
-from plait_fairsam.errors import FairsamError
+from plait_fairsam.errors import FairsamError, FairsamWarning
 from plait_fairsam.perturbation import SavedWeights, asam_perturbation, global_norm, sam_perturbation
+from plait_fairsam.sam import FairSAM, Losses
 
 
 def tensors(seed=0):
@@ -28,6 +31,77 @@ def test_half_precision_is_accumulated_in_float32():
     assert global_norm([torch.ones(2, dtype=torch.float64)]).dtype == torch.float64
     e, _ = sam_perturbation([torch.ones(4, dtype=torch.bfloat16)], 1.0)
     assert e[0].dtype == torch.bfloat16 and torch.equal(e[0], torch.full((4,), 0.5, dtype=torch.bfloat16))
+
+
+HALF, BF16 = torch.float16, torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    "dtypes",
+    [
+        (HALF,),
+        (BF16,),
+        (torch.float64,),
+        (torch.complex64,),
+        (torch.complex128,),
+        (HALF, torch.float64, torch.complex64),
+    ],
+)
+@pytest.mark.parametrize("size", [1e-7, 1e-3, 1.0, 1e4])
+@pytest.mark.parametrize("count", [None, 3])
+def test_norms_and_perturbations_are_those_of_double_precision(dtypes, size, count):
+    """Oracle: everything in complex double, each network by itself."""
+    generator = torch.Generator().manual_seed(1)
+
+    def draw(factor):
+        drawn = [torch.randn(3, 700, generator=generator, dtype=torch.complex128) * factor for _ in dtypes]
+        return [(t if d.is_complex else t.real).to(d) for t, d in zip(drawn, dtypes, strict=True)]
+
+    def exact(parts):
+        return torch.cat([t.to(torch.complex128).reshape(3 if count else 1, -1) for t in parts], 1)
+
+    gradients, weights = draw(size), draw(0.1)
+    g, w = exact(gradients), exact(weights)
+    low = max((torch.finfo(d).eps for d in dtypes), default=0)
+    for e, norm, want, length in (
+        (*sam_perturbation(gradients, 0.5, replicas=count), 0.5 * g / g.norm(dim=1, keepdim=True), g.norm(dim=1)),
+        (
+            *asam_perturbation(weights, gradients, 0.5, 0.01, replicas=count),
+            0.5 * (w.abs() + 0.01) ** 2 * g / ((w.abs() + 0.01) * g).norm(dim=1, keepdim=True),
+            ((w.abs() + 0.01) * g).norm(dim=1),
+        ),
+    ):
+        assert [t.dtype for t in e] == list(dtypes)
+        torch.testing.assert_close(norm.double().reshape(-1), length, rtol=1e-5, atol=0)
+        torch.testing.assert_close(exact(e), want, rtol=2 * low + 1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [HALF, BF16, torch.float64, torch.complex64])
+def test_a_step_in_every_dtype_is_the_step_in_double_precision(dtype):
+    """On the loss |w|^2 / 2 the ascent is along w: the gradient at w + e is w (1 + rho / |w|)."""
+    start = torch.linspace(0.5, 2.0, 6).to(dtype)
+    w = torch.nn.Parameter(start.clone())
+    halved = dtype in (HALF, BF16)
+
+    def gradients(**arguments):
+        loss = (w.abs() ** 2).sum() / 2
+        (g,) = torch.autograd.grad(loss, [w])
+        if not arguments["probe"]:
+            w.grad = g
+        return Losses(loss.detach(), loss.detach()[None], [g] if arguments["probe"] else None)
+
+    with pytest.warns(FairsamWarning, match=f"parameters of {dtype}") if halved else nullcontext():
+        step = FairSAM([w], None, rho=0.5)
+    step.step(gradients, apply=False)
+    exact = start.to(torch.complex128)
+    wanted = exact * (1 + 0.5 / exact.norm())
+    torch.testing.assert_close(w.grad.to(torch.complex128), wanted, rtol=4 * torch.finfo(dtype).eps, atol=0)
+    assert torch.equal(w.detach(), start)
+
+
+def test_integers_have_no_norm():
+    with pytest.raises(FairsamError, match=r"a norm of torch\.int64"):
+        global_norm([torch.ones(2), torch.arange(3)])
 
 
 def test_reduce_sees_the_squared_norm_of_the_shard():

@@ -124,6 +124,34 @@ def test_whole_batches_in_a_run_are_the_sub_batches_where_nothing_normalises(
         torch.testing.assert_close(states[0][name], states[1][name], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("options", [{"penalty": 0.5}, {"baseline": "penalty", "rho": 0.1}])
+def test_a_gap_between_groups_of_the_whole_batch_is_not_computed_in_parts(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    with pytest.raises(BadInput, match=r"penalty=.* train.accumulate=4") as caught:
+        run(tmp_path, options, settings={"train.batch_size": 32, "train.accumulate": 4})
+    assert caught.value.exit_code == 2 and "\n" not in str(caught.value)
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize("options", [{}, {"weights": "adaptive"}, {"weights": "groupdro"}, {"rho": 0.0}])
+def test_everything_else_computed_in_parts_is_the_whole_batch(
+    tmp_path: Path, sets: str, options: dict[str, Any]
+) -> None:
+    whole, parts = (
+        run(
+            tmp_path / str(count),
+            options,
+            data=f"{sets}:three",
+            model=f"{sets}:linear",
+            settings={"train.batch_size": 24, "train.accumulate": count},
+        ).model.state_dict()
+        for count in (1, 4)
+    )
+    for name, value in whole.items():
+        torch.testing.assert_close(parts[name], value, rtol=1e-5, atol=1e-6)
+
+
 def test_interval_costs_one_and_a_share(tmp_path: Path) -> None:
     assert run(tmp_path, {"interval": 3}).metrics["fairsam/passes_per_step"] == pytest.approx(1 + 1 / 3)
 

@@ -16,6 +16,7 @@ from plait.storage import places
 from plait.storage.directory import RunDirectory
 from plait_authoring.kill import final_state, first_difference, forked, resume_until_done
 from plait_glt.phases import phases
+from plait_glt.transport import pot
 from plait_glt.weave import Weave
 
 MASKS, RETRAIN = 7, 5
@@ -61,6 +62,7 @@ def killed_at(step: int, name: str, path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    pot()  # once here, not in every forked process
     unbroken = {}
     for name in PLUGINS:
         unbroken[name] = tmp_path_factory.mktemp(name) / "run"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from plait.storage import places
 from plait_authoring.kill import final_state, first_difference
 from plait_authoring.together import together
 from plait_glt.tickets import Ticket
+from plait_glt.transport import pot
 
 OPTIONS = {"rounds": 2, "p_g": 0.3, "p_theta": 0.4, "mask_epochs": 8, "fix_epochs": 8, "warmup": 2, "wd_samples": 16}
 PLUGINS: dict[str, dict[str, Any]] = {
@@ -65,34 +67,50 @@ def on_two(path: Path, wanted: dict[str, Any]) -> list[dict[str, Any]]:
         Weave._end = keep  # type: ignore[method-assign]
         execute(plait.plan(wanted), places.at(path), artifacts=False)
 
+    pot()  # once here, not in every forked process
     ended = together(act)
     assert [e.code for e in ended] == [0, 0], ended
     return [json.loads(Path(f"{path}.rank{rank}").read_text()) for rank in range(2)]
 
 
+@pytest.fixture(scope="module")
+def two_of_delta(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+    """An unbroken run of two processes, and what `on_two` gave."""
+    path = tmp_path_factory.mktemp("delta") / "two"
+    return path, on_two(path, recipe("delta"))
+
+
 @pytest.mark.parametrize("name", PLUGINS)
-def test_two_processes_find_the_ticket_of_one(tmp_path: Path, name: str) -> None:
-    first, second = on_two(tmp_path / "two", recipe(name))
+def test_two_processes_find_the_ticket_of_one(
+    tmp_path: Path, name: str, two_of_delta: tuple[Path, list[dict[str, Any]]]
+) -> None:
+    two, (first, second) = two_of_delta
+    if name != "delta":
+        two = tmp_path / "two"
+        first, second = on_two(two, recipe(name))
     assert first == second and len(first["rounds"]) == 3
     execute(plait.plan(recipe(name)), places.at(tmp_path / "one"), artifacts=False)
-    tickets_agree(tmp_path / "two", tmp_path / "one")
-    mine, other = figures(tmp_path / "two"), figures(tmp_path / "one")
+    one = tmp_path / "one"
+    tickets_agree(two, one)
+    mine, other = figures(two), figures(one)
     assert mine.keys() == other.keys()
     for metric, value in mine.items():
         assert value == pytest.approx(other[metric], rel=1e-3, abs=1e-3), metric
-    weights = [final_state(tmp_path / run)["model"] for run in ("two", "one")]
+    weights = [final_state(path)["model"] for path in (two, one)]
     for key, value in weights[0].items():
         torch.testing.assert_close(value, weights[1][key], rtol=1e-3, atol=1e-4, msg=key)
 
 
-def test_two_processes_resume_in_the_middle_of_a_round(tmp_path: Path) -> None:
+def test_two_processes_resume_in_the_middle_of_a_round(
+    tmp_path: Path, two_of_delta: tuple[Path, list[dict[str, Any]]]
+) -> None:
     """From a checkpoint inside a mask phase, to the same bits as the unbroken run of two."""
-    on_two(tmp_path / "whole", recipe("delta"))
-    on_two(tmp_path / "two", recipe("delta"))
+    whole, _ = two_of_delta
+    shutil.copytree(whole, tmp_path / "two")
     ended = together(lambda rank: plait.resume(tmp_path / "two", checkpoint="step-000000030"))
     assert [e.code for e in ended] == [0, 0], ended
-    assert first_difference(final_state(tmp_path / "two"), final_state(tmp_path / "whole")) is None
-    tickets_agree(tmp_path / "two", tmp_path / "whole")
+    assert first_difference(final_state(tmp_path / "two"), final_state(whole)) is None
+    tickets_agree(tmp_path / "two", whole)
 
 
 def test_links_on_two_processes(tmp_path: Path) -> None:

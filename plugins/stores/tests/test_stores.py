@@ -79,6 +79,12 @@ def test_urls() -> None:
     assert url_of("C:/runs/one") is None
 
 
+def test_a_name_longer_than_a_disk_allows_has_a_copy_all_the_same(memory: str) -> None:
+    first, second = places.at(f"{memory}/{'x' * 300}"), places.at(f"{memory}/{'x' * 301}")
+    first.path.mkdir(parents=True)
+    assert first.path.is_dir() and first.path != second.path
+
+
 @pytest.mark.parametrize("where", ["s3", "memory", "file"])
 def test_a_run_there_is_the_run_here(
     where: str, cache: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest

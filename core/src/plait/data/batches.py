@@ -165,14 +165,11 @@ class Data:
             batch = getattr(self, name).__getitems__([0])
             if isinstance(batch, Mapping) and not (isinstance(batch, Batch) and "index" in batch):
                 given = f"{type(batch).__name__} with {', '.join(map(str, batch))}"
-                raise BadInput(
-                    f"data {source}: the {name} split hands out {given}; "
-                    "it must be a plait.Batch that has the field 'index' (rows in the split)."
-                )
+                wanted = "a plait.Batch that has the field 'index' (rows in the split)"
+                raise BadInput(f"data {source}: the {name} split hands out {given}; it must be {wanted}.")
         if self.validation is self.test:
             raise BadInput(f"data {source}: the validation split is the test split; choices would see the test.")
-        fields = getattr(self.train, "fields", {})
-        label = fields.get("label")
+        label = getattr(self.train, "fields", {}).get("label")
         if self.info.task == "classification" and label is not None and len(label):
             low, high = int(label.min()), int(label.max())
             if low < 0 or high >= self.info.num_classes:

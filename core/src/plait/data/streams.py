@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -82,13 +84,10 @@ class Stream:
             order = torch.randperm(len(self.split), generator=generator)
             for batch in range(first, self.batches_per_epoch):
                 whole = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+                mine = whole.tensor_split(self.world)[self.rank]
                 # a rank left without rows repeats one with share 0: every rank must take part in the all-reduce
-                yield whole if self.world == 1 else self._mine(whole)
+                yield mine if len(mine) else whole[:1]
                 number += 1
-
-    def _mine(self, whole: Tensor) -> Tensor:
-        mine = whole.tensor_split(self.world)[self.rank]
-        return mine if len(mine) else whole[:1]
 
     def _open(self) -> Iterator[Any]:
         rows = self.rows(self.drawn)
@@ -102,7 +101,7 @@ class Stream:
             generator=torch.Generator().manual_seed(seed_of(self.seed, self.name, "workers")),  # not the global one
             persistent_workers=False,
         )
-        return iter(loader)
+        return _unwrapped(loader)
 
     def share(self, batch_number: int) -> float:
         """This rank's rows of a batch over the mean rows of a rank."""
@@ -118,9 +117,8 @@ def column(split: Split, name: str) -> Tensor:
     Raises:
         BadInput: the split has no such field.
     """
-    fields = getattr(split, "fields", None)
-    if fields is not None and name in fields:
-        return fields[name]  # type: ignore[no-any-return]
+    with contextlib.suppress(KeyError):
+        return getattr(split, "fields", {})[name]  # type: ignore[no-any-return]
     if hasattr(split, "column"):
         return split.column(name)  # type: ignore[no-any-return]
     parts = [batch[name] for batch in in_order(split, 256) if name in batch]
@@ -131,6 +129,22 @@ def column(split: Split, name: str) -> Tensor:
 
 def _as_is(batch: Any) -> Any:
     return batch
+
+
+def _unwrapped(loader: Iterable[Any]) -> Iterator[Any]:
+    """Batches of loader processes; what one raises says again what it said there, with that traceback as a note."""
+    try:
+        yield from loader
+    except Exception as error:
+        _, wrapped, original = str(error).partition("\nOriginal Traceback ")
+        if wrapped:  # torch has put the traceback into the message
+            said = re.split(r"\n(?! )", re.split(r"\n  File ", original)[-1].rstrip(), maxsplit=1)[-1]
+            kind, _, message = said.partition(": ")
+            same = kind.rpartition(".")[2] == type(error).__name__
+            text = type(error.args[0]) if error.args and isinstance(error.args[0], str) else str  # KeyErrorMessage
+            error.args = (text(message if same else said),)
+            error.add_note(f"Traceback {original}")
+        raise
 
 
 def in_order(split: Split, batch_size: int) -> Iterator[Any]:

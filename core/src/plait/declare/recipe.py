@@ -8,18 +8,13 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from plait.declare.options import Options
 from plait.errors import BadInput, nearest
 
 T = TypeVar("T", bound=BaseModel)
 
 
-class Section(BaseModel):
-    """Base of the recipe's tables."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
-
-
-class Component(Section):
+class Component(Options):
     """A data source or a model by name or import path, with its own options beside the name."""
 
     model_config = ConfigDict(extra="allow", frozen=True, defer_build=True)
@@ -33,7 +28,7 @@ class Component(Section):
         return dict(self.model_extra or {})
 
 
-class Train(Section):
+class Train(Options):
     """How long, and in what portions."""
 
     epochs: int | None = Field(None, ge=0, le=10**6, description="passes over the training split; default 10")
@@ -52,7 +47,7 @@ class Train(Section):
         return self
 
 
-class Optimizer(Section):
+class Optimizer(Options):
     """The base optimizer (torch.optim)."""
 
     name: Literal["sgd", "adam", "adamw"] = Field("sgd", description="torch.optim class")
@@ -64,7 +59,7 @@ class Optimizer(Section):
     weight_decay: float = Field(5e-4, ge=0, le=10, description="L2 (SGD, Adam) or decoupled (AdamW) decay")
 
 
-class Scheduler(Section):
+class Scheduler(Options):
     """The learning-rate schedule, a function of the step over the whole budget."""
 
     name: Literal["cosine", "constant", "multistep"] = Field("cosine", description="shape after the warm-up")
@@ -73,14 +68,14 @@ class Scheduler(Section):
     gamma: float = Field(0.1, gt=0, le=1, description="multistep: factor at each milestone")
 
 
-class Checkpointing(Section):
+class Checkpointing(Options):
     """When to write checkpoints."""
 
     every_steps: int | None = Field(None, ge=1, description="steps between checkpoints; default: every epoch")
     keep: int = Field(2, ge=1, le=1000, description="how many recent checkpoints stay")
 
 
-class Distributed(Section):
+class Distributed(Options):
     """How several processes share a run; how many there are is the launcher's choice, not the recipe's."""
 
     strategy: Literal["ddp", "fsdp"] = Field(
@@ -93,13 +88,13 @@ class Distributed(Section):
 ExportFormat = Literal["safetensors", "torch_export", "torchscript", "onnx"]
 
 
-class Export(Section):
+class Export(Options):
     """What is written to ``export/``."""
 
     formats: tuple[ExportFormat, ...] = Field(("safetensors",), description="forms of the exported model")
 
 
-class Recipe(Section):
+class Recipe(Options):
     """Everything that says what a run does; the resolved recipe in a run directory repeats it."""
 
     seed: int = Field(0, ge=0, lt=2**63, description="seed of every generator of the run")
@@ -133,8 +128,7 @@ class Recipe(Section):
         Raises:
             BadInput: no such file, not TOML, or a bad key or value.
         """
-        path = Path(path)
-        return cls.parse(read_toml(path), str(path))
+        return cls.parse(read_toml(Path(path)), str(path))
 
     def to_toml(self) -> str:
         """The recipe as TOML, keys without a value left out."""
@@ -172,11 +166,13 @@ class Recipe(Section):
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """Read a TOML file, or raise BadInput that says what is wrong with it."""
+    """Read a TOML file (also as Windows editors write it), or raise BadInput that says what is wrong with it."""
     import tomllib  # planning without a file must stay fast
 
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
+        # no TOML has a NUL character, and every UTF-16 file of one has NUL bytes
+        return tomllib.loads(content.decode("utf-16" if b"\0" in content else "utf-8-sig"))
     except FileNotFoundError as error:
         raise BadInput(f"{path}: no such file.") from error
     except (OSError, UnicodeDecodeError) as error:
@@ -285,6 +281,5 @@ def assemble(
     for key, component in (("data", data), ("model", model)):
         if component is not None:
             values[key] = {"name": component}
-    shorthands = {"train.epochs": epochs, "train.steps": steps, "seed": seed, "device": device}
-    given = {key: value for key, value in shorthands.items() if value is not None}
+    given = _without_none({"train.epochs": epochs, "train.steps": steps, "seed": seed, "device": device})
     return Recipe.parse(values, "the recipe").merged(given, "the recipe").merged(settings or {})

@@ -73,10 +73,8 @@ class Composed:
             with blame(implementation.plugin):
                 result = implementation(values)
             if result is None:
-                raise BadInput(
-                    f"plugin {implementation.plugin!r}: {self.hook} returned None; "
-                    f"return the {value_name} it was given, changed or not."
-                )
+                wanted = f"return the {value_name} it was given, changed or not"
+                raise BadInput(f"plugin {implementation.plugin!r}: {self.hook} returned None; {wanted}.")
             values[value_name] = result
         return values[value_name]
 

@@ -71,9 +71,3 @@ def state_like(optimizer: torch.optim.Optimizer, tree: Mapping[str, Any]) -> dic
         for key, entry in tree["state"].items()
     }
     return {**tree, "state": state}
-
-
-def whole_model(model: nn.Module, plain: nn.Module) -> nn.Module:
-    """The copy that `shard` made, with the weights of now; all ranks must call it."""
-    plain.load_state_dict(whole(model.state_dict()))
-    return plain

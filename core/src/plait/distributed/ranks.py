@@ -37,13 +37,7 @@ _counter = itertools.count()
 
 
 class Ranks:
-    """The processes of a run, or the one process that makes it alone.
-
-    Args:
-        rank, world: this process among all.
-        store: a ``torch.distributed`` store.
-        timeout: seconds that a process waits for the others.
-    """
+    """The processes of a run, or the one that makes it alone; each waits for the others ``timeout`` seconds at most."""
 
     def __init__(self, rank: int, world: int, store: Any, timeout: float) -> None:
         self.rank, self.world, self.timeout = rank, world, timeout
@@ -51,7 +45,6 @@ class Ranks:
         self._told = False
         self._lost: set[int] = set()
 
-    # ---- agreeing -----------------------------------------------------------------------------------------------
     def decide(self, name: str, make: Callable[[], Any]) -> Any:
         """What ``make`` gives on rank 0 (JSON values), the same on every rank; its error is everybody's.
 
@@ -74,10 +67,7 @@ class Ranks:
         return value
 
     def compare(self, mine: Mapping[str, Any]) -> None:
-        """Refuse to train when the processes were not started alike.
-
-        Args:
-            mine: what must be equal: ``{"recipe": ..., "versions": {...}, ...}``, JSON values.
+        """Refuse to train when the processes were not started alike, by ``{"recipe": ..., ...}`` of JSON values.
 
         Raises:
             BadInput: naming the first rank that differs, and in what.
@@ -106,7 +96,6 @@ class Ranks:
                 f"({first_line(error)}). Look at that process; distributed.timeout says how long to wait."
             ) from error
 
-    # ---- failing ------------------------------------------------------------------------------------------------
     def tell(self, error: BaseException) -> None:
         """Say why this process fails, for the others; marks the error when another process has said it already."""
         if self._told:
@@ -174,7 +163,6 @@ class Ranks:
             return None
         return None if told is None or told["rank"] == self.rank else told
 
-    # ---- signs of life ------------------------------------------------------------------------------------------
     @contextlib.contextmanager
     def alive(self, step: Callable[[], int]) -> Iterator[None]:
         """While inside, say every second that this process lives, and at which step; explain a broken exchange.
@@ -221,23 +209,18 @@ class Ranks:
     def _beats(self) -> dict[int, tuple[int, int]]:
         """rank -> (how often it has shown a sign of life, its step); empty when the store is gone."""
         beats = {}
-        try:
+        with contextlib.suppress(RuntimeError):
             for rank in range(self.world):
                 if self.store.check([f"alive/{rank}"]):
                     count, step = self.store.get(f"alive/{rank}").decode().split()
                     beats[rank] = (int(count), int(step))
-        except (RuntimeError, ValueError):
-            return {}
-        return beats
+            return beats
+        return {}
 
 
 @contextlib.contextmanager
 def together(accelerator: Accelerator, timeout: float) -> Iterator[Ranks]:
-    """The conversation of the processes that Accelerate has brought together; they fail and end together.
-
-    Args:
-        timeout: seconds that a process waits for the others.
-    """
+    """The conversation of the processes that Accelerate has brought together; they fail and end together."""
     # every run of a process has keys of its own
     shared = HashStore() if accelerator.num_processes == 1 else _get_default_store()
     store = PrefixStore(f"plait/{next(_counter)}", shared)
@@ -255,10 +238,9 @@ def broken_exchange(error: BaseException) -> bool:
     """Whether an error is torch.distributed's way to say that other processes did not answer."""
     if isinstance(error, torch.distributed.DistError):
         return True
-    words = ("gloo", "nccl", "NCCL", "Connection closed by peer", "Connection reset", "Broken pipe", "remote worker")
-    late = ("Timed out waiting", "pair closure")
-    theirs = isinstance(error, RuntimeError) and not isinstance(error, PlaitError)
-    return theirs and any(word in str(error) for word in (*words, *late))
+    lost = ("Connection closed by peer", "Connection reset", "Broken pipe", "remote worker", "pair closure")
+    words = ("gloo", "nccl", "NCCL", "Timed out waiting", *lost)
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 
 def differences(mine: Any, other: Any, place: str = "") -> Iterator[tuple[str, Any, Any]]:

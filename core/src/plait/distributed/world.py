@@ -33,7 +33,6 @@ class World:
         self.rank = accelerator.process_index if accelerator is not None else 0
         self.size = accelerator.num_processes if accelerator is not None else 1
 
-    # ---- bringing together --------------------------------------------------------------------------------------
     def sum(self, value: Tensor) -> Tensor:
         """The sum of a tensor over all ranks (itself on one process)."""
         if self._accelerator is None or self.size == 1:
@@ -42,11 +41,7 @@ class World:
         return total.to(value.device)
 
     def mean(self, value: Tensor, share: float) -> float:
-        """The mean of a scalar of the batch over the examples of all ranks.
-
-        Args:
-            share: this rank's rows of the batch over the mean rows of a rank.
-        """
+        """The mean of a scalar over the batch's examples on all ranks; ``share``: own rows over a rank's mean rows."""
         if self.size == 1:
             return float(value.item())
         return float(self.sum(value.detach().float() * share).item()) / self.size
@@ -104,14 +99,13 @@ class World:
         mine = torch.arange(rows).tensor_split(self.size)[self.rank]
         return list(mine.tensor_split(max(1, math.ceil(rows // self.size / batch))))
 
-    # ---- forward and backward passes ----------------------------------------------------------------------------
     def averaging(self, model: nn.Module) -> nn.Module:
         """The model in the wrapper that averages gradients over the ranks (itself on one process)."""
         if self._accelerator is None or self.size == 1:
             return model
         # not moved: a move from "cpu" to "cpu:0" copies, and masks would hold what no longer is the weights
         network: nn.Module = self._accelerator.prepare_model(model, device_placement=False)
-        # its precision wrapper would stay on the plain module and in exports; `autocast` does its work
+        # its precision wrapper would stay on the plain module and in exports; `Forward` does its work
         for patched in ("forward", "_original_forward"):
             model.__dict__.pop(patched, None)
         return network
@@ -122,12 +116,3 @@ class World:
             return NOTHING
         passes: contextlib.AbstractContextManager[Any] = self._accelerator.no_sync(network)
         return passes
-
-    def autocast(self, precision: str) -> contextlib.AbstractContextManager[Any]:
-        """The precision of a forward pass: ``fp32`` or ``bf16``."""
-        return NOTHING if precision == "fp32" else torch.autocast(self.device.type, dtype=torch.bfloat16)
-
-
-def shareable(value: Any, rows: int) -> bool:
-    """Whether a result has one row for each example, and so can be brought together."""
-    return isinstance(value, Tensor) and value.ndim > 0 and len(value) == rows

@@ -54,17 +54,9 @@ class Installed:
 
     def as_dict(self) -> dict[str, Any]:
         """The form printed by ``plait plugins --json``."""
-        return {
-            "name": self.name,
-            "distribution": self.distribution,
-            "version": self.version,
-            "summary": self.plugin.summary if self.plugin else "",
-            "paper": self.plugin.paper if self.plugin else "",
-            "status": self.status,
-            "reason": self.reason,
-            "contract": self.contract,
-            "hooks": self.hooks,
-        }
+        plain = {name: value for name, value in vars(self).items() if name != "plugin"}
+        summary, paper = (self.plugin.summary, self.plugin.paper) if self.plugin else ("", "")
+        return {**plain, "summary": summary, "paper": paper}
 
 
 class _Manager(pluggy.PluginManager):
@@ -99,12 +91,10 @@ def implementations(plugin: Plugin) -> list[Implementation]:
             for impl in caller.get_hookimpls():
                 order = getattr(impl.function, "plait_order", {})
                 if order.get("inner") and rule_of(caller.name) is not Rule.WRAP:
-                    raise pluggy.PluginValidationError(
-                        plugin, f"hook {caller.name!r} has no innermost step: inner=True belongs to optimizer_step"
-                    )
-                implementations_of.append(
-                    Implementation(plugin.name, caller.name, impl.function, tuple(impl.argnames), **order)
-                )
+                    problem = f"hook {caller.name!r} has no innermost step: inner=True belongs to optimizer_step"
+                    raise pluggy.PluginValidationError(plugin, problem)
+                arguments = tuple(impl.argnames)
+                implementations_of.append(Implementation(plugin.name, caller.name, impl.function, arguments, **order))
     finally:
         # a refused signature leaves the plugin half registered; a fresh manager forgets it
         _manager.cache_clear() if plugin.name not in dict(manager.list_name_plugin()) else manager.unregister(plugin)
@@ -226,26 +216,21 @@ def _judge(item: Installed, plugin: Any) -> tuple[str, str]:
         return "broken", f"the name {name!r} is reserved or not of lower-case letters, digits, - and _"
     if hasattr(plugin, "claims"):
         return "broken", "its claims() is now called ownership(), and returns plait.Ownership"
-    if isinstance(getattr_static(plugin, "Options"), Later):
-        return "ok", ""
-    if not (isinstance(plugin.Options, type) and issubclass(plugin.Options, BaseModel)):
+    options = getattr_static(plugin, "Options")
+    if not isinstance(options, Later) and not (isinstance(options, type) and issubclass(options, BaseModel)):
         return "broken", "its Options is not a pydantic model (subclass plait.Options)"
     return "ok", ""
 
 
 def mark_duplicates(items: list[Installed]) -> None:
     """Make every plugin of a name that several packages register unusable, naming the packages."""
-    by_name: dict[str, list[Installed]] = {}
     for item in items:
-        by_name.setdefault(item.name, []).append(item)
-    for same in by_name.values():
-        if len(same) > 1:
+        same = [other for other in items if other.name == item.name]
+        # the core's own plugin, which is the first, stays usable whatever a stranger calls itself
+        if len(same) > 1 and not (item.name == BUILTIN and item is same[0]):
             owners = " and ".join(sorted(f"{i.distribution} {i.version}" for i in same))
-            for item in same:
-                if item.name == BUILTIN and item is same[0]:
-                    continue  # the core's own plugin stays usable whatever a stranger calls itself
-                item.status, item.plugin = "duplicate", None
-                item.reason = f"the name {item.name!r} is registered by {owners}: uninstall one of them"
+            item.status, item.plugin = "duplicate", None
+            item.reason = f"the name {item.name!r} is registered by {owners}: uninstall one of them"
 
 
 def collect(hook: str) -> tuple[dict[str, tuple[str, Any]], dict[str, str]]:
@@ -268,11 +253,8 @@ def collect(hook: str) -> tuple[dict[str, tuple[str, Any]], dict[str, str]]:
             continue
         for name, declaration in pairs:
             if name in entries:
-                other = active_registry()[entries[name][0]]
-                problems[name] = (
-                    f"{hook} {name!r} is registered by {other.distribution} and by {item.distribution}: "
-                    "uninstall one of them."
-                )
+                both = f"{active_registry()[entries[name][0]].distribution} and by {item.distribution}"
+                problems[name] = f"{hook} {name!r} is registered by {both}: uninstall one of them."
             else:
                 entries[name] = (item.name, declaration)
     for name in problems:
@@ -280,15 +262,9 @@ def collect(hook: str) -> tuple[dict[str, tuple[str, Any]], dict[str, str]]:
     return entries, problems
 
 
-# ---- contract ----------------------------------------------------------------------------------------------------
 def judge_contract(declared: Any, name: str, distribution: str) -> tuple[str, str]:
-    """(status, reason) of a plugin that declares this contract; ``("ok", "")`` for the present one.
-
-    Args:
-        declared: the plugin's ``contract``, whatever its author wrote there.
-        name: the plugin's.
-        distribution: the distribution that brought it, as pip knows it.
-    """
+    """(status, reason) of a plugin by its ``contract``, whatever its author wrote there; ``("ok", "")`` for the present
+    one."""
     if type(declared) is not int:
         return "broken", (
             f"its contract is {declared!r}, not a number; write `contract = {CONTRACT_VERSION}` if it was written for "
@@ -318,7 +294,6 @@ def remedy(declared: int | None, distribution: str) -> str:
     return "pip install -U plait-core" if newer else f"pip install -U {distribution}"
 
 
-# ---- components --------------------------------------------------------------------------------------------------
 def data_source(name: str | None) -> DataSource | None:
     """The declaration of a registered data source, None for an import path; BadInput for an unknown name."""
     source: DataSource | None = _component("data_sources", "data source", name)

@@ -24,12 +24,7 @@ if TYPE_CHECKING:
 
 
 def judge_ownership(owned: Mapping[str, tuple[Ownership, ...]], owners: Sequence[Implementation]) -> list[Refusal]:
-    """Two owners of one thing, and mask updaters that own nothing, are refused.
-
-    Args:
-        owned: plugin -> what it declares.
-        owners: the implementations of ``update_masks``.
-    """
+    """Two owners of one thing are refused, and ``owners`` (who implements ``update_masks``) that own nothing."""
     refusals = []
     for first, second in combinations(owned, 2):
         both = [(a, b) for a in owned[first] for b in owned[second] if a.overlaps(b)]

@@ -173,9 +173,8 @@ class RunDirectory:
         for path in saved:
             if name in (path.name, path.stem):
                 return path
-        raise BadCheckpoint(
-            f"{self.path} has no checkpoint {name!r}; it has {', '.join(p.stem for p in saved) or 'none'}."
-        )
+        names = ", ".join(path.stem for path in saved) or "none"
+        raise BadCheckpoint(f"{self.path} has no checkpoint {name!r}; it has {names}.")
 
 
 def default_path(recipe: Recipe, root: Path | str = "runs") -> Path:

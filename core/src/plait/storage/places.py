@@ -41,13 +41,13 @@ def stores(url: str) -> Any:
     Raises:
         BadInput: there is none, or it cannot be imported.
     """
-    entries = entry_points(group=GROUP)
-    if not entries:
+    entry = next(iter(entry_points(group=GROUP)), None)
+    if entry is None:
         raise BadInput(f'{url}: no installed package opens runs on object stores; see "Object stores" on the site.')
     try:
-        return next(iter(entries)).load()
+        return entry.load()
     except ImportError as error:
-        raise BadInput(f"{url}: {next(iter(entries)).value} cannot be imported: {error}") from error
+        raise BadInput(f"{url}: {entry.value} cannot be imported: {error}") from error
 
 
 def existing(path: Path | str) -> RunDirectory:

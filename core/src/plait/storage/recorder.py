@@ -24,20 +24,17 @@ if TYPE_CHECKING:
 
 
 class Recorder:
-    """The one place that writes to the run directory. On ranks other than 0 it writes nothing.
+    """The one place that writes to the run directory; where not ``writes`` (on ranks other than 0) it writes nothing.
 
-    Args:
-        directory: where.
-        progress: the bar.
-        accelerator: for the trackers (TensorBoard, MLflow, W&B), or None.
-        writes: whether this process writes.
+    ``accelerator`` has the trackers (TensorBoard, MLflow, W&B); ``stop_requested`` says that a signal asked the run to
+    stop at the next step boundary.
     """
 
     def __init__(
         self, directory: RunDirectory, progress: Silent, accelerator: Accelerator | None = None, writes: bool = True
     ) -> None:
         self.directory, self.progress, self.accelerator, self.writes = directory, progress, accelerator, writes
-        self._stop = False
+        self.stop_requested = False
         self._shown = 0.0
         self._file: TextIO | None = None
 
@@ -49,18 +46,15 @@ class Recorder:
         """
         if not self.writes:
             return
-        line = json.dumps(
-            _finite({"event": kind, "time": round(time.time(), 3), **values}), allow_nan=False, default=str
-        )
+        entry = _finite({"event": kind, "time": round(time.time(), 3), **values})
+        line, path = json.dumps(entry, allow_nan=False, default=str), self.directory.events_file
         try:
             if self._file is None:
-                self._file = open(self.directory.events_file, "a", encoding="utf-8")  # noqa: SIM115 - one write a step
+                self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - one write a step
             self._file.write(line + "\n")
             self._file.flush()
         except OSError as error:
-            raise RunFailed(
-                f"{self.directory.events_file} could not be written: {error}. The last checkpoint is kept."
-            ) from error
+            raise RunFailed(f"{path} could not be written: {error}. The last checkpoint is kept.") from error
         if kind == "scalars" and self.accelerator is not None and self.accelerator.trackers:
             self.accelerator.log(values["values"], step=values["step"])
 
@@ -107,11 +101,6 @@ class Recorder:
             self._file.close()
             self._file = None
 
-    # ---- stopping -----------------------------------------------------------------------------------------------
-    def stop_requested(self) -> bool:
-        """Whether a signal asked the run to stop at the next step boundary."""
-        return self._stop
-
     @contextlib.contextmanager
     def signals(self) -> Iterator[None]:
         """Ctrl-C and SIGTERM ask for a stop between steps; a second Ctrl-C stops at once."""
@@ -120,9 +109,9 @@ class Recorder:
             return
 
         def ask(number: int, frame: FrameType | None) -> None:
-            if self._stop and number == signal.SIGINT:
+            if self.stop_requested and number == signal.SIGINT:
                 raise KeyboardInterrupt
-            self._stop = True
+            self.stop_requested = True
 
         before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
         try:

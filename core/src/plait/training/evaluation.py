@@ -13,12 +13,14 @@ from torch.nn import functional
 from plait.data import Data, DataInfo, Split
 from plait.data.streams import in_order
 from plait.declare.results import Metric, Plot, Table
-from plait.distributed.world import shareable
 from plait.training.forward import Forward
 from plait.training.frozen import evaluating
 
 BATCH = 512
 """Examples per forward pass in evaluation, where the split does not say how many it takes at once."""
+
+TASKS = ("classification", "multilabel", "regression")
+"""Those that have figures of their own."""
 
 
 @dataclass(frozen=True)
@@ -55,14 +57,8 @@ class NoSuchView(KeyError):
 class Predictions(Mapping[str, Predicted]):
     """View name -> predictions, computed at first use and kept, so several plugins share one forward pass.
 
-    Args:
-        forward: how a batch goes through the model.
-        model: what predicts.
-        views: by name.
-        test: the split of the views that bring none of their own.
-
-    Attributes:
-        used: how often a view was asked for; a plugin that asked for none has figures that no split changes.
+    ``test`` is the split of the views that bring none of their own, ``used`` how often a view was asked for; a plugin
+    that asked for none has figures that no split changes.
     """
 
     def __init__(self, forward: Forward, model: torch.nn.Module, views: Mapping[str, View], test: Split) -> None:
@@ -108,8 +104,8 @@ def predict(
     if 1 < world.size <= rows:
         parts = world.parts(rows, size)
         outputs, fields = _predict(forward, model, (split.__getitems__(part) for part in parts), transform)
-        mine = sum(len(part) for part in parts)
-        if world.all_true(all(shareable(v, mine) for v in (outputs, *fields.values()))):
+        mine, results = sum(len(part) for part in parts), (outputs, *fields.values())
+        if world.all_true(all(isinstance(v, Tensor) and v.ndim > 0 and len(v) == mine for v in results)):
             return world.joined(outputs), {name: world.joined(fields[name]) for name in sorted(fields)}
     return _predict(forward, model, in_order(split, size), transform)
 
@@ -139,7 +135,7 @@ def _join(parts: list[Any]) -> Any:
 
 def task_metrics(data: Data, predictions: Predictions) -> dict[str, Metric | Table | Plot]:
     """The figures of `split_figures` on ``clean``: the loss, then those that are to be high."""
-    if not has_figures(data.info):
+    if data.info.task not in TASKS:
         return {}
     figures = split_figures(data, predictions["clean"].outputs, predictions["clean"].fields)
     return dict(sorted(figures.items(), key=lambda item: item[0] != "loss"))
@@ -149,11 +145,8 @@ def split_figures(data: Data, outputs: Any, fields: Mapping[str, Any]) -> dict[s
     """What a split's predictions are worth: the data's own ``figures``, then those of its task.
 
     Accuracy in % and cross-entropy in nats (classification), binary cross-entropy in nats, the mean over the labels
-    (multilabel), mean squared error (regression). By the first figure the best state is chosen.
-
-    Args:
-        data: its ``info`` and ``figures``.
-        outputs, fields: of `predict`.
+    (multilabel), mean squared error (regression). By the first figure the best state is chosen. ``outputs`` and
+    ``fields`` are of `predict`.
     """
     own = {} if data.figures is None else data.figures(outputs, fields)
     return {**own, **{n: figure for n, figure in _figures(data.info, outputs, fields).items() if n not in own}}
@@ -163,11 +156,6 @@ def score(figures: Mapping[str, Metric]) -> float:
     """The first figure, as a number of which more is better."""
     first = next(iter(figures.values()))
     return -first.value if first.better == "lower" else first.value
-
-
-def has_figures(info: DataInfo) -> bool:
-    """Whether the task has figures of its own."""
-    return info.task in ("classification", "multilabel", "regression")
 
 
 def _figures(info: DataInfo, outputs: Any, fields: Mapping[str, Any]) -> dict[str, Metric]:

@@ -7,7 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from plait.distributed.world import World
+import torch
+
+from plait.distributed.world import NOTHING, World
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Forward:
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """The precision of a forward pass."""
-        return self.world.autocast(self.precision)
+        return NOTHING if self.precision == "fp32" else torch.autocast(self.world.device.type, dtype=torch.bfloat16)
 
     def raw(self, model: Callable[..., Any], batch: Any) -> Any:
         """All that a model computes for a batch."""

@@ -35,7 +35,6 @@ class MaskSet:
     def __bool__(self) -> bool:
         return bool(self.mask)
 
-    # ---- ownership ----------------------------------------------------------------------------------------------
     def own(self, owner: str, names: Iterable[str]) -> dict[str, Tensor]:
         """Take parameters; returns their masks, all ones.
 
@@ -51,10 +50,9 @@ class MaskSet:
         for name in names:
             if name not in parameters:
                 raise BadInput(f"plugin {owner!r} wants to own the mask of {name!r}, which the model does not have.")
-            if name in self.owner and self.owner[name] != owner:
-                raise BadInput(
-                    f"{owner!r} and {self.owner[name]!r} both own the mask of {name!r}; drop one of the two plugins."
-                )
+            if self.owner.get(name, owner) != owner:
+                both = f"{owner!r} and {self.owner[name]!r} both"
+                raise BadInput(f"{both} own the mask of {name!r}; drop one of the two plugins.")
             taken[name] = torch.ones_like(parameters[name].detach())
         self.owner.update(dict.fromkeys(taken, owner))
         self.mask.update(taken)
@@ -79,7 +77,6 @@ class MaskSet:
         """Zero these too, by parameter name, whenever optimizer state is zeroed; the dict is read anew each time."""
         self._followers.append(tensors)
 
-    # ---- holding ------------------------------------------------------------------------------------------------
     @torch.no_grad()
     def hold(self) -> None:
         """Zero the masked weights."""
@@ -101,7 +98,6 @@ class MaskSet:
             torch._foreach_mul_([tensors[name] for name in self.mask], self._masks)
         self.dirty = False
 
-    # ---- gradients ----------------------------------------------------------------------------------------------
     def keep_dense(self, owner: str, wanted: bool = True) -> None:
         """Keep the dense gradients of the owner's tensors from the next passes (a copy of them each, so not always)."""
         (self._keep_dense.add if wanted else self._keep_dense.discard)(owner)
@@ -109,8 +105,9 @@ class MaskSet:
     @torch.no_grad()
     def mask_gradients(self, *, keep: bool, accumulate: bool) -> None:
         """Zero the gradients at masked positions; with ``keep`` remember what stood there for owners that asked."""
-        for (name, mask), parameter in zip(self.mask.items(), self._parameters, strict=True):
-            if keep and self.owner[name] in self._keep_dense and parameter.grad is not None:
+        asked = zip(self.mask.items(), self._parameters, strict=True) if keep and self._keep_dense else ()
+        for (name, mask), parameter in asked:
+            if self.owner[name] in self._keep_dense and parameter.grad is not None:
                 # earlier parts of an accumulated gradient are already masked in p.grad: only this part shows here
                 hidden = parameter.grad * (1 - mask)
                 self._dense[name] = self._dense[name] + hidden if accumulate and name in self._dense else hidden
@@ -126,16 +123,14 @@ class MaskSet:
         """
         parameter = self._parameters[list(self.mask).index(name)]
         if name not in self._dense or parameter.grad is None:
-            raise BadInput(
-                f"no dense gradient of {name!r} was kept: call masks.keep_dense({self.owner[name]!r}) before the step."
-            )
+            call = f"masks.keep_dense({self.owner[name]!r})"
+            raise BadInput(f"no dense gradient of {name!r} was kept: call {call} before the step.")
         return parameter.grad + self._dense[name]
 
     def forget_dense(self) -> None:
         """Free the remembered gradients."""
         self._dense.clear()
 
-    # ---- figures and state --------------------------------------------------------------------------------------
     def counts(self) -> dict[str, tuple[int, int]]:
         """Parameter name -> (positions kept, positions)."""
         return {name: (int(mask.count_nonzero()), mask.numel()) for name, mask in self.mask.items()}
@@ -161,11 +156,9 @@ class MaskSet:
         Raises:
             BadCheckpoint: other tensors, owners or shapes than owned in this run.
         """
-        if set(state) != set(self.mask):
-            odd = sorted(set(state) ^ set(self.mask))[0]
-            raise BadCheckpoint(
-                f"the checkpoint's masks are of other tensors than this run's: {odd!r} is in only one of them."
-            )
+        if odd := sorted(set(state) ^ set(self.mask)):
+            others = "the checkpoint's masks are of other tensors than this run's"
+            raise BadCheckpoint(f"{others}: {odd[0]!r} is in only one of them.")
         for name, mask in self.mask.items():
             saved = state[name]
             if saved["owner"] != self.owner[name] or list(mask.shape) != saved["shape"]:

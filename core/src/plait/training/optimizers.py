@@ -72,7 +72,6 @@ def set_lr(optimizer: torch.optim.Optimizer, table: recipe.Scheduler, done: int,
         group["lr"] = group["initial_lr"] * factor
 
 
-# ---- state -------------------------------------------------------------------------------------------------------
 def state_to_tree(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """``optimizer.state_dict()`` with string keys, for a checkpoint."""
     state = optimizer.state_dict()
@@ -86,9 +85,8 @@ def tree_to_state(optimizer: torch.optim.Optimizer, tree: Mapping[str, Any]) -> 
         BadCheckpoint: state of other parameters.
     """
     try:
-        optimizer.load_state_dict(
-            {"state": {int(k): v for k, v in tree["state"].items()}, "param_groups": tree["param_groups"]}
-        )
+        state = {int(key): value for key, value in tree["state"].items()}
+        optimizer.load_state_dict({"state": state, "param_groups": tree["param_groups"]})
     except (ValueError, KeyError) as error:
         raise BadCheckpoint(f"the checkpoint's optimizer does not fit this model: {error}.") from error
 

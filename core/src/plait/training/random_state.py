@@ -15,8 +15,8 @@ def global_random_state(device: torch.device) -> dict[str, Any]:
     """The state of the global generators of torch, numpy and Python."""
     name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     version, internal, gauss_next = random.getstate()
-    state: dict[str, Any] = {
-        "torch": torch.get_rng_state(),
+    return {
+        **dict(zip(("torch", "cuda"), random_state(device), strict=False)),
         "numpy": {
             "name": str(name),
             "keys": torch.from_numpy(np.asarray(keys).astype(np.int64)),
@@ -24,21 +24,16 @@ def global_random_state(device: torch.device) -> dict[str, Any]:
         },
         "python": {"version": version, "internal": torch.tensor(internal, dtype=torch.int64), "next": gauss_next},
     }
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
 
 
 def set_global_random_state(state: Mapping[str, Any], device: torch.device) -> None:
     """Put the global generators back."""
-    torch.set_rng_state(state["torch"])
+    set_random_state([state[kind] for kind in ("torch", "cuda") if kind in state], device)
     saved = state["numpy"]
     position, has_gauss, gauss = saved["rest"]
     np.random.set_state((saved["name"], saved["keys"].numpy().astype(np.uint32), position, has_gauss, gauss))
     python = state["python"]
     random.setstate((python["version"], tuple(python["internal"].tolist()), python["next"]))
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], device)
 
 
 def random_state(device: torch.device) -> list[Tensor]:

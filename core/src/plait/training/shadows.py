@@ -17,10 +17,6 @@ class Shadows:
 
     A set is parameter name -> tensor and changes in place. It begins as a copy of the weights. Where a mask becomes
     zero it becomes zero with the optimizer state, so a weight that comes back starts from zero here too.
-
-    Args:
-        model: the network, its parameters on their device.
-        masks: its masks.
     """
 
     def __init__(self, model: nn.Module, masks: MaskSet) -> None:

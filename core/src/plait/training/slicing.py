@@ -23,10 +23,9 @@ def slice_tensors(
     for name, cuts in plan.items():
         if name in parameters:
             parameter = parameters[name]
-            before = parameter.shape
             state = optimizer.state.get(parameter, {})
             for key, value in state.items():
-                if isinstance(value, Tensor) and value.shape == before:
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
                     state[key] = cut(value, cuts)
             parameter.grad = None
             parameter.data = cut(parameter.data, cuts)

@@ -138,19 +138,14 @@ class Trainer(Woven):
             ended = stream.epoch > epoch
             if (ended and stream.epoch % self.recipe.train.evaluate_every == 0) or self.step == self.total_steps:
                 self.validate()
-            if self._stop_requested():
+            stop = self._recorder.stop_requested
+            if self.world > 1:  # all agree, every `log_every` steps
+                stop = self.step % every == 0 and self._world.any_true(stop)
+            if stop:
                 self.checkpoint()
                 raise Interrupted(f"stopped after step {self.step} of {self.total_steps}.")
             if self.step < self.total_steps and (self.step % checkpoint_every == 0 if checkpoint_every else ended):
                 self.checkpoint()
-
-    def _stop_requested(self) -> bool:
-        """Whether to stop at this step boundary; several ranks agree on it every ``log_every`` steps."""
-        if self.world == 1:
-            return self._recorder.stop_requested()
-        if self.step % self.recipe.train.log_every:
-            return False
-        return self._world.any_true(self._recorder.stop_requested())
 
     def checkpoint(self) -> None:
         """Write a checkpoint; call it between two steps.
@@ -190,25 +185,27 @@ class Trainer(Woven):
         """The figures on the validation split; remembers the best state if the recipe selects by it."""
         if not len(self.data.validation):
             return
-        figures = self._validation_figures()
+        self.masks.hold()
+        if self.info.task in evaluation.TASKS:
+            predicted = evaluation.predict(self.forward, self.model, self.data.validation)
+            figures = evaluation.split_figures(self.data, *predicted)
+        else:
+            figures = {"loss": Metric(self._validation_loss(), "", "lower")}
         self.log({f"validation/{name}": metric.value for name, metric in figures.items()})
         if self.recipe.train.select == "best" and all(p.selectable(self) for p in self.plugins.values()):
             value = evaluation.score(figures)
             if self.best is None or value > self.best["score"]:
                 self.best = {"score": value, "step": self.step, "model": self.snapshot_model()}
 
-    def _validation_figures(self) -> dict[str, Metric]:
-        """`split_figures`; of an unusual task, whose objective a plugin gives and reports on, the loss."""
-        self.masks.hold()
-        if evaluation.has_figures(self.info):
-            predicted = evaluation.predict(self.forward, self.model, self.data.validation)
-            return evaluation.split_figures(self.data, *predicted)
+    @torch.no_grad()
+    def _validation_loss(self) -> float:
+        """Of an unusual task, whose objective a plugin gives and reports on."""
         losses = []
-        with torch.no_grad(), evaluating(self.model):
+        with evaluating(self.model):
             for batch in in_order(self.data.validation, evaluation.BATCH):
                 there = batch.to(self.device)
                 losses.append(self.objective(self.call(self.model, there), there).float().cpu())
-        return {"loss": Metric(float(torch.cat(losses, dim=-1).mean()), "", "lower")}
+        return float(torch.cat(losses, dim=-1).mean())
 
     def views(self) -> dict[str, View]:
         """``clean`` (the test split as it is) and the active plugins' views.
@@ -221,9 +218,8 @@ class Trainer(Woven):
         for plugin, given in self.composed["views"].named(trainer=self):
             for name, view in given.items():
                 if name in views:
-                    raise BadInput(
-                        f"the evaluation view {name!r} is registered by both {owner[name]!r} and {plugin!r}."
-                    )
+                    both = f"both {owner[name]!r} and {plugin!r}"
+                    raise BadInput(f"the evaluation view {name!r} is registered by {both}.")
                 views[name], owner[name] = view, plugin
         return views
 
@@ -232,10 +228,7 @@ class Trainer(Woven):
     ) -> dict[str, Metric | Table | Plot]:
         """Every active plugin's figures of a model as ``<plugin>/<name>``.
 
-        Args:
-            model: what predicts.
-            views: by name.
-            of_views: leave out a plugin that asks for another view, or for none: no split changes its figures.
+        With ``of_views`` without a plugin that asks for another view, or for none: no split changes its figures.
 
         Raises:
             BadInput: a plugin returned something else than metrics, tables and plots.

@@ -27,12 +27,7 @@ from plait.training.forward import Forward
 from plait.training.frozen import frozen_buffers
 from plait.training.masks import MaskSet
 from plait.training.objectives import default_objective
-from plait.training.random_state import (
-    global_random_state,
-    random_state,
-    set_global_random_state,
-    set_random_state,
-)
+from plait.training.random_state import global_random_state, random_state, set_global_random_state, set_random_state
 from plait.training.shadows import Shadows
 from plait.training.slicing import slice_tensors
 
@@ -109,14 +104,7 @@ class Woven:
 
     # ---- building -----------------------------------------------------------------------------------------------
     def take(self, model: nn.Module, info: DataInfo, forward: Forward, total_steps: int) -> None:
-        """Take a model that is transformed already; the plugins set themselves up.
-
-        Args:
-            model: in train mode, on the device.
-            info: of the data.
-            forward: how a batch goes through the model.
-            total_steps: the budget.
-        """
+        """Take a transformed model, on the device, for ``total_steps`` steps; the plugins set themselves up."""
         self.model, self.info, self.forward, self.total_steps = model, info, forward, total_steps
         self.plain = fsdp.shard(model, self.device, self.world) if self.sharded else None
         self.replicas: int | None = getattr(model, "replicas", None)
@@ -148,9 +136,8 @@ class Woven:
         """
         module.to(self.device)
         if optimizer is None:
-            self.optimizer.add_param_group(
-                {"params": list(module.parameters()), "initial_lr": self.recipe.optimizer.lr}
-            )
+            group = {"params": list(module.parameters()), "initial_lr": self.recipe.optimizer.lr}
+            self.optimizer.add_param_group(group)
         self._modules[name] = (module, optimizer)
         self.refresh()
         if name in self._waiting["extra"]:
@@ -211,10 +198,8 @@ class Woven:
             return default_objective(self.info, outputs, batch)
         result = owner({"trainer": self, "outputs": outputs, "batch": batch})
         if not isinstance(result, Tensor) or result.ndim == 0:
-            raise BadInput(
-                f"plugin {owner.plugin!r}: its objective is one number; return the loss of each example, shape [B], "
-                "so that other plugins can weight examples."
-            )
+            wanted = "the loss of each example, shape [B], so that other plugins can weight examples"
+            raise BadInput(f"plugin {owner.plugin!r}: its objective is one number; return {wanted}.")
         return result
 
     def example_weights(self, batch: Any, per_example: Tensor, without: Collection[str] = ()) -> Tensor | None:
@@ -225,15 +210,14 @@ class Woven:
         """
         product: Tensor | None = None
         for implementation in self.composed["example_weights"].implementations:
-            if implementation.plugin in without:
+            plugin = implementation.plugin
+            if plugin in without:
                 continue
             weights = implementation({"trainer": self, "batch": batch})
             if not isinstance(weights, Tensor) or weights.shape not in (per_example.shape, per_example.shape[-1:]):
                 shape = tuple(weights.shape) if isinstance(weights, Tensor) else type(weights).__name__
                 wanted = tuple(per_example.shape[-1:])
-                raise BadInput(
-                    f"plugin {implementation.plugin!r}: example_weights gave {shape}, expected a tensor {wanted}."
-                )
+                raise BadInput(f"plugin {plugin!r}: example_weights gave {shape}, expected a tensor {wanted}.")
             product = weights if product is None else product * weights
         return product
 
@@ -479,22 +463,23 @@ class Woven:
     def whole_model(self) -> nn.Module:
         """A copy of the model in eval mode, with every parameter whole."""
         if self.plain is not None:
-            return fsdp.whole_model(self.model, self.plain).to(self.device).eval()
+            self.plain.load_state_dict(fsdp.whole(self.model.state_dict()))
+            return self.plain.to(self.device).eval()
         return copy.deepcopy(self.model).eval()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the step needs to go on, between two steps."""
         assert not self.in_step, "a checkpoint inside a step would hold perturbed weights"
+        modules = {
+            name: {"module": module.state_dict(), "optimizer": optimizers.state_to_tree(own) if own else None}
+            for name, (module, own) in self._modules.items()
+        }
         state = {
             "step": self.step,
             "phase": list(self.phase),
             "model": self.model.state_dict(),
             "optimizer": optimizers.state_to_tree(self.optimizer),
-            "extra": self._waiting["extra"]
-            | {
-                name: {"module": module.state_dict(), "optimizer": optimizers.state_to_tree(own) if own else None}
-                for name, (module, own) in self._modules.items()
-            },
+            "extra": self._waiting["extra"] | modules,
             "masks": self.masks.state_dict(),
             "shadows": self._waiting["shadows"] | self._shadows.state_dict(),
             "plugins": {name: plugin.state_dict() for name, plugin in self.plugins.items()},

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+HALVES = (torch.float16, torch.bfloat16, torch.complex32)
+
 
 def decay_after(steps: int, decay: float, warmup: bool) -> float:
     """Share of the average that is kept when ``steps`` states were averaged before: 0 at first, then ``decay``.
@@ -25,14 +27,26 @@ def ema(decay: float = 0.999, warmup: bool = True) -> Callable[[list[Tensor], li
     """A ``multi_avg_fn`` for `torch.optim.swa_utils.AveragedModel`: ``average <- d * average + (1 - d) * weights``.
 
     Returns:
-        A function of the averages (changed in place), the present weights, and how many states were averaged before.
+        A function of the averages (changed in place), the present weights, and how many states were averaged before. It
+        raises ValueError for averages in half precision.
     """
 
     def update(averages: list[Tensor], weights: list[Tensor], steps: Tensor | int) -> None:
+        check_precision({f"weight {number}": weight for number, weight in enumerate(averages)})
         average = get_ema_multi_avg_fn(decay_after(int(steps), decay, warmup))  # type: ignore[no-untyped-call]
         average(averages, weights, steps)
 
     return update
+
+
+def check_precision(weights: Mapping[str, Tensor]) -> None:
+    """Raise `ValueError` that names a weight in half precision: a step of ``1 - decay`` would be rounded away in it."""
+    for name, weight in weights.items():
+        if weight.dtype in HALVES:
+            raise ValueError(
+                f"{name!r} is {weight.dtype}, in which an average does not move: its steps are rounded away. Keep the "
+                "weights in float32 (precision = 'bf16' computes in bfloat16 all the same)"
+            )
 
 
 @torch.no_grad()

@@ -27,8 +27,9 @@ class EMAPlugin(Plugin):
 
     def setup(self, trainer: Trainer) -> None:
         """Ask for a copy of the weights that follows masks, slices and checkpoints."""
-        from .average import ema
+        from .average import check_precision, ema
 
+        check_precision(dict(trainer.model.named_parameters()))
         trainer.shadow("ema")
         self._update, self._steps = ema(self.options.decay, self.options.warmup), 0
 

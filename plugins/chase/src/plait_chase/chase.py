@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from copy import deepcopy
 from typing import Any
 
 import torch
@@ -13,9 +12,10 @@ from plait_chase.channels import ChannelGroup, rounded_alive, tensor_name
 from plait_chase.config import ChaseConfig
 from plait_chase.engine import ChaseEngine, Update, present_channels
 from plait_chase.errors import ChaseError
-from plait_chase.flops import dense_macs, layer_costs, layer_table, sparse_macs
-from plait_chase.groups import find_channel_groups
-from plait_chase.shrink import Plan, apply_shrink, reslice_optimizer, shrink_plan
+from plait_chase.flops import computed_weights, dense_macs, layer_costs, layer_table, sparse_macs
+from plait_chase.groups import computed_in_graph, find_channel_groups
+from plait_chase.shrink import Plan, apply_shrink, copied, require_sliceable, reslice_optimizer, shrink_plan
+from plait_chase.weights import owned_weights, unreached
 
 __all__ = ["Chase", "initialise"]
 
@@ -65,6 +65,10 @@ class Chase:
 
     Weights are masked by value, so gradients stay dense: growth reads them at masked positions from ``.grad``.
 
+    Frozen weights, parametrized layers, and weights that the forward pass computes others from are left alone. So are
+    weights without a gradient: known from ``example_input``, or after the first step, when masks are drawn anew without
+    them and they get their values back. The channels of a group with such a layer stay.
+
     Args:
         model: the network, on its final device.
         optimizer: any optimizer over its parameters; state tensors shaped like their parameter are masked along.
@@ -73,10 +77,13 @@ class Chase:
         channel_sparsity: S_c, share of prunable channels to remove, in [0, 1); default 0.5.
         config: all options at once; excludes ``density``, ``channel_sparsity`` and ``options``.
         groups: channel groups; default :func:`find_channel_groups`.
-        exclude: names of parameters that stay dense and do not count in N.
+        exclude: names of parameters that stay dense and do not count in N (globs); a group with one of them keeps its
+            channels.
+        include: names of parameters to own (globs); default all. A pattern that matches only parameters without
+            gradients asks for them.
         generator: source of all randomness; default a CPU generator seeded with 0.
-        example_input: one batch, for models that cannot be traced otherwise, for ``prune_residual``, and for the
-            FLOPs of :meth:`report`.
+        example_input: one batch, for models that cannot be traced otherwise, for ``prune_residual``, to know which
+            weights are read as they are, and for the FLOPs of :meth:`report`.
         prune_residual: also prune residual streams ("prune skip").
         shrink_during: slice the network physically after each channel removal: the same run, faster. Parameters are
             replaced by new ones in ``model`` and ``optimizer``.
@@ -101,6 +108,7 @@ class Chase:
         config: ChaseConfig | None = None,
         groups: Sequence[ChannelGroup] | None = None,
         exclude: Iterable[str] = (),
+        include: Iterable[str] = ("*",),
         generator: torch.Generator | None = None,
         example_input: Any = None,
         prune_residual: bool = False,
@@ -122,22 +130,61 @@ class Chase:
         if groups is None:
             wanted = config.channel_sparsity > 0
             groups = find_channel_groups(model, example_input, prune_residual=prune_residual) if wanted else ()
-        skipped = set(exclude)
-        parameters = dict(model.named_parameters())
-        if skipped - set(parameters):
-            raise ChaseError(f"exclude names no parameter: {', '.join(sorted(skipped - set(parameters)))}")
-        biases = {tensor_name(module, "bias") for group in groups for module in group.producers}
-        self.masks: dict[str, Tensor] = {
-            name: torch.ones_like(p, memory_format=torch.contiguous_format, requires_grad=False)
-            for name, p in parameters.items()
-            if (p.ndim >= 2 and name not in skipped) or name in biases
-        }
-        self.engine = ChaseEngine(config, total_steps, self.masks, groups, generator)
+        copied(model)  # what cannot be copied cannot be shrunk in the end
+        require_sliceable(model, groups)
+        self._config, self._groups, self._total_steps = config, tuple(groups), total_steps
+        self._patterns = {"include": tuple(include), "exclude": tuple(exclude)}
+        self._computed: frozenset[str] = frozenset()
+        without: set[str] = set()
+        if example_input is not None:
+            inputs = example_input if isinstance(example_input, tuple) else (example_input,)
+            self._computed = computed_weights(model, example_input)
+            without = unreached(model, lambda copy: copy(*inputs))
+        else:
+            self._computed = frozenset(computed_in_graph(model))
+        self._generator = generator if generator is not None else torch.Generator().manual_seed(0)
+        self._drawn_from = self._generator.get_state()
+        self.masks: dict[str, Tensor] = {}
         self._dense_gradients: dict[str, Tensor] = {}
         self._notes: dict[str, None] = {}
         self._costs = layer_costs(model, example_input) if example_input is not None else None
-        self.engine.start()
+        self._without_gradient = without
+        self._draw()
+        # until the first step tells which weights have gradients
+        self._initial = {name: p.detach().clone() for name, p in self._masked_parameters().items()}
         self.apply()
+
+    def _draw(self) -> None:
+        """Choose what is owned, and draw its masks; the same choice gives the same masks."""
+        owned = owned_weights(
+            self.model,
+            self._groups,
+            computed=self._computed,
+            without_gradient=self._without_gradient,
+            **self._patterns,
+        )
+        parameters = dict(self.model.named_parameters())
+        self.masks.clear()
+        for name in owned.names:
+            mask = torch.ones_like(parameters[name], memory_format=torch.contiguous_format, requires_grad=False)
+            self.masks[name] = mask
+        self._generator.set_state(self._drawn_from)
+        try:
+            self.engine = ChaseEngine(self._config, self._total_steps, self.masks, owned.groups, self._generator)
+        except ChaseError as error:
+            raise ChaseError("; ".join([str(error), *owned.remarks])) from error
+        self.engine.start()
+        self._notes = dict.fromkeys(owned.remarks)
+
+    @torch.no_grad()
+    def _release(self, names: Iterable[str]) -> None:
+        """Give back weights that turned out to have no gradients, and draw the other masks anew."""
+        before = dict(self.masks)
+        self._without_gradient |= set(names)
+        self._draw()
+        parameters = dict(self.model.named_parameters())
+        for name, initial in self._initial.items():
+            parameters[name].copy_(torch.where(before[name] == 0, initial, parameters[name]))
 
     @torch.no_grad()
     def apply(self) -> None:
@@ -181,6 +228,12 @@ class Chase:
         if number > self.engine.schedule.total_steps:
             raise ChaseError(f"step {number} is beyond total_steps={self.engine.schedule.total_steps}")
         parameters = self._masked_parameters()
+        if number == 1 and self._initial:
+            absent = [name for name, p in parameters.items() if p.grad is None]
+            if absent and len(absent) < len(parameters):
+                self._release(absent)
+                parameters = self._masked_parameters()
+            self._initial = {}
         update = self.engine.update(number, parameters, self._gradient)
         self._dense_gradients = {}
         self._notes.update(dict.fromkeys(update.notes))
@@ -204,11 +257,11 @@ class Chase:
         parameters = dict(self.model.named_parameters())
         return {name: parameters[name] for name in self.masks}
 
-    def _gradient(self, name: str) -> Tensor:
+    def _gradient(self, name: str) -> Tensor | None:
         if name in self._dense_gradients:
             return self._dense_gradients[name]
         gradient = self.model.get_parameter(name).grad
-        if gradient is None:
+        if gradient is None and all(p.grad is None for p in self._masked_parameters().values()):
             raise ChaseError(f"{name!r} has no gradient at a growth step: call step() before zero_grad()")
         return gradient
 
@@ -227,7 +280,7 @@ class Chase:
         Args:
             multiple: keep some dead channels (as zero filters) so that every width is a multiple; default 1.
         """
-        small = deepcopy(self.model)
+        small = copied(self.model)
         apply_shrink(small, self._plan(multiple))
         return small
 
@@ -283,6 +336,12 @@ class Chase:
         Raises:
             ChaseError: the state is of another model, density or length of run.
         """
+        saved = {key.removeprefix("mask.") for key in state if key.startswith("mask.")}
+        if int(state["step"]):
+            if saved and saved < set(self.masks):
+                self._without_gradient |= set(self.masks) - saved
+                self._draw()
+            self._initial = {}
         self.engine.load_state_dict(state)
         original = self.engine.layout.present
         present = {name: kept[original[name]] for name, kept in present_channels(state).items()}

@@ -199,7 +199,7 @@ class ChaseEngine:
         return self.config.growth == "gradient" and self.explores(step)
 
     def update(
-        self, step: int, weights: Mapping[str, Tensor], gradients: Callable[[str], Tensor] | None = None
+        self, step: int, weights: Mapping[str, Tensor], gradients: Callable[[str], Tensor | None] | None = None
     ) -> Update:
         """Do what is due after optimizer step ``step`` (from 1, strictly rising); masks change in place.
 
@@ -209,7 +209,8 @@ class ChaseEngine:
             step: number of the optimizer step just made.
             weights: tensor name -> parameter, at least for all maskable tensors; read only.
             gradients: tensor name -> DENSE gradient of the last mini-batch (not masked; accumulated, if it was); called
-                only if ``needs_gradient(step)``.
+                only if ``needs_gradient(step)``. None where the last mini-batch gave none (a branch that it did not
+                take): the mask of that tensor stays as it is until another update.
 
         Raises:
             ChaseError: a step out of order, or non-finite weights or gradients. Nothing has changed then.
@@ -221,12 +222,12 @@ class ChaseEngine:
             self.step = step
             return Update(step)
         exploration.require_finite({name: weights[name] for name in self.names}, "weight")
-        grads: dict[str, Tensor] | None = None
+        grads: dict[str, Tensor | None] | None = None
         if self.needs_gradient(step):
             if gradients is None:
                 raise ChaseError(f"step {step} grows weights by gradient: dense gradients are required")
             grads = {name: gradients(name) for name in self.names}
-            exploration.require_finite(grads, "gradient")
+            exploration.require_finite({n: g for n, g in grads.items() if g is not None}, "gradient")
         notes: list[str] = []
         removed = self._remove_channels(step, weights, notes) if removing else 0
         if exploring:
@@ -264,8 +265,11 @@ class ChaseEngine:
             notes.append(f"{self.alive_channels} channels are alive, {wanted} were asked for")
         return Update(self.step, after != before, 0, after != before, after, tuple(notes))
 
-    def _prune(self, weights: Mapping[str, Tensor], counts: exploration.Counts) -> None:
-        exploration.prune([weights[n] for n in self.names], [self.masks[n] for n in self.names], counts)
+    def _prune(
+        self, weights: Mapping[str, Tensor], counts: exploration.Counts, names: Sequence[str] | None = None
+    ) -> None:
+        names = self.names if names is None else names
+        exploration.prune([weights[n] for n in names], [self.masks[n] for n in names], counts)
 
     def _layer_targets(self, total: int) -> dict[str, int]:
         shapes = self.layout.alive_shapes()
@@ -290,9 +294,18 @@ class ChaseEngine:
         return removed
 
     def _explore(
-        self, step: int, weights: Mapping[str, Tensor], grads: Mapping[str, Tensor] | None, notes: list[str]
+        self,
+        step: int,
+        weights: Mapping[str, Tensor],
+        grads: Mapping[str, Tensor | None] | None,
+        notes: list[str],
     ) -> None:
         config, schedule = self.config, self.schedule
+        names = [n for n in self.names if grads is None or grads[n] is not None]
+        if len(names) < len(self.names):
+            first = next(n for n in self.names if n not in names)
+            more = len(self.names) - len(names) - 1
+            notes.append(f"{first!r}{f' and {more} more' if more else ''} had no gradient: left as they were this time")
         room = sum(self.layout.capacity().values())
         soft = step < schedule.phase_a_steps
         goal = self.budget
@@ -311,19 +324,21 @@ class ChaseEngine:
         adds: exploration.Counts
         if config.scope == "layer":
             base, final = self._layer_targets(self.budget), self._layer_targets(goal)
-            lost = {n: min(nnz[n], max(ceil(rate * nnz[n]), nnz[n] - base[n])) for n in self.names}
+            lost = {n: min(nnz[n], max(ceil(rate * nnz[n]), nnz[n] - base[n])) for n in names}
             drops = list(lost.values())
-            adds = [max(0, final[n] - (nnz[n] - lost[n])) for n in self.names]
+            adds = [max(0, final[n] - (nnz[n] - lost[n])) for n in names]
         else:
-            have = sum(nnz.values())
-            drops = max(ceil(rate * have), have - self.budget)
-            adds = goal - (have - min(drops, have))
-        self._prune(weights, drops)
+            whole = sum(nnz.values())
+            have = sum(nnz[n] for n in names)
+            # tensors that are left as they are keep their share of the excess, too
+            drops = max(ceil(rate * have), -(-(whole - self.budget) * have // max(1, whole)))
+            adds = goal - (whole - min(drops, have))
+        self._prune(weights, drops, names)
         exploration.grow(
-            [self.masks[n] for n in self.names],
-            [self.layout.allowed(n) for n in self.names],
+            [self.masks[n] for n in names],
+            [self.layout.allowed(n) for n in names],
             adds,
-            None if grads is None else [grads[n] for n in self.names],
+            None if grads is None else [g for g in grads.values() if g is not None],
             self.generator,
         )
 

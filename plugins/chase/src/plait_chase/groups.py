@@ -2,14 +2,14 @@
 
 A model may declare them (``model.channel_groups()``, tuples of module names). Otherwise the forward pass is traced with
 ``torch.fx``, or, where that fails and an example input is given, with torch-pruning's dependency graph. Residual
-streams, grouped and depthwise convolutions, concatenations and everything not understood are left alone.
+streams, grouped and depthwise convolutions, concatenations, parametrized layers, weights that are tied or read
+elsewhere, and everything not understood are left alone.
 """
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from copy import deepcopy
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
@@ -18,9 +18,9 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from plait_chase.channels import ChannelGroup, group_slots
-from plait_chase.errors import ChaseError
-from plait_chase.shrink import check_groups
+from plait_chase.channels import ChannelGroup
+from plait_chase.errors import ChaseError, brief
+from plait_chase.shrink import check_groups, copied, example_output, require_shapes, require_sliceable
 
 __all__ = ["find_channel_groups"]
 
@@ -44,6 +44,22 @@ _CHANNELWISE_FUNCTIONS: frozenset[Callable[..., Any]] = frozenset(
     }
 )  # fmt: skip
 _CHANNELWISE_METHODS = frozenset({"relu", "relu_", "sigmoid", "tanh", "contiguous", "clone", "float", "half", "to"})
+#: Functions and methods that multiply by a weight, and those that only look at its values otherwise.
+_PRODUCTS: frozenset[Callable[..., Any] | str] = frozenset(
+    {
+        F.linear, F.bilinear, F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d,
+        F.multi_head_attention_forward, operator.matmul, torch.matmul, torch.mm, torch.bmm, torch.addmm, torch.baddbmm,
+        torch.einsum, "matmul", "mm", "bmm", "addmm", "baddbmm",
+    }
+)  # fmt: skip
+_SAME_VALUES: frozenset[Callable[..., Any] | str] = frozenset(
+    {
+        operator.getitem, operator.neg, torch.t, torch.transpose, torch.permute, torch.reshape, torch.flatten,
+        torch.squeeze, torch.unsqueeze, torch.chunk, torch.split, torch.clone, "t", "transpose", "permute", "reshape",
+        "view", "flatten", "squeeze", "unsqueeze", "chunk", "split", "expand", "contiguous", "clone", "detach", "to",
+        "float", "half", "double", "bfloat16",
+    }
+)  # fmt: skip
 
 
 @dataclass
@@ -79,50 +95,70 @@ def find_channel_groups(
         model: the network; not changed. ``model.channel_groups()``, if there is one, is believed (after a check of the
             channel numbers): (producer, norm or None, consumers) tuples of module names, or :class:`ChannelGroup`.
         example_input: one argument, or a tuple of arguments, of ``forward``. Needed for ``prune_residual`` and for
-            models that ``torch.fx`` cannot trace; where given, traced groups are proven on it by
-            :func:`plait_chase.shrink.check_groups`.
+            models that ``torch.fx`` cannot trace; where given, groups are proven on it by
+            :func:`plait_chase.shrink.check_groups`: found ones that fail are left alone, declared ones are refused.
         prune_residual: also residual streams ("prune skip"): channels with several producers or several readers, found
             by torch-pruning.
         into_linear: also a convolution whose output is flattened into a linear layer; the paper leaves the last
             convolution alone (default).
 
     Raises:
-        ChaseError: no prunable group, a declared group that does not fit, or a missing example input.
+        ChaseError: lazy layers, no prunable group, a declared group that does not fit or cannot be sliced, a missing
+            example input, or a model that does not run on it.
     """
-    declared = getattr(model, "channel_groups", None)
-    if callable(declared):
-        groups = [_as_group(item) for item in declared()]
+    require_shapes(model)
+    declare = getattr(model, "channel_groups", None)
+    declared: list[ChannelGroup] = []
+    groups: list[ChannelGroup] = []
+    if callable(declare):
+        declared = [_as_group(item) for item in declare()]
     else:
         try:
-            spaces = _traced_spaces(model)
-            groups = [
-                ChannelGroup(s.producer, s.norms[0] if s.norms else None, tuple(s.consumers), (), tuple(s.norms[1:]))
-                for s in spaces
-                if len(s.consumers) == 1 and not s.frozen and (into_linear or not s.into_linear)
-            ]
-        except (TypeError, ValueError, RuntimeError, AttributeError, NotImplementedError, fx.proxy.TraceError) as error:
+            training = _traced_groups(copied(model), into_linear)
+            groups = [group for group in _traced_groups(copied(model).eval(), into_linear) if group in training]
+        except Exception as error:  # a stranger's forward pass may raise anything on proxies
             if example_input is None:
                 raise ChaseError(
-                    f"torch.fx cannot trace {type(model).__name__} ({str(error).splitlines()[0]}): "
+                    f"torch.fx cannot trace {type(model).__name__} ({brief(error)}): "
                     "give an example_input or declare channel_groups()"
                 ) from error
             groups = [g for g in _dependency_groups(model, example_input, into_linear) if not _is_stream(g)]
     if prune_residual:
         if example_input is None:
             raise ChaseError("prune_residual needs an example_input to find the coupled channels")
-        taken = {name for g in groups for name in g.producers}
+        taken = {name for g in (*declared, *groups) for name in g.producers}
         coupled = _dependency_groups(model, example_input, into_linear=True)
         groups += [g for g in coupled if _is_stream(g) and not taken.intersection(g.producers)]
+    require_sliceable(model, declared)
+    if example_input is not None and declared:
+        check_groups(model, declared, example_input)
+    groups = [*declared, *_proven(model, groups, example_input)]
     if not groups:
         raise ChaseError(
             f"{type(model).__name__} has no prunable channel group: declare some or use channel_sparsity=0"
         )
-    shapes = {name: tuple(p.shape) for name, p in (*model.named_parameters(), *model.named_buffers())}
-    for group in groups:
-        group_slots(group, shapes)
-    if example_input is not None:
-        check_groups(model, groups, example_input)
     return tuple(groups)
+
+
+def _proven(model: nn.Module, groups: list[ChannelGroup], example_input: Any) -> list[ChannelGroup]:
+    """The found groups that can be sliced and, where there is an example, change nothing on it."""
+    sliceable = [group for group in groups if _holds(require_sliceable, model, [group])]
+    if example_input is None or not sliceable or _holds(check_groups, model, sliceable, example_input):
+        return sliceable
+    example_output(copied(model).eval(), example_input)
+    proven: list[ChannelGroup] = []
+    for group in sliceable:
+        if _holds(check_groups, model, [*proven, group], example_input):
+            proven.append(group)
+    return proven
+
+
+def _holds(check: Callable[..., None], *arguments: Any) -> bool:
+    try:
+        check(*arguments)
+    except ChaseError:
+        return False
+    return True
 
 
 def _is_stream(group: ChannelGroup) -> bool:
@@ -142,9 +178,52 @@ def _as_group(item: Any) -> ChannelGroup:
     return ChannelGroup(producer, norm, tuple(consumers))
 
 
+class Tracer(fx.Tracer):
+    """Goes through layers that the forward pass makes on the spot, which are no submodules."""
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """As of ``torch.fx``."""
+        if all(m is not module for module in self.root.modules()):
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+
+def computed_in_graph(model: nn.Module) -> set[str]:
+    """`plait_chase.flops.computed_weights` without an example: of the traced graph; empty where tracing fails."""
+    try:
+        graph = Tracer().trace(copied(model))
+    except Exception:  # a stranger's forward pass may raise anything on proxies
+        return set()
+    parameters = dict(model.named_parameters())
+    sources: dict[fx.Node, set[str]] = {}  # of what depends on parameters only
+    changed: set[fx.Node] = set()
+    computed: set[str] = set()
+    for node in graph.nodes:
+        inputs = node.all_input_nodes
+        if node.op == "get_attr" and str(node.target) in parameters:
+            sources[node] = {str(node.target)}
+        elif node.op in ("call_function", "call_method") and inputs and all(n in sources for n in inputs):
+            sources[node] = set().union(*(sources[n] for n in inputs))
+            scaled = node.target in (operator.mul, operator.truediv, "mul", "div") and len(inputs) == 1
+            if not (scaled or node.target in _SAME_VALUES) or not changed.isdisjoint(inputs):
+                changed.add(node)
+        elif node.target in _PRODUCTS:
+            computed.update(*(sources[n] for n in inputs if n in changed))
+    return {name for name in computed if parameters[name].ndim >= 2}
+
+
+def _traced_groups(model: nn.Module, into_linear: bool) -> list[ChannelGroup]:
+    """The groups of a copy of the model, which a forward pass may leave full of proxies."""
+    return [
+        ChannelGroup(s.producer, s.norms[0] if s.norms else None, tuple(s.consumers), (), tuple(s.norms[1:]))
+        for s in _traced_spaces(model)
+        if len(s.consumers) == 1 and not s.frozen and (into_linear or not s.into_linear)
+    ]
+
+
 def _traced_spaces(model: nn.Module) -> list[_Space]:
     """Follow every convolution's channels through the traced graph; whatever is not understood freezes them."""
-    graph = fx.Tracer().trace(model)
+    graph = Tracer().trace(model)
     modules = dict(model.named_modules())
     called = [str(node.target) for node in graph.nodes if node.op == "call_module"]
     spaces: list[_Space] = []
@@ -167,6 +246,10 @@ def _traced_spaces(model: nn.Module) -> list[_Space]:
             for flow in incoming:
                 flow.space.frozen = True
         flows[node] = out
+    read = {str(node.target).rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"}
+    for space in spaces:
+        if read.intersection((space.producer, *space.norms, *space.consumers)):
+            space.frozen = True
     return spaces
 
 
@@ -228,11 +311,23 @@ def _through_call(node: fx.Node, incoming: list[_Flow]) -> tuple[bool, _Flow | N
 
 
 def _dependency_groups(model: nn.Module, example_input: Any, into_linear: bool) -> list[ChannelGroup]:
-    """Groups of torch-pruning's dependency graph, single and coupled, without what Chase does not prune."""
+    """Groups of torch-pruning's dependency graph, single and coupled, without what Chase does not prune.
+
+    Raises:
+        ChaseError: a model that does not run, or that torch-pruning cannot follow.
+    """
+    example_output(copied(model).eval(), example_input)
+    try:
+        return _followed(copied(model).eval(), example_input, into_linear)
+    except Exception as error:
+        raise ChaseError(f"torch-pruning cannot follow {type(model).__name__}: {brief(error)}") from error
+
+
+def _followed(traced: nn.Module, example_input: Any, into_linear: bool) -> list[ChannelGroup]:
+    """`_dependency_groups` of a copy of the model in eval mode."""
     tp = import_module("torch_pruning")
     ops = import_module("torch_pruning.ops")
     kind = ops.OPTYPE
-    traced = deepcopy(model).eval()
     for parameter in traced.parameters():
         parameter.requires_grad_(True)
     graph = tp.DependencyGraph().build_dependency(traced, example_inputs=example_input, verbose=False)

@@ -5,16 +5,19 @@ Exact in eval mode: ``shrunk(x) == masked(x)`` up to the order of float summatio
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
 from torch.optim.swa_utils import update_bn
 
 from plait_chase.channels import ChannelGroup, group_slots, group_width
-from plait_chase.errors import ChaseError
+from plait_chase.errors import ChaseError, brief
 
 __all__ = ["apply_shrink", "bn_recalibrate", "check_groups", "reslice_optimizer", "shrink_plan", "slice_tensor"]
 
@@ -69,6 +72,72 @@ def shrink_plan(model: nn.Module, groups: Sequence[ChannelGroup], alive: Mapping
                 kept = keep.repeat_interleave(slot.repeat).nonzero()[:, 0]
                 plan.setdefault(slot.tensor, []).append((slot.dim, kept))
     return plan
+
+
+def require_shapes(model: nn.Module) -> None:
+    """Raise :class:`ChaseError` for a model with lazy parameters."""
+    for name, parameter in model.named_parameters():
+        if is_lazy(parameter):
+            raise ChaseError(f"{name!r} has no shape yet (a lazy layer): run a batch through the model first")
+
+
+def require_sliceable(model: nn.Module, groups: Sequence[ChannelGroup]) -> None:
+    """Raise :class:`ChaseError`, before training, for what could not be sliced after it.
+
+    Args:
+        model: the network.
+        groups: its channel groups.
+
+    Raises:
+        ChaseError: as :func:`shrink_plan`, or a layer whose weight or norm is computed from other parameters.
+    """
+    require_shapes(model)
+    shapes = {name: tuple(t.shape) for name, t in model.named_parameters(remove_duplicate=False)}
+    for group in groups:
+        for path in (*group.producers, *group.all_norms, *group.consumers):
+            try:
+                module = model.get_submodule(path)
+            except AttributeError as error:
+                raise ChaseError(f"channel group {group.producer!r}: the model has no layer {path!r}") from error
+            if parametrize.is_parametrized(module) or plain_tensors(module):
+                raise ChaseError(f"{path!r} is parametrized: its weight is computed from others and cannot be sliced")
+        everything = torch.ones(group_width(group, shapes), dtype=torch.bool)
+        shrink_plan(model, [group], {group.producer: everything})
+
+
+def plain_tensors(module: nn.Module) -> list[str]:
+    """Attributes that are tensors, but neither parameters nor buffers: hooks of ``torch.nn.utils`` keep weights so."""
+    return [leaf for leaf, value in vars(module).items() if isinstance(value, Tensor)]
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A deep copy, also of a model whose weights are recomputed by hooks: those are not copied with their history.
+
+    Raises:
+        ChaseError: a model that cannot be copied.
+    """
+    kept = []
+    for module in model.modules():
+        for leaf in plain_tensors(module):
+            value = vars(module)[leaf]
+            if not value.is_leaf:
+                kept.append((vars(module), leaf, value))
+                vars(module)[leaf] = value.detach()
+    try:
+        return deepcopy(model)
+    except Exception as error:
+        raise ChaseError(f"{type(model).__name__} cannot be copied to be narrowed: {brief(error)}") from error
+    finally:
+        for attributes, leaf, value in kept:
+            attributes[leaf] = value
+
+
+@contextmanager
+def same_random_numbers(model: nn.Module) -> Iterator[None]:
+    """Put torch's generators back afterwards, on the CPU and on the model's devices."""
+    devices = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
+    with torch.random.fork_rng(devices=list(devices)):
+        yield
 
 
 def slice_tensor(tensor: Tensor, entry: Sequence[tuple[int, Tensor]]) -> Tensor:
@@ -169,8 +238,7 @@ def check_groups(model: nn.Module, groups: Sequence[ChannelGroup], example_input
     """
     if not groups:
         return
-    inputs = example_input if isinstance(example_input, tuple) else (example_input,)
-    masked = deepcopy(model).eval()
+    masked = copied(model).eval()
     tensors = dict(masked.named_parameters()) | dict(masked.named_buffers())
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     alive = {g.producer: torch.arange(group_width(g, shapes)) % 2 == 0 for g in groups}
@@ -188,14 +256,29 @@ def check_groups(model: nn.Module, groups: Sequence[ChannelGroup], example_input
                     continue
                 dead = (~alive[group.producer]).repeat_interleave(slot.repeat).nonzero()[:, 0]
                 tensors[slot.tensor].index_fill_(slot.dim, dead.to(tensors[slot.tensor].device), 0.0)
-        want = _first_tensor(masked(*inputs))
+        want = example_output(masked, example_input)
         try:
-            got = _first_tensor(shrunk(*inputs))
-        except (RuntimeError, ValueError) as error:
-            raise ChaseError(f"the model does not run without the channels of its groups: {error}") from error
+            got = example_output(shrunk, example_input)
+        except ChaseError as error:
+            raise ChaseError(f"without the channels of its groups {error}") from error
     if want.shape != got.shape or not torch.allclose(want, got, rtol=0, atol=tolerance * (1 + float(want.abs().max()))):
         names = ", ".join(g.producer for g in groups)
         raise ChaseError(f"removing channels changes the output: one of the groups of {names} is wrong")
+
+
+def example_output(model: nn.Module, example_input: Any) -> Tensor:
+    """The first tensor that the model returns for an example: one argument, or a tuple of arguments.
+
+    Raises:
+        ChaseError: a model that does not run on it.
+    """
+    inputs = example_input if isinstance(example_input, tuple) else (example_input,)
+    try:
+        return _first_tensor(model(*inputs))
+    except ChaseError:
+        raise
+    except Exception as error:
+        raise ChaseError(f"the model does not run on the example input: {brief(error)}") from error
 
 
 def _first_tensor(output: Any) -> Tensor:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Mapping
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -14,16 +12,17 @@ from torch import Tensor, nn
 from plait.data.streams import in_order
 from plait.declare.results import Metric, Plot, Table
 from plait.training.evaluation import Predictions
-from plait_chase.channels import ChannelGroup, rounded_alive, tensor_name
+from plait_chase.channels import ChannelGroup, rounded_alive
 from plait_chase.chase import initialise
 from plait_chase.config import ChaseConfig
 from plait_chase.engine import ChaseEngine, present_channels
 from plait_chase.errors import ChaseError
-from plait_chase.flops import TrainFlops, dense_macs, layer_costs, layer_table, sparse_macs
+from plait_chase.flops import TrainFlops, computed_weights, dense_macs, layer_costs, layer_table, sparse_macs
 from plait_chase.groups import find_channel_groups
 from plait_chase.options import ChaseOptions
-from plait_chase.shrink import Plan, apply_shrink, bn_recalibrate, shrink_plan, update_sizes
+from plait_chase.shrink import Plan, apply_shrink, bn_recalibrate, copied, shrink_plan, update_sizes
 from plait_chase.timing import compare_throughput
+from plait_chase.weights import NOT_INCLUDED, owned_weights, unreached
 
 if TYPE_CHECKING:
     from plait.training.trainer import Trainer
@@ -59,22 +58,28 @@ class Weave:
         groups: tuple[ChannelGroup, ...] = ()
         if options.channel_sparsity > 0:
             groups = find_channel_groups(model, self.example, prune_residual=options.prune_residual)
-        biases = {tensor_name(module, "bias") for group in groups for module in group.producers}
-        parameters = dict(model.named_parameters())
-        skipped = {n for n in parameters if _matches(n, options.exclude) or not _matches(n, options.include)}
-        for option in ("include", "exclude"):
-            for pattern in getattr(options, option):
-                if not any(fnmatchcase(n, pattern) for n in parameters):
-                    raise ChaseError(f"{option}={pattern!r} matches no parameter")
+        owned = owned_weights(
+            model,
+            groups,
+            include=options.include,
+            exclude=options.exclude,
+            computed=computed_weights(model, self.example),
+            without_gradient=_without_gradient(trainer),
+        )
         for group in groups:
             layers = (*group.producers, *group.consumers)
-            left_out = [n for n in parameters if n.rpartition(".")[0] in layers and not _matches(n, options.include)]
+            left_out = [n for n, why in owned.alone.items() if n.rpartition(".")[0] in layers and why == NOT_INCLUDED]
             if left_out:
                 who = f"{left_out[0]!r} of the channel group {group.producer!r}"
                 raise ChaseError(f"include leaves out {who}; add it, or use channel_sparsity=0")
-        owned = [n for n, p in parameters.items() if (p.ndim >= 2 and n not in skipped) or n in biases]
-        self.masks = trainer.masks.own("chase", owned)
-        self.engine = ChaseEngine(config, trainer.total_steps, self.masks, groups, trainer.generator("chase"))
+        self.masks = trainer.masks.own("chase", owned.names)
+        try:
+            generator = trainer.generator("chase")
+            self.engine = ChaseEngine(config, trainer.total_steps, self.masks, owned.groups, generator)
+        except ChaseError as error:
+            raise ChaseError("; ".join([str(error), *owned.remarks])) from error
+        for remark in owned.remarks:
+            trainer.note(f"chase: {remark}")
         self.engine.start()
         trainer.masks.changed()
         trainer.masks.keep_dense("chase", self.engine.needs_gradient(1))
@@ -83,7 +88,7 @@ class Weave:
         self.nnz = self.engine.nnz()
         self.noted: set[str] = set()
         self.shrink_error = float("nan")
-        self.original = copy.deepcopy(model) if options.shrink_during else None
+        self.original = copied(model) if options.shrink_during else None
 
     # ---- training -----------------------------------------------------------------------------------------------
     def update(self, trainer: Trainer) -> None:
@@ -91,7 +96,12 @@ class Weave:
         engine, step = self.engine, trainer.step
         self.work.add(trainer.recipe.train.batch_size, self.nnz, engine.needs_gradient(step))
         parameters = dict(trainer.model.named_parameters()) if self._due(step) else {}
-        update = engine.update(step, parameters, trainer.masks.dense_gradient)
+
+        def gradient(name: str) -> Tensor | None:
+            """None where this step's batch gave no gradient: a branch that it did not take."""
+            return None if parameters[name].grad is None else trainer.masks.dense_gradient(name)
+
+        update = engine.update(step, parameters, gradient)
         notes = update.notes
         changed = update.changed
         if step == engine.schedule.total_steps:
@@ -181,7 +191,7 @@ class Weave:
         """Requested against achieved; for the exported network also its exactness, its MACs and its speed."""
         engine, exported = self.engine, predictions.model is not trainer.model
         nnz = sum(engine.nnz().values())
-        small = predictions.model if exported else copy.deepcopy(trainer.model)
+        small = predictions.model if exported else copied(trainer.model)
         if not exported:
             apply_shrink(small, self._plan(small))
         rows = layer_table(trainer.model, self.masks, engine.layout.shapes, small)
@@ -229,13 +239,26 @@ class Weave:
         return Table(f"Throughput and latency: {how}", columns, rows)
 
 
-def _matches(name: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
-
-
 def example_input(trainer: Trainer) -> Tensor:
     """Two prepared test inputs on the run's device, [2, ...]."""
     return _prepared(trainer, trainer.data.test.__getitems__(torch.zeros(2, dtype=torch.int64)).to(trainer.device))
+
+
+def _without_gradient(trainer: Trainer) -> set[str]:
+    """Parameters that the loss does not reach, tried on a few training examples.
+
+    Where plugins bring an objective or terms of their own, which are not set up yet, whatever the model returns counts
+    as the loss.
+    """
+    rows = torch.arange(min(8, trainer.recipe.train.batch_size, len(trainer.data.train)))
+    batch = trainer.data.train.__getitems__(rows).to(trainer.device)
+
+    def outputs(model: nn.Module) -> Any:
+        if trainer.composed["objective"].owner() is None and not trainer.composed["loss_terms"]:
+            return trainer.objective(trainer.call(model, batch), batch)
+        return trainer.forward.raw(model, batch)
+
+    return unreached(trainer.model, outputs)
 
 
 def _prepared(trainer: Trainer, batch: Any) -> Tensor:

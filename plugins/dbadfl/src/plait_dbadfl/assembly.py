@@ -12,7 +12,6 @@ from plait_dbadfl.federation import DefenceMaker, Federation
 from plait_dbadfl.options import DbadflOptions, SGDOptions, checked
 from plait_dbadfl.reference import ImageData
 from plait_dbadfl.sampling import derive
-from plait_dbadfl.stacking import Implementation, usual_implementation
 from plait_dbadfl.topologies import make_topology
 from plait_dbadfl.triggers import LAYOUTS, Trigger, preset_trigger
 
@@ -55,7 +54,7 @@ def federation(
         _trigger(options, images.height, images.width),
         seed=recipe.seed,
         sgd=sgd,
-        implementation=_implementation(options, model, sgd.batch * images.height * images.width),
+        implementation=options.implementation,
         device=device,
         topology_options=again,
         prepare=prepare,
@@ -70,12 +69,6 @@ def _trigger(options: DbadflOptions, height: int, width: int) -> Trigger:
     if name == "auto":
         name = next((n for n, layout in LAYOUTS.items() if layout.size == (height, width)), "digits")
     return preset_trigger(name, height, width)
-
-
-def _implementation(options: DbadflOptions, model: nn.Module, pixels: int) -> Implementation:
-    if options.implementation == "auto":
-        return usual_implementation(model, pixels)
-    return "auto" if options.implementation == "measured" else options.implementation
 
 
 def defence_maker(options: DbadflOptions, name: str | None) -> DefenceMaker | None:

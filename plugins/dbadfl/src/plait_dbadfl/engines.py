@@ -134,7 +134,8 @@ class FedAvg(DFedAvg):
 
     def exchange(self, parameters: Parameters, phase: Phase) -> None:
         if not self.defended:
-            return super().exchange(parameters, phase)
+            super().exchange(parameters, phase)
+            return
         assert self.start is not None
         before = [s[:1] for s in self.start]  # G: all models are equal before the round
         beside = [torch.cat([p.detach(), g]) for p, g in zip(parameters, before, strict=True)]

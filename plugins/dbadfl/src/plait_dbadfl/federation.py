@@ -58,7 +58,8 @@ class Federation:
         trigger: Q; default the digits' preset scaled to the images.
         seed: of everything; two arms of one seed share graph, split, placement, weights and batches. Default 0.
         sgd: a node's own step.
-        implementation: of `Stacked`; ``"auto"`` (default) is chosen by a timed trial, once per federation.
+        implementation: of `Stacked`; ``"auto"`` (default) by a rule, ``"measured"`` by a timed trial, once for the
+            federation.
         device: where models and images are kept.
         prepare: applied to images [..., ch, H, W] just before the networks, after the triggers.
         topology_options: what made the topology, so that shadows of the same family are drawn alike.
@@ -261,10 +262,9 @@ class Federation:
     def stack(self) -> Stacked:
         """N copies of the model with its initial weights."""
         stack = Stacked(self.model, self.topology.n, implementation=self.implementation).to(self.device)
-        if stack.implementation == "auto":
-            example = self.data.train[: self.sgd.batch]
-            stack.choose(example if self.prepare is None else self.prepare(example), shared=True)
-            self.implementation = stack.implementation  # type: ignore[assignment]
+        example = self.data.train[: self.sgd.batch]
+        stack.settle(example if self.prepare is None else self.prepare(example), shared=True)
+        self.implementation = stack.implementation  # type: ignore[assignment]
         return stack
 
     # ---- detection ---------------------------------------------------------------------------------------------
@@ -296,8 +296,8 @@ class Federation:
         options = self.options
         check_scan(options, len(self.attackers))
         own = self.owned.rows(self.attackers).images()
-        if self.implementation == "auto":
-            self.training()
+        if self.implementation in ("auto", "measured"):
+            self.stack()
         world = ShadowWorld(
             family=self.topology.name,
             family_options=self.topology_options,
@@ -363,7 +363,7 @@ class Federation:
             rounds: at least 1; scans of ``redetect_every`` count among them.
             arm: instead of the configured one.
             defence: makes the aggregation rule; None is the mean.
-            detection: for arms with predicted clusters; made if None.
+            detection: for arms with predicted clusters; made if None, without the defence (`detect` takes one).
             detector: for that, and for ``redetect_every``; made if None.
             evaluate_every: rounds between evaluations on the way; 0 (default) is the end only.
             on_round: called after every round.

@@ -53,6 +53,10 @@ def _share(value: float, better: str = "higher", note: str = "") -> Metric:
     return Metric(value, "", better, note)  # type: ignore[arg-type]
 
 
+def _joined(*notes: str) -> str:
+    return "; ".join(filter(None, notes))
+
+
 def _main(stages: Stages, clock: Sequence[float]) -> Figures:
     main = stages.results[-1]
     final = main.final
@@ -61,7 +65,7 @@ def _main(stages: Stages, clock: Sequence[float]) -> Figures:
         "ma": _share(final.ma, note="clean accuracy, mean over benign nodes"),
         "ma_worst": _share(final.ma_worst, note="worst benign node"),
         "ma_std": _share(final.ma_std, "lower", "between benign nodes"),
-        "asr": _share(final.asr, "lower", "whole trigger, mean over benign nodes"),
+        "asr": _share(final.asr, "lower", _joined("whole trigger, mean over benign nodes", stages.main.unaware)),
         "asr_p10": _share(final.asr_p10, "lower", "10th percentile of benign nodes"),
         "asr_min": _share(final.asr_min, "lower", "lowest benign node"),
         "asr_floor": _share(floor(stages), "neither", "the same figure of the run without attack"),
@@ -99,7 +103,7 @@ def _companions(stages: Stages) -> Figures:
     metrics: Figures = {}
     for item, result in zip(stages.runs[:-1], stages.results[:-1], strict=False):
         metrics[f"ma_{item.slug}"] = _share(result.final.ma, note=item.text)
-        metrics[f"asr_{item.slug}"] = _share(result.final.asr, "lower", item.text)
+        metrics[f"asr_{item.slug}"] = _share(result.final.asr, "lower", _joined(item.text, item.unaware))
     return metrics
 
 

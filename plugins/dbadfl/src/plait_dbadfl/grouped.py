@@ -196,9 +196,11 @@ def _batch_norm(name: str, module: nn.BatchNorm2d) -> Callable[..., Value]:
     def run(state: State, args: Sequence[Any], kwargs: dict[str, Any], n: int) -> Value:
         maps = as_maps(args[0], n)
         mean, var = _flat(state, f"{name}.running_mean"), _flat(state, f"{name}.running_var")
-        if module.training and module.track_running_stats:
-            state[f"{name}.num_batches_tracked"].add_(1)
         own = module.training or mean is None
+        if own and not module.track_running_stats:
+            mean = var = None  # as torch: a layer that was told not to track leaves its statistics alone
+        elif module.training and mean is not None:
+            state[f"{name}.num_batches_tracked"].add_(1)
         return Maps(
             functional.batch_norm(
                 maps, mean, var, _flat(state, f"{name}.weight"), _flat(state, f"{name}.bias"),

@@ -35,6 +35,13 @@ class Item:
         return re.sub(r"\W", "_", self.text.lstrip("+").replace("@", "_at_").replace("/", "_by_"))
 
     @property
+    def unaware(self) -> str:
+        """What must be said beside the figures of a defended run that is attacked with distances, or nothing: the scan
+        and the shadows know nothing of the defence."""
+        defended = self.scans and self.defence not in (None, "mean")
+        return "attacked with distances that were learnt without the defence" if defended else ""
+
+    @property
     def scans(self) -> bool:
         """Whether it needs predicted distances."""
         return self.arm in SCANNING

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from plait.training import replicas
 from plait_dbadfl.defences import RobustAggregation
 from plait_dbadfl.errors import DbadflError
 from plait_dbadfl.options import SGDOptions
@@ -62,7 +63,7 @@ class NodeSGD(torch.optim.Optimizer):
                 torch._foreach_add_(buffers, updates)
                 updates = buffers
             if self.node_scale is not None:
-                updates = [u * self.node_scale.view(-1, *[1] * (u.ndim - 1)) for u in updates]
+                updates = replicas.scaled(updates, self.node_scale)
             torch._foreach_add_(parameters, updates, alpha=-group["lr"])
 
 
@@ -256,13 +257,13 @@ class Training:
         factors = lowered(engine.local_step, engine.local_counts[acting.cpu()], attack.milestones, attack.decay)
         if attack.lr is not None:
             factors = attack.lr / self.sgd.lr * factors
-        return acting, factors.float().to(self.images.device)
+        return acting, factors
 
     def _scale(self, attack: Attack | None) -> Tensor | None:
         rates = self.rates(attack)
         if rates is None:
             return None
-        scale = torch.ones(self.stack.replicas, device=self.images.device)
+        scale = torch.ones(self.stack.replicas, dtype=torch.float64)
         scale[rates[0]] = rates[1]
         return scale
 

@@ -97,7 +97,7 @@ def _hits(forward: Forward, images: Tensor, wanted: Tensor, nodes: int, chunk: i
             logits = forward(some.expand(nodes, *some.shape))
             if not 0 <= target < logits.shape[-1]:
                 raise DbadflError(f"target={target} is outside the classes 0..{logits.shape[-1] - 1}")
-            hits += (logits.argmax(-1) == answers).sum(1)
+            hits += (logits.argmax(-1) == answers.to(logits.device)).sum(1).to(hits.device)
     return hits.double().cpu() / len(images)
 
 

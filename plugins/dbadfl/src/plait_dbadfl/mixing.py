@@ -29,6 +29,11 @@ CROWDED = 1e-4
 """A spectral gap below this is too small for the plain Lanczos iteration's tolerance."""
 
 
+def full(tensor: Tensor) -> Tensor:
+    """At least in single precision: in half precision the rows of W do not sum to 1, so that models would shrink."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 class Mixing:
     """Who receives from whom with which weight: x_i <- own_i x_i + sum_j W_ij x_j over received j.
 
@@ -124,13 +129,14 @@ class Mixing:
             return
         for parameter in parameters:
             self._check(parameter)
-            block = parameter.reshape(self.n, -1)
-            parameter.copy_((self._matrix(parameter) @ block).reshape(parameter.shape))
+            block = full(parameter).reshape(self.n, -1)
+            parameter.copy_((self._matrix(block) @ block).reshape(parameter.shape))
 
     def mixed(self, models: Tensor) -> Tensor:
         """W X of models [N, P], without changing them."""
         self._check(models)
-        return self._matrix(models) @ models
+        exact = full(models)
+        return (self._matrix(exact) @ exact).to(models.dtype)
 
     def _mix_pairs(self, parameters: Sequence[Tensor]) -> None:
         # One sender each: rows are gathered and written, the others are not touched.
@@ -138,9 +144,10 @@ class Mixing:
             self._check(parameter)
             to, source = self.receivers.to(parameter.device), self.senders.to(parameter.device)
             shape = (-1, *[1] * (parameter.ndim - 1))
-            own = self.own[self.receivers].to(parameter).reshape(shape)
-            weight = self.weights.to(parameter).reshape(shape)
-            parameter.index_copy_(0, to, own * parameter[to] + weight * parameter[source])
+            mine, theirs = full(parameter[to]), full(parameter[source])
+            own = self.own[self.receivers].to(mine).reshape(shape)
+            weight = self.weights.to(mine).reshape(shape)
+            parameter.index_copy_(0, to, (own * mine + weight * theirs).to(parameter.dtype))
 
     def _check(self, tensor: Tensor) -> None:
         if len(tensor) != self.n:

@@ -317,6 +317,14 @@ class DbadflOptions(FederationOptions, GraphOptions, PresetOptions):
         """The runs beside the main one, in their order."""
         return companions(self.companions, self.arm, self.defence)
 
+    def check_scans(self, rounds: int) -> None:
+        """Raise `ValueError` if a scan in the course of an attack cannot end within a run of so many rounds."""
+        if self.redetect_every and self.scan_rounds >= rounds and any(i.scans for i in (*self.others, Item(self.arm))):
+            raise ValueError(
+                f"redetect_every: the scan is longer than the run, {self.scan_rounds} rounds of {rounds}; give fewer "
+                "scan_rounds or more rounds"
+            )
+
     @model_validator(mode="before")
     @classmethod
     def _steps_or_epochs(cls, values: Any) -> Any:
@@ -340,6 +348,6 @@ class DbadflOptions(FederationOptions, GraphOptions, PresetOptions):
         others = self.others
         if len({item.slug for item in others}) < len(others):
             raise ValueError(f"companions: two of {', '.join(item.text for item in others)} have one name")
-        if self.shadow_seed is not None and self.redetect_every and self.scan_rounds >= (self.rounds or 10**6):
-            raise ValueError("redetect_every: the scan is longer than the run")
+        if self.rounds is not None:
+            self.check_scans(self.rounds)
         return self

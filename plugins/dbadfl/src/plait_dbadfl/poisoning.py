@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from plait.training.replicas import wide
 from plait_dbadfl.errors import DbadflError
 from plait_dbadfl.options import AttackOptions
 from plait_dbadfl.triggers import stamp
@@ -137,7 +138,7 @@ def distance_to_start(parameters: Sequence[Tensor], start: Sequence[Tensor]) -> 
 
     Source: card, section 3 [code].
     """
-    squares = [(p - s).flatten(1).square().sum(1) for p, s in zip(parameters, start, strict=True)]
+    squares = [wide(p - s).flatten(1).square().sum(1) for p, s in zip(parameters, start, strict=True)]
     total = torch.stack(squares).sum(0)
     # The gradient of a norm at 0 is not a number; at the start of a round every node is exactly there.
     return torch.where(total > 0, total.clamp_min(torch.finfo(total.dtype).tiny).sqrt(), torch.zeros_like(total))

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from plait_dbadfl.errors import DbadflError
-from plait_dbadfl.mixing import Mixing
+from plait_dbadfl.mixing import Mixing, full
 
 __all__ = ["NodeShards"]
 
@@ -115,7 +115,8 @@ class NodeShards:
     @torch.no_grad()
     def mix(self, models: Tensor) -> Tensor:
         """W X, own rows [size, P], of own models [size, P]. Collective."""
-        return self._matrix(models) @ torch.cat([models, self.exchange(models)])
+        exact = full(torch.cat([models, self.exchange(models)]))
+        return (self._matrix(exact) @ exact).to(models.dtype)
 
     def local_mixing(self) -> Mixing:
         """The exchange as one rank sees it: own nodes first, then the halo, which keeps its models.

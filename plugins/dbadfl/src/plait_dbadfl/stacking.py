@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
@@ -18,7 +19,7 @@ from plait_dbadfl.norms import has_batch_norm, with_group_norm
 
 __all__ = ["Stacked"]
 
-Implementation = Literal["auto", Computed]
+Implementation = Literal["auto", "measured", Computed]
 Nodes = Tensor | slice | None
 TRIAL_REPLICAS = 8
 TRIAL_REPEATS = 3
@@ -26,7 +27,7 @@ LARGE = 25_000
 """Pixels in one node's batch from which convolutions are faster one network after the other (measured, one core)."""
 
 
-def usual_implementation(base: nn.Module, pixels: int) -> Implementation:
+def usual_implementation(base: nn.Module, pixels: int) -> Computed:
     """How N networks are computed, by a rule and not by the clock, so that a recipe gives the same bits every time.
 
     Grouped products where every layer has them, else ``vmap``; networks with convolutions over many pixels one after
@@ -57,9 +58,10 @@ class Stacked(nn.Module):
         base: one participant's network.
         n: number of participants, N >= 1.
         implementation: ``vmap`` (``torch.func``), ``loop`` (a Python loop, the reference), ``grouped`` (batched
-            products and grouped convolutions, see `plait_dbadfl.grouped`), or ``auto``: a short timed trial at the
-            first forward pass or in `choose`. Results agree up to rounding, so for equal bits give a name, or restore
-            the chosen one.
+            products and grouped convolutions, see `plait_dbadfl.grouped`); ``auto``: one of them by a rule
+            (`usual_implementation`, and ``loop`` where ``vmap`` refuses), ``measured``: by a short timed trial, both at
+            the first forward pass or in `settle`. Results agree up to rounding, so ``measured`` may give other bits
+            another time.
         norm: ``group`` turns batch norm into group norm (default); ``batch`` keeps it with statistics per participant.
         init: ``same``: everybody starts from ``base``'s weights; ``different``: from ``builder``, or freshly drawn.
         builder: participant number -> network, for ``init="different"``.
@@ -68,7 +70,7 @@ class Stacked(nn.Module):
 
     Attributes:
         replicas: N.
-        implementation: the name in use; ``auto`` until the trial. May be set.
+        implementation: the name in use; ``auto`` or ``measured`` until it is settled. May be set.
         timings: seconds of one forward and backward pass of each implementation that the trial ran.
 
     Raises:
@@ -96,6 +98,8 @@ class Stacked(nn.Module):
         template = self._prepared(base, norm)
         # In a list, so that the template's own weights are not parameters of this module.
         self._template = [template]
+        # a network that is in evaluation mode as a whole says nothing of its parts
+        self._modes = [module.training or not template.training for module in template.modules()]
         self._plan: list[GroupedPlan | None] = [None]
         self.replicas = n
         self.timings: dict[str, float] = {}
@@ -157,8 +161,8 @@ class Stacked(nn.Module):
         m = len(next(iter(parameters.values())))
         if not shared and len(x) != m:
             raise DbadflError(f"inputs {tuple(x.shape)} are for {len(x)} participants; the model has {m}")
-        if self.implementation == "auto":
-            self.choose(x, nodes, shared=shared)
+        self._match_modes()
+        self.settle(x, nodes, shared=shared)
         result = self._run(self.implementation, parameters, buffers, x, shared, m)
         if isinstance(nodes, Tensor) and self.training:
             for name, buffer in self._buffers_by_name().items():
@@ -226,14 +230,34 @@ class Stacked(nn.Module):
             plan = self._plan[0] = GroupedPlan(self.base)
         return plan
 
+    def settle(self, x: Tensor, nodes: Nodes = None, *, shared: bool = False) -> str:
+        """The implementation's name, chosen for inputs like ``x`` where it is ``auto`` or ``measured``; see `choose`
+        for what is left as it was."""
+        if self.implementation == "measured":
+            return self.choose(x, nodes, shared=shared)
+        if self.implementation == "auto":
+            one = x if shared else x[0]
+            name = usual_implementation(self.base, len(one) * math.prod(one.shape[2:]))
+            if name == "vmap":
+                parameters, buffers = self._rows(nodes)
+                try:
+                    self._timed(name, parameters, buffers, x, shared, len(next(iter(parameters.values()))), repeats=0)
+                except DbadflError:
+                    name = "loop"
+            self._implementation = name
+        return self.implementation
+
     def choose(self, x: Tensor, nodes: Nodes = None, *, shared: bool = False) -> str:
         """Time every implementation that can run on ``x`` and take the fastest; its name.
 
         Forward and backward, best of three after one to warm up; the loop on at most 8 participants, scaled. Weights,
         gradients, buffers and the global random generators are left as they were.
         """
+        self._match_modes()
         live, buffers = self._rows(nodes)
-        parameters = {name: p.detach().requires_grad_(p.is_floating_point()) for name, p in live.items()}
+        parameters = {
+            name: p.detach().requires_grad_(p.is_floating_point() or p.is_complex()) for name, p in live.items()
+        }
         m = len(next(iter(parameters.values())))
         few = min(m, TRIAL_REPLICAS)
         self.timings = {}
@@ -257,16 +281,24 @@ class Stacked(nn.Module):
         return self._implementation
 
     def _timed(
-        self, how: str, own: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor, shared: bool, m: int
+        self,
+        how: str,
+        own: dict[str, Tensor],
+        buffers: dict[str, Tensor],
+        x: Tensor,
+        shared: bool,
+        m: int,
+        repeats: int = TRIAL_REPEATS,
     ) -> float:
         best = float("inf")
         cuda = x.device.type == "cuda"
         with torch.random.fork_rng(devices=[x.device] if cuda else []), torch.enable_grad():
-            for attempt in range(TRIAL_REPEATS + 1):
+            for attempt in range(repeats + 1):
                 spare = {name: b[:m].clone() for name, b in buffers.items()}
                 start = time.perf_counter()
                 result = self._run(how, own, spare, x, shared, m)
-                torch.autograd.grad(result.float().square().mean(), list(own.values()), allow_unused=True)
+                wanted = [p for p in own.values() if p.requires_grad]
+                torch.autograd.grad(result.abs().square().mean(), wanted, allow_unused=True)
                 if cuda:
                     torch.cuda.synchronize(x.device)
                 if attempt:
@@ -282,7 +314,7 @@ class Stacked(nn.Module):
         with torch.no_grad():
             for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
                 tensor.data = tensors[name][i].detach().clone()
-        return network.train(self.training)
+        return self._in_modes(network)
 
     @torch.no_grad()
     def load_replica(self, i: int, module: nn.Module) -> None:
@@ -310,10 +342,20 @@ class Stacked(nn.Module):
 
     # ---- plumbing ----------------------------------------------------------------------------------------------
     def train(self, mode: bool = True) -> Stacked:
-        """Training mode here and in the template, which decides for dropout and batch norm."""
-        self.base.train(mode)
+        """Training mode here and in the template, which decides for dropout and batch norm; parts of the template that
+        their builder put into evaluation mode stay in it."""
         super().train(mode)
+        self._match_modes()
         return self
+
+    def _match_modes(self) -> None:
+        # the template is no submodule, so whoever sets ``training`` module by module does not reach it
+        self._in_modes(self.base)
+
+    def _in_modes(self, network: nn.Module) -> nn.Module:
+        for module, mode in zip(network.modules(), self._modes, strict=True):
+            module.training = mode and self.training
+        return network
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Stacked:
         self.base._apply(fn)  # type: ignore[no-untyped-call]

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from plait.errors import blame
@@ -129,6 +130,10 @@ class Stages:
         options = self.options
         if all(item.arm == "none" for item in self.federations):
             return
+        try:
+            options.check_scans(rounds)
+        except ValueError as error:
+            raise DbadflError(str(error)) from None
         late = [r for r in options.attack_rounds if r >= rounds]
         first = min(options.attack_rounds) if options.schedule == "single" else options.attack_start
         if first >= rounds:
@@ -226,7 +231,7 @@ class Stages:
         """The benign nodes' mean model, name -> tensor, of the stacked ``model``."""
         benign = self.federation.benign
         state = {name.removeprefix("stacked."): value for name, value in model.state_dict().items()}
-        return {name: value[benign.to(value.device)].double().mean(0).to(value.dtype) for name, value in state.items()}
+        return {name: _mean(value[benign.to(value.device)]) for name, value in state.items()}
 
     # ---- state --------------------------------------------------------------------------------------------------
     def state_dict(self, present: Present | None) -> dict[str, Any]:
@@ -275,3 +280,9 @@ class Stages:
         training.steps = int(state["training"]["steps"])
         present.course.load_state_dict(state["course"])
         return present
+
+
+def _mean(rows: Tensor) -> Tensor:
+    """Over axis 0, in double precision and back; of integers (counters of layers) the nearest one."""
+    mean = rows.to(torch.promote_types(rows.dtype, torch.float64)).mean(0)
+    return (mean if rows.is_floating_point() or rows.is_complex() else mean.round()).to(rows.dtype)

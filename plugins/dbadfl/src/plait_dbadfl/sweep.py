@@ -213,7 +213,8 @@ def defences(
         print(f"{row.rule:<14} {100 * row.asr:6.1f} {100 * row.ma:6.1f} {cost:7.1f} {both:>10}  {what}")
     mending = [c for c in chosen if all(r.mends for r in rows if (r.rule, r.options) == (c.rule, c.options))]
     text = ", ".join(f"{c.rule} {dict(c.options)}" for c in mending) or "no rule"
-    print(f"\nmends on {' and '.join(names)} (ASR <= 2 x floor, MA within 2 points): {text}")
+    print("\nevery rule is attacked with distances that were learnt without it")
+    print(f"mends on {' and '.join(names)} (ASR <= 2 x floor, MA within 2 points): {text}")
     print(f"{time.perf_counter() - began:.0f} s")
     if as_json:
         print(json.dumps([{**row.__dict__, "options": dict(row.options), "mends": row.mends} for row in rows]))

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from plait_dbadfl.mixing import full
 from plait_dbadfl.stacking import Stacked
 
 AT_ONCE = 1 << 22
@@ -24,5 +25,5 @@ def votes(stack: Stacked, images: Tensor, members: Tensor) -> Tensor:
     nodes = members.nonzero().flatten().to(images.device)
     sums = []
     for some in torch.split(nodes, max(1, AT_ONCE // max(1, images.numel()))):
-        sums.append(stack(images, some, shared=True).float().log_softmax(-1).logsumexp(0))
+        sums.append(full(stack(images, some, shared=True)).log_softmax(-1).logsumexp(0))
     return torch.stack(sums).logsumexp(0) - math.log(len(nodes))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from plait.data import Data
 from plait.errors import BadInput, blame
+from plait.training import replicas
 from plait.training.woven import LossReport
 from plait_dbadfl import assembly
 from plait_dbadfl.feed import Feed, Present
@@ -94,7 +95,7 @@ class Weave:
             if rates is not None:
                 acting, factors = rates
                 for p, before in zip(training.parameters, kept, strict=True):
-                    p[acting] = before + factors.view(-1, *[1] * (p.ndim - 1)) * (p[acting] - before)
+                    p[acting] = before + replicas.scaled([p[acting] - before], factors)[0]
             with blame("dbadfl"):
                 training.end_step(attack)
         self.clock[0] += time.perf_counter() - began
@@ -155,6 +156,9 @@ class Weave:
             ):
                 if value:
                     note(f"dbadfl: {name} = {getattr(options, name)!r} is optimistic: {why}")
+            unaware = [item.text for item in self.stages.runs if item.unaware]
+            if unaware:
+                note(f"dbadfl: {', '.join(unaware)}: attacked with distances that were learnt without the defence")
             if self.trainer.recipe.optimizer.name != "sgd":
                 note("dbadfl: shadow networks are trained by plain SGD, whatever the recipe's optimizer is")
         if self.stages.federation.mixing.is_doubly_stochastic is False:

@@ -153,7 +153,8 @@ class Corruption:
             noise = draw((_CHUNK, *images.shape[1:]), generator=generator)
             noise = noise[first - block * _CHUNK : last - block * _CHUNK].to(images.device)
             part = slice(first - start, last - start)
-            out[part] = formula(images[part].float(), noise, parameter).clamp(0, 1)
+            exact = images[part].to(torch.promote_types(images.dtype, torch.float32))
+            out[part] = formula(exact, noise, parameter).clamp(0, 1)
         return out
 
     def batches(self, images: Tensor, batch_size: int = 256) -> Iterator[Tensor]:
@@ -173,7 +174,7 @@ class Corruption:
             )
         assert self._package is not None
         takes_seed = "seed" in inspect.signature(self._package.corruption_dict[self.name]).parameters
-        pixels = (images * 255).round().byte().movedim(1, -1).cpu().numpy()
+        pixels = (images.float() * 255).round().byte().movedim(1, -1).cpu().numpy()
         before, out = numpy.random.get_state(), []
         try:
             for index, image in enumerate(pixels, start):

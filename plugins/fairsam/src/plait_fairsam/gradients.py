@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+
+from plait.training.frozen import frozen_buffers
 
 from .baselines import group_gap_penalty
 from .errors import FairsamError, check_number
@@ -17,35 +18,8 @@ from .sam import Losses
 __all__ = ["BatchGradients", "ModelGradients", "frozen_statistics"]
 
 
-@contextmanager
-def frozen_statistics(model: nn.Module) -> Iterator[None]:
-    """Keep running statistics as they are during forward and backward passes in training mode.
-
-    BatchNorm layers still normalise by the batch, but update neither their running mean and variance nor
-    ``num_batches_tracked``; ``momentum`` is not touched. Buffers of other modules in training mode (InstanceNorm
-    statistics, spectral norm vectors, custom moving averages) are copied and put back. Keep the backward pass inside
-    the context.
-    """
-    norms: list[tuple[_BatchNorm, bool]] = []
-    buffers: list[tuple[dict[str, Tensor | None], str, Tensor, Tensor, int]] = []
-    for module in model.modules():
-        if isinstance(module, _BatchNorm):
-            norms.append((module, module.track_running_stats))
-        elif module.training:
-            held = module._buffers
-            buffers += [(held, name, b, b.clone(), b._version) for name, b in held.items() if b is not None]
-    for norm, _ in norms:
-        norm.track_running_stats = False
-    try:
-        yield
-    finally:
-        for norm, tracked in norms:
-            norm.track_running_stats = tracked
-        with torch.no_grad():
-            for held, name, buffer, copy, version in buffers:
-                if buffer._version != version:
-                    buffer.copy_(copy)
-                held[name] = buffer
+frozen_statistics = frozen_buffers
+"""Keep running statistics, and all other state of layers, as they were before; the backward pass belongs inside."""
 
 
 def _random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
@@ -191,7 +165,7 @@ class BatchGradients:
         weights = _select(self._weights, rows) if weighted else None
         if weights is not None and weights.shape != per_example.shape:
             raise FairsamError(f"weights of shape {tuple(weights.shape)} do not fit losses {tuple(per_example.shape)}")
-        loss = per_example.mean() if weights is None else (weights.to(per_example) * per_example).mean()
+        loss = per_example.mean() if weights is None else (weights.to(per_example.device) * per_example).mean()
         if owner.penalty:
             assert self._groups is not None
             loss = loss + owner.penalty * group_gap_penalty(per_example, _select(self._groups, rows))

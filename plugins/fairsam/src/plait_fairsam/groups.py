@@ -57,8 +57,10 @@ def group_sums(values: Tensor, groups: Tensor, num_groups: int) -> tuple[Tensor,
         num_groups: G.
 
     Returns:
-        ``(sums, counts)``, both ``[G]`` in the dtype of ``values``.
+        ``(sums, counts)``, both ``[G]`` in the dtype of ``values``, in float32 for half precision, in which counts
+        would be rounded.
     """
+    values = values.to(torch.promote_types(values.dtype, torch.float32))
     # where + sum rather than index_add: deterministic on CUDA, and a NaN in one group stays in that group.
     member = groups.to(values.device)[:, None] == torch.arange(num_groups, device=values.device)
     return torch.where(member, values[:, None], 0.0).sum(0), member.sum(0).to(values.dtype)

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from plait.training import replicas as sweeps
+
 from .errors import FairsamError
 
 __all__ = ["SavedWeights", "asam_perturbation", "global_norm", "sam_perturbation"]
@@ -28,23 +30,26 @@ def global_norm(tensors: Sequence[Tensor], *, reduce: Reduce | None = None, repl
 
     Args:
         replicas: N where every tensor is ``[N, ...]`` and holds N networks: one norm for each, ``[N]``. Default None.
-        tensors: any shapes, dtypes and devices; half precision is accumulated in float32.
+        tensors: any shapes and devices, floating point or complex; half precision is accumulated in float32.
         reduce: maps the squared norm (0-dim) of this process's shard to that of the whole, e.g. an all-reduce (sum).
             Needed where parameters are sharded (FSDP); not where they are replicated.
 
     Returns:
-        0-dim tensor (with replicas ``[N]``), float32 (float64 if every tensor is), on the first tensor's device; 0.0
-        for an empty list.
+        0-dim tensor (with replicas ``[N]``), float32 (float64 if any tensor is of double precision), on the first
+        tensor's device; 0.0 for an empty list.
 
     Raises:
-        FairsamError: a sparse-layout gradient.
+        FairsamError: a sparse-layout gradient, or one of integers.
     """
     if not tensors:
         return torch.zeros(())
     if any(t.layout is not torch.strided for t in tensors):
         raise FairsamError("sparse-layout gradients cannot be perturbed; build the embedding with sparse=False")
-    dtype = torch.float64 if all(t.dtype == torch.float64 for t in tensors) else torch.float32
-    wide = [t if t.dtype in (torch.float32, torch.float64) else t.float() for t in tensors]
+    odd = [t.dtype for t in tensors if not (t.is_floating_point() or t.is_complex())]
+    if odd:
+        raise FairsamError(f"a norm of {odd[0]} has no meaning here; give floating-point or complex gradients")
+    wide = [sweeps.wide(t) for t in tensors]
+    dtype = torch.float64 if any(t.dtype == torch.float64 for t in wide) else torch.float32
     if replicas is None:
         norms = list(torch._foreach_norm(wide, 2))
     else:
@@ -56,11 +61,9 @@ def global_norm(tensors: Sequence[Tensor], *, reduce: Reduce | None = None, repl
 def _scaled(tensors: Sequence[Tensor], scale: Tensor) -> list[Tensor]:
     """Multiply every tensor by a 0-dim one, or each of N replicas ``[N, ...]`` by its own of ``[N]``, keeping dtypes;
     the fused form needs all of them on one device."""
-    if scale.ndim:
-        return [t * scale.to(t).reshape(-1, *[1] * (t.ndim - 1)) for t in tensors]
     if all(t.device == scale.device for t in tensors):
-        return list(torch._foreach_mul(list(tensors), scale))
-    return [t * scale.to(t.device) for t in tensors]
+        return sweeps.scaled(tensors, scale)
+    return [sweeps.scaled([t], scale.to(t.device))[0] for t in tensors]
 
 
 @torch.no_grad()
@@ -108,12 +111,19 @@ def asam_perturbation(
     Returns:
         ``(e, norm)``: a fresh list, and the 0-dim norm of ``T g`` (``[N]`` with replicas).
     """
-    scale = torch._foreach_abs(list(parameters))
+    # half precision in float32: products of small numbers would vanish in it
+    scale = list(torch._foreach_abs([_full(p) for p in parameters]))
     torch._foreach_add_(scale, eta)
-    scaled = torch._foreach_mul(scale, list(gradients))
+    scaled = torch._foreach_mul([_full(g) for g in gradients], scale)
     norm = global_norm(scaled, reduce=reduce, replicas=replicas)
     torch._foreach_mul_(scaled, scale)
-    return _scaled(scaled, rho / (norm + EPSILON)), norm
+    perturbation = _scaled(scaled, rho / (norm + EPSILON))
+    return [e.to(g.dtype) for e, g in zip(perturbation, gradients, strict=True)], norm
+
+
+def _full(tensor: Tensor) -> Tensor:
+    """At least in single precision."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _own(tensors: Sequence[Tensor]) -> list[Tensor]:

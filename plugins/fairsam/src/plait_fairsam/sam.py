@@ -7,6 +7,7 @@ Source: card sections 2.3 and 2.4. The objective (weights inside the min-max) is
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -14,7 +15,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .errors import FairsamError, check_choice, check_integer, check_number
+from plait.training.replicas import HALVES
+
+from .errors import FairsamError, FairsamWarning, check_choice, check_integer, check_number
 from .groups import check_index
 from .perturbation import SavedWeights, asam_perturbation, sam_perturbation
 
@@ -134,6 +137,7 @@ class FairSAM:
         replicas: N where every parameter is ``[N, ...]`` and holds N networks, each perturbed by its own norm.
 
     Raises:
+        FairsamWarning: parameters in half precision, in which w + e is rounded.
         FairsamError: no trainable parameter, rho negative or NaN, an unknown mode, several rho without ``per_group``,
             eta < 0, interval < 1.
     """
@@ -180,6 +184,14 @@ class FairSAM:
         self.parameters = [p for p in parameters if p.requires_grad]
         if not self.parameters:
             raise FairsamError("parameters is empty: no tensor requires gradients")
+        low = next((p.dtype for p in self.parameters if p.dtype in HALVES), None)
+        if low is not None:
+            warnings.warn(
+                f"parameters of {low}: w + e is rounded to it, so that small perturbations are lost; keep the weights in"
+                " float32 and compute in half precision by autocast",
+                FairsamWarning,
+                stacklevel=3,
+            )
 
     def step(self, gradients: Gradients, *, groups: Tensor | None = None, apply: bool = True) -> StepLosses:
         """Take one step; the parameters end at w (``apply=False``) or where the optimizer moves them.

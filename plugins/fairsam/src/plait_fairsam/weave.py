@@ -19,6 +19,7 @@ from plait.training.woven import LossReport
 
 from .baselines import GroupDRO, group_gap_penalty
 from .corruptions import Corruption
+from .errors import FairsamError
 from .metrics import FairnessReport, collapse_warnings, fairness_report, gap, group_rate
 from .options import FairsamOptions
 from .sam import FairSAM, Losses
@@ -55,6 +56,17 @@ class Weave:
 
     def __init__(self, options: FairsamOptions, trainer: Trainer) -> None:
         self.options = options
+        if options.penalty and trainer.recipe.train.accumulate > 1:
+            raise FairsamError(
+                f"penalty={options.penalty:g} is a gap between groups of the whole batch, not a mean over examples, so"
+                f" a batch cannot be computed in parts: leave out train.accumulate={trainer.recipe.train.accumulate}"
+                " (a smaller train.batch_size saves memory too) or the penalty"
+            )
+        if options.penalty and trainer.world > 1:
+            trainer.note(
+                "fairsam: the penalty is a gap between the groups of each process's own part of the batch, averaged"
+                f" over {trainer.world} processes; one process gives other figures"
+            )
         for name in options.corruptions:
             Corruption(name, options.severities[0])
         info = trainer.info

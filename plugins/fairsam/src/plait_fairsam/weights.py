@@ -232,10 +232,10 @@ class AdaptiveWeights:
             groups: ``[B]`` int64.
         """
         self._to(per_example.device)
-        sums = torch.stack(group_sums(per_example.detach().float(), groups, self.num_groups))
+        sums = torch.stack(group_sums(per_example.detach(), groups, self.num_groups))
         if self.reduce is not None:
             sums = self.reduce(sums)
-        means = sums[0] / sums[1].clamp(min=1)
+        means = (sums[0] / sums[1].clamp(min=1)).to(self.q)
         present = (sums[1] > 0) & means.isfinite()
         if self.center:
             means = means - torch.where(present, means, 0.0).sum() / present.sum().clamp(min=1)

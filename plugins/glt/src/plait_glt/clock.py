@@ -48,5 +48,5 @@ class Clock:
         for event in events:
             values = event.get("values", {})
             if event.get("step") in ends and NAME in values:
-                found = values[NAME]
-                self.seconds[ends[event["step"]]] = math.nan if found is None else float(found)
+                seconds = values[NAME]
+                self.seconds[ends[event["step"]]] = math.nan if seconds is None else float(seconds)

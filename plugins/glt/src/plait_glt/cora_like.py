@@ -116,11 +116,11 @@ class _Partners:
         inside = low + u * (high - low)
         outside = u * (self.total[-1] - (high - low))
         outside = outside + np.where(outside >= low, high - low, 0.0)
-        found = np.searchsorted(self.total, np.where(stay, inside, outside), side="right")
+        place = np.searchsorted(self.total, np.where(stay, inside, outside), side="right")
         first, last = self.ends[own] - self.sizes[own], self.ends[own] - 1
         # rounding at a class border must not move a node that stays to the next class
-        found = np.where(stay, np.clip(found, first, last), np.minimum(found, len(self.order) - 1))
-        partners: Ints = self.order[found]
+        place = np.where(stay, np.clip(place, first, last), np.minimum(place, len(self.order) - 1))
+        partners: Ints = self.order[place]
         return partners
 
 
@@ -164,8 +164,8 @@ def _draw_words(label: Ints, p: CoraLike, rng: np.random.Generator) -> npt.NDArr
     # one inverse-distribution table for all sources: source s owns the interval [s, s + 1)
     table = np.cumsum(np.concatenate([topics, background[None]]), axis=1)
     table = (table / table[:, -1:] + np.arange(classes + 1)[:, None]).reshape(-1)
-    found = np.searchsorted(table, source + rng.random(len(node)), side="right")
-    word = np.clip(found - source * p.words, 0, p.words - 1)
+    place = np.searchsorted(table, source + rng.random(len(node)), side="right")
+    word = np.clip(place - source * p.words, 0, p.words - 1)
     x = np.zeros((n, p.words), np.float32)
     x[node, word] = 1
     return x

@@ -83,20 +83,20 @@ def propagations(network: nn.Module) -> list[Propagation] | None:
 
     GAT's attention scores are not counted, GIN's own term is an addition and not a product.
     """
-    found = []
+    known = []
     for module in network.modules():
         if isinstance(module, GCNConv):
-            found.append(Propagation(module.out_channels, True))
+            known.append(Propagation(module.out_channels, True))
         elif isinstance(module, GATConv):
-            found.append(Propagation(module.heads * module.out_channels, True))
+            known.append(Propagation(module.heads * module.out_channels, True))
         elif isinstance(module, GINConv):
             first = next((m for m in module.nn.modules() if isinstance(getattr(m, "weight", None), Tensor)), None)
             if first is None:
                 return None
-            found.append(Propagation(first.weight.shape[0], False))
+            known.append(Propagation(first.weight.shape[0], False))
         elif isinstance(module, MessagePassing):
             return None
-    return found or None
+    return known or None
 
 
 def saving(dense: int, pruned: int) -> float:

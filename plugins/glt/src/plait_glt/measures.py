@@ -50,8 +50,8 @@ def mean_roc_auc(scores: Tensor, label: Tensor) -> float:
     Raises:
         GLTError: no such label, and what `roc_auc` refuses.
     """
-    found = roc_auc(scores, label)
-    usable = found[~found.isnan()]
+    areas = roc_auc(scores, label)
+    usable = areas[~areas.isnan()]
     if not len(usable):
         raise GLTError("ROC-AUC: no label has both positive and negative rows.")
     return float(usable.mean())

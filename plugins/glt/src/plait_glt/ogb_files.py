@@ -64,13 +64,13 @@ class Layout(NamedTuple):
         """
         home = os.path.expanduser(root)
         places = (os.path.join(home, self.folder), os.path.join(home, "dataset", self.folder), home)
-        found = next((place for place in places if os.path.isdir(os.path.join(place, "raw"))), None)
-        if found is None:
+        chosen = next((place for place in places if os.path.isdir(os.path.join(place, "raw"))), None)
+        if chosen is None:
             raise BadInput(
                 f"data {self.source}: there is no folder {self.folder}/raw in {root!r}; nothing is downloaded. "
                 f"{self.expected}"
             )
-        raw, split = os.path.join(found, "raw"), os.path.join(found, "split")
+        raw, split = os.path.join(chosen, "raw"), os.path.join(chosen, "split")
         needed = [os.path.join(raw, f"{name}.csv.gz") for name in self.raw]
         needed += [os.path.join(split, name) for name in self.split]
         for file in needed:
@@ -133,8 +133,8 @@ def _numbers(file: str, wanted: str) -> npt.NDArray[np.float64]:
             values: Any = np.loadtxt(_lines(opened), dtype=np.float64, ndmin=2, delimiter=",")
     except (OSError, EOFError, zlib.error, ValueError) as error:
         raise BadInput(f"{file}: must have {wanted} ({error}).") from None
-    found: npt.NDArray[np.float64] = values
-    return found
+    numbers: npt.NDArray[np.float64] = values
+    return numbers
 
 
 def _lines(opened: Iterable[str]) -> Iterator[str]:

@@ -49,14 +49,14 @@ def load(options: OgbOptions, seed: int) -> Data:
     raw, split = layout.find(options.root)
     if mag:
         graphs = layout.read(raw, lambda ogb: ogb.read_csv_heterograph_raw(raw))
-        found = _papers(raw, graphs)
+        tables = _papers(raw, graphs)
     else:
-        (found,) = layout.read(raw, lambda ogb: ogb.read_csv_graph_raw(raw))
+        (tables,) = layout.read(raw, lambda ogb: ogb.read_csv_graph_raw(raw))
     label = torch.from_numpy(
         column(os.path.join(raw, "node-label/paper/node-label.csv.gz" if mag else "node-label.csv.gz"))
     )
-    x = torch.from_numpy(np.asarray(found["node_feat"], np.float32))
-    graph = _made(raw, options, x, torch.from_numpy(found["edge_index"]), label, "ogb")
+    x = torch.from_numpy(np.asarray(tables["node_feat"], np.float32))
+    graph = _made(raw, options, x, torch.from_numpy(tables["edge_index"]), label, "ogb")
     parts = _division(layout, split)
     return node_data("ogb", graph, *parts, num_classes=int(label.max()) + 1, extra={"name": options.graph})
 
@@ -69,10 +69,10 @@ def load_labels(options: OgbLabelsOptions, seed: int) -> Data:
     """
     layout = Layout("ogb-labels", "ogbn-proteins", ("edge", "edge-feat", "node-label", *COUNTS), split_files("species"))
     raw, split = layout.find(options.root)
-    (found,) = layout.read(raw, lambda ogb: ogb.read_csv_graph_raw(raw))
+    (tables,) = layout.read(raw, lambda ogb: ogb.read_csv_graph_raw(raw))
     label = torch.from_numpy(table(os.path.join(raw, "node-label.csv.gz")))
-    edges = torch.from_numpy(found["edge_index"])
-    weights = torch.from_numpy(np.asarray(found["edge_feat"], np.float32))
+    edges = torch.from_numpy(tables["edge_index"])
+    weights = torch.from_numpy(np.asarray(tables["edge_feat"], np.float32))
     try:
         x = mean_of_edges(edges, weights, len(label))
     except GLTError as error:

@@ -47,10 +47,10 @@ def load(options: OgbLinksOptions, seed: int) -> Data:
         BadInput: ``ogb`` is not installed, a folder or file is missing (named) or damaged, or the parts do not fit.
     """
     raw, split = LAYOUT.find(options.root)
-    (found,) = LAYOUT.read(raw, lambda ogb: ogb.read_csv_graph_raw(raw, additional_edge_files=list(FACTS)))
+    (tables,) = LAYOUT.read(raw, lambda ogb: ogb.read_csv_graph_raw(raw, additional_edge_files=list(FACTS)))
     train, validation, test = (_pairs(os.path.join(split, file)) for file in LAYOUT.split)
-    edges, n = torch.from_numpy(found["edge_index"]), int(found["num_nodes"])
-    year, weight = (torch.from_numpy(found[name]).reshape(-1) for name in ("edge_year", "edge_weight"))
+    edges, n = torch.from_numpy(tables["edge_index"]), int(tables["num_nodes"])
+    year, weight = (torch.from_numpy(tables[name]).reshape(-1) for name in ("edge_year", "edge_weight"))
     if not len(year) == len(weight) == edges.shape[1]:
         raise BadInput(
             f"data ogb-links: {raw}: {edges.shape[1]} edges, but {len(year)} years and {len(weight)} weights."
@@ -72,7 +72,7 @@ def load(options: OgbLinksOptions, seed: int) -> Data:
             f"ogbl-collab: {repeated} pairs of authors are asked for in validation or test and worked together before; "
             "their earlier edges are left out of the graph. Published figures keep them."
         )
-    x = torch.from_numpy(np.asarray(found["node_feat"], np.float32))
+    x = torch.from_numpy(np.asarray(tables["node_feat"], np.float32))
     x = normalise_rows(x) if options.normalise_features else x
     try:
         graph = make_graph(x, edges[:, kept], torch.zeros(n, dtype=torch.int64), sparse=options.sparse_features)
@@ -111,7 +111,7 @@ def _pairs(file: str) -> dict[str, Tensor]:
     """``edge`` and, where it is there, ``edge_neg`` as int64 [2, P]."""
     try:
         with open(file, "rb") as opened:
-            found = read_arrays(opened)
+            arrays = read_arrays(opened)
     except pickles.Refused as error:
         raise BadInput(f"{file}: refused, it asks for {error}; a part of ogbl-collab needs no such thing.") from None
     except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
@@ -119,7 +119,7 @@ def _pairs(file: str) -> dict[str, Tensor]:
     except (pickle.UnpicklingError, zipfile.BadZipFile, MemoryError, OverflowError) as error:
         raise BadInput(f"{file}: cannot be read ({type(error).__name__}: {error}).") from None
     wanted = ("edge",) if os.path.basename(file).startswith("train") else ("edge", "edge_neg")
-    return {name: _two_columns(file, name, found.get(name)) for name in wanted}
+    return {name: _two_columns(file, name, arrays.get(name)) for name in wanted}
 
 
 def _two_columns(file: str, name: str, array: Any) -> Tensor:

@@ -29,8 +29,8 @@ def phases(rounds: int, mask_steps: int, retrain_steps: int, *, dense: bool) -> 
     lengths: list[tuple[Kind, int, int]] = [("dense", 0, retrain_steps)] if dense else []
     for number in range(1, rounds + 1):
         lengths += [("masks", number, mask_steps), ("retrain", number, retrain_steps)]
-    made, done = [], 0
+    sequence, done = [], 0
     for kind, number, steps in lengths:
-        made.append(Phase(kind, number, done, done + steps))
+        sequence.append(Phase(kind, number, done, done + steps))
         done += steps
-    return made
+    return sequence

@@ -99,14 +99,14 @@ def read(file: IO[bytes]) -> Entries | Array | dict[Any, Any]:
         Refused: the pickle asks for any other name, or holds anything else.
         Exception: whatever the pickle machine raises on damaged input.
     """
-    found = ArrayUnpickler(file, further=FURTHER).load()
-    if isinstance(found, _CSR):
-        return found.entries()
-    if isinstance(found, StoredArray):
-        return found.numpy()
-    if isinstance(found, dict):
-        return dict(found)
-    raise Refused(f"a {type(found).__name__} instead of a matrix, an array or a dictionary")
+    content = ArrayUnpickler(file, further=FURTHER).load()
+    if isinstance(content, _CSR):
+        return content.entries()
+    if isinstance(content, StoredArray):
+        return content.numpy()
+    if isinstance(content, dict):
+        return dict(content)
+    raise Refused(f"a {type(content).__name__} instead of a matrix, an array or a dictionary")
 
 
 def read_value(file: IO[bytes]) -> object:
@@ -127,10 +127,10 @@ def read_named(file: IO[bytes]) -> dict[str, Array]:
         Refused: the pickle asks for any other name, or holds anything else.
         Exception: as `read`.
     """
-    found = read_value(file)
-    if not isinstance(found, dict):
-        raise Refused(f"a {type(found).__name__} instead of a dictionary of arrays")
-    odd = [key for key, value in found.items() if not isinstance(key, str) or not isinstance(value, StoredArray)]
+    content = read_value(file)
+    if not isinstance(content, dict):
+        raise Refused(f"a {type(content).__name__} instead of a dictionary of arrays")
+    odd = [key for key, value in content.items() if not isinstance(key, str) or not isinstance(value, StoredArray)]
     if odd:
-        raise Refused(f"a {type(found[odd[0]]).__name__} under {odd[0]!r} instead of an array")
-    return {name: value.numpy() for name, value in found.items()}
+        raise Refused(f"a {type(content[odd[0]]).__name__} under {odd[0]!r} instead of an array")
+    return {name: value.numpy() for name, value in content.items()}

@@ -44,9 +44,9 @@ def load(options: PlanetoidOptions, seed: int) -> Data:
     Raises:
         BadInput: as `read_planetoid`.
     """
-    found = _given(options)
-    parts = (found.train, found.validation, found.test)
-    return node_data("planetoid", found.graph, *parts, num_classes=found.num_classes, extra={"name": options.graph})
+    given = _given(options)
+    parts = (given.train, given.validation, given.test)
+    return node_data("planetoid", given.graph, *parts, num_classes=given.num_classes, extra={"name": options.graph})
 
 
 def load_links(options: PlanetoidLinksOptions, seed: int) -> Data:
@@ -144,20 +144,20 @@ def _read(file: str) -> Any:
 
 
 def _matrix(file: str) -> pickles.Entries:
-    found = _read(file)
-    if isinstance(found, np.ndarray) and found.ndim == 2 and found.dtype.kind in "fiub":
-        row, column = np.nonzero(found)
-        return pickles.Entries(row, column, found[row, column], (found.shape[0], found.shape[1]))
-    if not isinstance(found, pickles.Entries):
+    content = _read(file)
+    if isinstance(content, np.ndarray) and content.ndim == 2 and content.dtype.kind in "fiub":
+        row, column = np.nonzero(content)
+        return pickles.Entries(row, column, content[row, column], (content.shape[0], content.shape[1]))
+    if not isinstance(content, pickles.Entries):
         raise BadInput(f"{file}: holds no matrix of features.")
-    return found
+    return content
 
 
 def _labels(file: str) -> npt.NDArray[Any]:
-    found = _read(file)
-    if not isinstance(found, np.ndarray) or found.ndim != 2 or not found.shape[1]:
+    content = _read(file)
+    if not isinstance(content, np.ndarray) or content.ndim != 2 or not content.shape[1]:
         raise BadInput(f"{file}: holds no one-hot labels [rows, classes].")
-    return found
+    return content
 
 
 def _test_index(file: str) -> Ints:
@@ -206,13 +206,13 @@ def _check_lengths(
 
 
 def _edges(file: str) -> Tensor:
-    found = _read(file)
-    if not isinstance(found, dict) or not all(isinstance(others, list) for others in found.values()):
+    neighbours = _read(file)
+    if not isinstance(neighbours, dict) or not all(isinstance(others, list) for others in neighbours.values()):
         raise BadInput(f"{file}: holds no dictionary from nodes to lists of neighbours.")
-    lengths = np.fromiter(map(len, found.values()), np.int64, len(found))
+    lengths = np.fromiter(map(len, neighbours.values()), np.int64, len(neighbours))
     try:
-        nodes = np.fromiter(found, np.int64, len(found))
-        others = np.fromiter(chain.from_iterable(found.values()), np.int64, int(lengths.sum()))
+        nodes = np.fromiter(neighbours, np.int64, len(neighbours))
+        others = np.fromiter(chain.from_iterable(neighbours.values()), np.int64, int(lengths.sum()))
     except (TypeError, ValueError, OverflowError):
         raise BadInput(f"{file}: holds a node that is no whole number.") from None
     return torch.from_numpy(np.stack([np.repeat(nodes, lengths), others]))

@@ -75,7 +75,7 @@ def figures(
         return {}
     last = rounds[-1]
     name = last["figure"]
-    found: dict[str, Metric | Table | Plot] = {
+    results: dict[str, Metric | Table | Plot] = {
         name: Metric(last[f"test_{name}"], "%", "higher"),
         f"validation_{name}": Metric(last[f"validation_{name}"], "%", "higher"),
         "graph_sparsity": Metric(last["graph_sparsity"], "", "higher"),
@@ -85,26 +85,28 @@ def figures(
         "isolated_nodes": Metric(last["isolated_nodes"], "nodes", "lower"),
         "macs": Metric(last["macs"], "MACs", "lower"),
     }
-    shares = [found_["gradient_share"] for found_ in rounds if found_["gradient_share"] is not None]
+    shares = [ended["gradient_share"] for ended in rounds if ended["gradient_share"] is not None]
     if shares:
-        found["gradient_share"] = Metric(shares[0], "", "higher", "edges whose mask has a gradient, in the first round")
-    tickets = [one for one in rounds if one["round"]]
-    for one in tickets:
-        found[f"{name}_round_{one['round']}"] = Metric(one[f"test_{name}"], "%", "higher")
-    sparse = [one[f"test_{name}"] for one in tickets if one["graph_sparsity"] >= SPARSE]
+        results["gradient_share"] = Metric(
+            shares[0], "", "higher", "edges whose mask has a gradient, in the first round"
+        )
+    tickets = [ticket for ticket in rounds if ticket["round"]]
+    for ticket in tickets:
+        results[f"{name}_round_{ticket['round']}"] = Metric(ticket[f"test_{name}"], "%", "higher")
+    sparse = [ticket[f"test_{name}"] for ticket in tickets if ticket["graph_sparsity"] >= SPARSE]
     if sparse:
         note = f"mean over the rounds with a graph sparsity of at least {SPARSE}"
-        found[f"{name}_sparse"] = Metric(sum(sparse) / len(sparse), "%", "higher", note)
-    taken = {one["round"]: (seconds or {}).get(one["round"], math.nan) for one in rounds}
+        results[f"{name}_sparse"] = Metric(sum(sparse) / len(sparse), "%", "higher", note)
+    taken = {ticket["round"]: (seconds or {}).get(ticket["round"], math.nan) for ticket in rounds}
     if tickets:
-        mean = sum(one[f"validation_{name}"] for one in tickets) / len(tickets)
-        found["validation_mean"] = Metric(mean, "%", "higher", "over the rounds; to choose options by")
-        whole = [taken[one["round"]] for one in tickets if not math.isnan(taken[one["round"]])]
+        mean = sum(ticket[f"validation_{name}"] for ticket in tickets) / len(tickets)
+        results["validation_mean"] = Metric(mean, "%", "higher", "over the rounds; to choose options by")
+        whole = [taken[ticket["round"]] for ticket in tickets if not math.isnan(taken[ticket["round"]])]
         mean = sum(whole) / len(whole) if whole else math.nan
-        found["seconds"] = Metric(mean, "s", "lower", "of a round, the mean over those that nothing interrupted")
+        results["seconds"] = Metric(mean, "s", "lower", "of a round, the mean over those that nothing interrupted")
     if rounds[0]["round"] == 0 and tickets:
-        found |= _against_dense(rounds[0], tickets, tolerance)
-    return found | _shown(rounds, tolerance, taken)
+        results |= _against_dense(rounds[0], tickets, tolerance)
+    return results | _shown(rounds, tolerance, taken)
 
 
 def _against_dense(
@@ -112,21 +114,21 @@ def _against_dense(
 ) -> dict[str, Metric | Table | Plot]:
     name = dense["figure"]
     reference, last = dense[f"test_{name}"], tickets[-1][f"test_{name}"]
-    curve = [one["graph_sparsity"] for one in tickets], [one[f"test_{name}"] for one in tickets]
-    found: dict[str, Metric | Table | Plot] = {
+    curve = [ticket["graph_sparsity"] for ticket in tickets], [ticket[f"test_{name}"] for ticket in tickets]
+    results: dict[str, Metric | Table | Plot] = {
         f"dense_{name}": Metric(reference, "%", "higher", "the whole graph, all weights"),
         "gap": Metric(last - reference, "points", "higher", "last ticket less dense"),
         "mac_ratio": Metric(tickets[-1]["macs"] / dense["macs"], "", "lower"),
     }
     won = is_winning(last, reference, tolerance)
-    found["winning"] = Metric(float(won), "", "higher", f"1: the last ticket is within {tolerance:g} points of dense")
+    results["winning"] = Metric(float(won), "", "higher", f"1: the last ticket is within {tolerance:g} points of dense")
     extreme = extreme_sparsity(*curve, reference, tolerance)
-    found["extreme_sparsity"] = Metric(extreme or 0.0, "", "higher", "largest graph sparsity of a winning ticket")
+    results["extreme_sparsity"] = Metric(extreme or 0.0, "", "higher", "largest graph sparsity of a winning ticket")
     if len({0.0, *curve[0]}) > 1:
         area = area_under_curve([0.0, *curve[0]], [reference, *curve[1]])
         title = TITLES.get(name, name)
-        found["area"] = Metric(area, "points", "higher", f"under {title} against graph sparsity, from 0 on")
-    return found
+        results["area"] = Metric(area, "points", "higher", f"under {title} against graph sparsity, from 0 on")
+    return results
 
 
 def _shown(
@@ -146,15 +148,15 @@ def _shown(
         "isolated_nodes": "isolated nodes",
         "macs": "MACs",
     }
-    rows = [[*(_rounded(one[key]) for key in columns), _seconds(seconds[one["round"]])] for one in rounds]
+    rows = [[*(_rounded(ticket[key]) for key in columns), _seconds(seconds[ticket["round"]])] for ticket in rounds]
     names = [*columns.values(), "seconds"]
     if rounds[0]["round"] == 0:
         names.append("winning")
         reference = rounds[0][f"test_{name}"]
-        for row, one in zip(rows, rounds, strict=True):
-            won = is_winning(one[f"test_{name}"], reference, tolerance)
-            row.append(None if one["round"] == 0 else "yes" if won else "no")
-    judged = [one[f"test_{name}"] for one in rounds]
+        for row, ticket in zip(rows, rounds, strict=True):
+            won = is_winning(ticket[f"test_{name}"], reference, tolerance)
+            row.append(None if ticket["round"] == 0 else "yes" if won else "no")
+    judged = [ticket[f"test_{name}"] for ticket in rounds]
     capital = title[0].upper() + title[1:]
     return {
         "rounds": Table("Tickets, round by round (round 0: the dense network)", names, rows),
@@ -162,13 +164,13 @@ def _shown(
             f"{capital} against graph sparsity",
             "graph sparsity",
             f"test {title} %",
-            {"ticket": ([one["graph_sparsity"] for one in rounds], judged)},
+            {"ticket": ([ticket["graph_sparsity"] for ticket in rounds], judged)},
         ),
         "weight_curve": Plot(
             f"{capital} against weight sparsity",
             "weight sparsity",
             f"test {title} %",
-            {"ticket": ([one["weight_sparsity"] for one in rounds], judged)},
+            {"ticket": ([ticket["weight_sparsity"] for ticket in rounds], judged)},
         ),
     }
 

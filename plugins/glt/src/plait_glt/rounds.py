@@ -91,9 +91,9 @@ class GraphLotteryTickets:
         cls, network: nn.Module, task: Task, config: GLTConfig | None = None, *, seed: int = 0
     ) -> GraphLotteryTickets:
         """The same for another task, such as `LinkTask` or `LabelTask`."""
-        made = cls.__new__(cls)
-        made._prepare(network, task, config, seed)
-        return made
+        search = cls.__new__(cls)
+        search._prepare(network, task, config, seed)
+        return search
 
     def _prepare(self, network: nn.Module, task: Task, config: GLTConfig | None, seed: int) -> None:
         self.config = config or GLTConfig()
@@ -141,9 +141,9 @@ class GraphLotteryTickets:
         """One round, or the dense network where that is still to come."""
         began = time.perf_counter()
         number = len(self.results) + (0 if self.config.dense else 1)
-        found: Trained | None = None
+        trained: Trained | None = None
         if number:
-            found = self._prune(number)
+            trained = self._prune(number)
         self.rewind()
         with self._seeded(number, "retrain") as generator:
             final = retrain(self.model, self.task, self.edge_kept, self.weight_kept, self.config, generator)
@@ -158,12 +158,12 @@ class GraphLotteryTickets:
             edges=int(self.edge_kept.sum()),
             graph_sparsity=sparsity(self.edge_kept),
             weight_sparsity=sparsity(self.weight_kept.values()),
-            gradient_share=found.gradient_share if found else None,
+            gradient_share=trained.gradient_share if trained else None,
             isolated=len(isolated_nodes(kept_index, self.model.num_nodes)),
             accuracy=final.accuracy,
             validation_accuracy=final.validation_accuracy,
             best_epoch=final.epoch,
-            mask_epoch=found.epoch if found else None,
+            mask_epoch=trained.epoch if trained else None,
             macs=macs,
             seconds=time.perf_counter() - began,
         )
@@ -219,37 +219,37 @@ class GraphLotteryTickets:
 
     # ---- a round's pruning ----------------------------------------------------------------------------------------
     def _prune(self, number: int) -> Trained | None:
-        config, found = self.config, None
+        config, trained = self.config, None
         if config.trains_masks:
             self.rewind()
             with self._seeded(number, "masks") as generator:
-                found = train_masks(self.model, self.task, self.edge_kept, self.weight_kept, config, generator)
+                trained = train_masks(self.model, self.task, self.edge_kept, self.weight_kept, config, generator)
         with self._seeded(number, "prune") as generator:
             if config.edge_ranking != "keep":
                 count = prune_count(int(self.edge_kept.sum()), config.p_g)
                 (self.edge_kept,) = prune_smallest(
-                    [self._edge_scores(found, generator)], [self.edge_kept], count, generator
+                    [self._edge_scores(trained, generator)], [self.edge_kept], count, generator
                 )
             if config.weight_ranking != "keep":
                 masks = list(self.weight_kept.values())
                 count = prune_count(sum(int(kept.sum()) for kept in masks), config.p_theta)
-                pruned = prune_smallest(self._weight_scores(found, generator), masks, count, generator)
+                pruned = prune_smallest(self._weight_scores(trained, generator), masks, count, generator)
                 self.weight_kept = dict(zip(self.weight_kept, pruned, strict=True))
-        return found
+        return trained
 
-    def _edge_scores(self, found: Trained | None, generator: torch.Generator) -> Tensor:
+    def _edge_scores(self, trained: Trained | None, generator: torch.Generator) -> Tensor:
         if self.config.edge_ranking == "random":
             return random_scores([self.edge_kept], generator)[0]
         if self.config.edge_ranking == "degree":
             return degree_scores(self.model.pairs, self.model.num_nodes)
-        assert found is not None
-        return found.edge_scores
+        assert trained is not None
+        return trained.edge_scores
 
-    def _weight_scores(self, found: Trained | None, generator: torch.Generator) -> list[Tensor]:
+    def _weight_scores(self, trained: Trained | None, generator: torch.Generator) -> list[Tensor]:
         if self.config.weight_ranking == "random":
             return random_scores(list(self.weight_kept.values()), generator)
-        assert found is not None
-        return [found.weight_scores[name] for name in self.weight_kept]
+        assert trained is not None
+        return [trained.weight_scores[name] for name in self.weight_kept]
 
     @contextmanager
     def _seeded(self, number: int, phase: str) -> Iterator[torch.Generator]:

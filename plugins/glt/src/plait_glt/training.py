@@ -163,7 +163,7 @@ class MaskStep:
         if not with_aux:
             return loss
         config = self.config
-        found = auxiliary_loss(
+        auxiliary = auxiliary_loss(
             *self.task.compared(logits),
             samples=config.wd_samples,
             generator=self.generator,
@@ -171,7 +171,7 @@ class MaskStep:
             max_iterations=config.wd_iterations,
             tolerance=config.wd_tolerance,
         )
-        return loss + config.lam * found.loss
+        return loss + config.lam * auxiliary.loss
 
     def _ascend(self, with_aux: bool) -> Tensor:
         mask, config = self.model.edge_mask, self.config

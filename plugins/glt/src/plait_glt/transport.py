@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import random
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -49,12 +52,10 @@ class Sinkhorn(NamedTuple):
         """Between two point sets of uniform weights, [n, d] and [m, d]; in blocks where n m distances are too many."""
         if len(x) * len(y) > self.block_entries:
             return self._blocked(x, y)
-        import ot
-
         cost = distances(x, y)
         values = cost.detach()
         a, b = (values.new_full((count,), 1 / count) for count in values.shape)
-        plan, log = ot.sinkhorn(
+        plan, log = pot().sinkhorn(
             a,
             b,
             values,
@@ -74,9 +75,7 @@ class Sinkhorn(NamedTuple):
             x, y: points [K, n, d] and [K, m, d].
             a, b: their weights [K, n] and [K, m], 0 for padding.
         """
-        import ot
-
-        solution = ot.solve_batch(
+        solution = pot().solve_batch(
             distances(x, y),
             self.eps,
             a,
@@ -89,10 +88,8 @@ class Sinkhorn(NamedTuple):
         return Solved(solution.value_linear, solution.log["n_iter"] + 1, float(error))
 
     def _blocked(self, x: Tensor, y: Tensor) -> Solved:
-        import ot
-
         rows, columns = (max(1, self.block_entries // len(others)) for others in (y, x))
-        f, g, log = ot.bregman.empirical_sinkhorn(
+        f, g, log = pot().bregman.empirical_sinkhorn(
             x.detach(),
             y.detach(),
             self.eps,
@@ -119,6 +116,17 @@ class Sinkhorn(NamedTuple):
             sums.append(mass)
         error = (torch.cat(sums) - 1 / len(x)).abs().sum()
         return Solved(total, log["niter"] + 1, float(error))
+
+
+@functools.cache
+def pot() -> ModuleType:
+    """POT, imported at first use: it takes a second, and draws from Python's generator, which no run may notice."""
+    state = random.getstate()
+    import ot
+
+    random.setstate(state)
+    module: ModuleType = ot
+    return module
 
 
 class _SquaredDistances(torch.autograd.Function):

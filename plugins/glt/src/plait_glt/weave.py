@@ -110,8 +110,9 @@ class Weave:
         generator = trainer.generator("glt.noise")
         for name, parameter in self.gnn.named_parameters():
             if not name.startswith("network."):
-                noise = TIE_NOISE * (2 * torch.rand(parameter.shape, generator=generator) - 1) if learn else 0
-                weights[name] = self.hard[name] * (1 + noise)
+                drawn = torch.rand(parameter.shape, generator=generator).to(parameter.device) if learn else None
+                ties = 0 if drawn is None else TIE_NOISE * (2 * drawn - 1)
+                weights[name] = self.hard[name] * (1 + ties)
         self.begun = True
         self.reached.zero_()
         self._arrange(trainer, phase)
@@ -136,11 +137,11 @@ class Weave:
             self.share = gradient_share(self.reached, self.hard["edge_mask"]) if learned else None
             self._prune(trainer)
         else:
-            found = record(trainer, self.gnn, self.hard, phase, self.share)
-            self.rounds.append(found)
+            ended = record(trainer, self.gnn, self.hard, phase, self.share)
+            self.rounds.append(ended)
             self.share = None
-            shown = ("graph_sparsity", f"validation_{found['figure']}")  # the rest is in the table and the curves
-            trainer.log({f"glt/{name}": found[name] for name in shown} | self.clock.end(phase))
+            shown = ("graph_sparsity", f"validation_{ended['figure']}")  # the rest is in the table and the curves
+            trainer.log({f"glt/{name}": ended[name] for name in shown} | self.clock.end(phase))
         self.position, self.begun = self.position + 1, False
 
     def selectable(self, trainer: Trainer) -> bool:
@@ -250,8 +251,8 @@ class Weave:
         """dL/ds [U] of the composed loss, by a probe that changes nothing."""
         gradients = trainer.gradients(batch, probe=True, freeze_statistics=True).gradients
         assert gradients is not None
-        found = [g for p, g in zip(trainer.parameters, gradients, strict=True) if p is self.gnn.edge_mask]
-        return torch.zeros_like(self.gnn.edge_mask) if found[0] is None else found[0]
+        slopes = [g for p, g in zip(trainer.parameters, gradients, strict=True) if p is self.gnn.edge_mask]
+        return torch.zeros_like(self.gnn.edge_mask) if slopes[0] is None else slopes[0]
 
     @contextlib.contextmanager
     def _without(self, removed: Tensor) -> Iterator[None]:
@@ -275,15 +276,15 @@ class Weave:
         phase, options = self.phase, self.options
         if phase is None or phase.kind != "masks":
             return {}
-        found = {}
+        terms = {}
         if "wasserstein" not in self.silent and self._compares(trainer, phase):
-            found["wasserstein"] = self._wasserstein(trainer, raw, outputs)
+            terms["wasserstein"] = self._wasserstein(trainer, raw, outputs)
         if "l1" not in self.silent and (options.l1_edges or options.l1_weights):
             weights = torch.stack([mask.abs().sum() for mask in self.gnn.weight_masks.values()]).sum()
-            found["l1"] = options.l1_edges * self.gnn.edge_mask.abs().sum() + options.l1_weights * weights
+            terms["l1"] = options.l1_edges * self.gnn.edge_mask.abs().sum() + options.l1_weights * weights
         if self.implicit is not None:
-            found["implicit"] = self._implicit(trainer, batch)
-        return found
+            terms["implicit"] = self._implicit(trainer, batch)
+        return terms
 
     def _compares(self, trainer: Trainer, phase: Phase) -> bool:
         warm = min(self.options.warmup, phase.end - phase.start - 1)
@@ -347,7 +348,7 @@ class Weave:
         return {
             "position": self.position,
             "begun": self.begun,
-            "rounds": [dict(found) for found in self.rounds],
+            "rounds": [dict(ended) for ended in self.rounds],
             "reached": self.reached,
             "share": self.share,
             "graph": self.gnn.hash,
@@ -368,7 +369,7 @@ class Weave:
             )
         self.position, self.begun, self.share = state["position"], state["begun"], state["share"]
         self.reached.copy_(state["reached"])
-        self.rounds = [dict(found) for found in state["rounds"]]
+        self.rounds = [dict(ended) for ended in state["rounds"]]
         self.initial, self.planted = dict(state["initial"]), dict(state["planted"])
 
 

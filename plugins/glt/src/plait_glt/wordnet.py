@@ -97,11 +97,11 @@ def read_nouns(path: str) -> Nouns:
         head, bar, gloss = line.partition(" | ")
         if not bar or not re.match(r"\d{8} \d\d n ", head):
             raise BadInput(f"{path}, line {number}: is no noun synset of WordNet 3.0.")
-        found = _POINTER.findall(head)
+        others = _POINTER.findall(head)
         places[head[:8]] = len(glosses)
         lexicographer.append(int(head[9:11]))
-        targets += found
-        counts.append(len(found))
+        targets += others
+        counts.append(len(others))
         glosses.append(gloss)
     if not glosses:
         raise BadInput(f"{path}: holds no synset.")
@@ -166,11 +166,11 @@ def _reach(starts: Ints, target: Ints, root: int) -> tuple[npt.NDArray[np.bool_]
 
 def _features(glosses: list[str], words: int) -> torch.Tensor:
     """Which of the most frequent words each gloss has: COO float32 [n, words] of zeros and ones."""
-    found = [sorted(set(_WORD.findall(gloss.lower()))) for gloss in glosses]
-    counts = Counter(word for each in found for word in each)
+    used = [sorted(set(_WORD.findall(gloss.lower()))) for gloss in glosses]
+    counts = Counter(word for each in used for word in each)
     usual = sorted((-count, word) for word, count in counts.items() if 2 <= count <= COMMON * len(glosses))
     column = {word: at for at, (_, word) in enumerate(usual[:words])}
-    pairs = [(row, column[word]) for row, each in enumerate(found) for word in each if word in column]
+    pairs = [(row, column[word]) for row, each in enumerate(used) for word in each if word in column]
     indices = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).t()
     shape = (len(glosses), max(1, len(column)))
     return torch.sparse_coo_tensor(indices, torch.ones(len(pairs)), shape, check_invariants=False).coalesce()

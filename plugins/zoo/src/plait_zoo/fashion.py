@@ -104,12 +104,12 @@ def _pair(folder: str, part: str) -> tuple[Tensor, Tensor]:
 
 
 def _required(folder: str, name: str) -> str:
-    found = _find(folder, name)
-    if found is None:
+    file = _find(folder, name)
+    if file is None:
         raise BadInput(
             f"data fashion-mnist: {os.path.join(folder, name)}(.gz) is missing. The folder must hold {LAYOUT}."
         )
-    return found
+    return file
 
 
 def read_idx(path: str, shape: tuple[int, ...]) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
@@ -129,10 +129,10 @@ def read_idx(path: str, shape: tuple[int, ...]) -> np.ndarray[tuple[int, ...], n
             head = file.read(header)
             if len(head) < header:
                 raise BadInput(f"{path}: {len(head)} bytes, not even the {header} bytes of an idx header.")
-            found, count, *sides = (int(value) for value in np.frombuffer(head, ">u4"))
-            if found != magic:
+            kind, count, *sides = (int(value) for value in np.frombuffer(head, ">u4"))
+            if kind != magic:
                 raise BadInput(
-                    f"{path}: magic number 0x{found:08x}, expected 0x{magic:08x}: not an idx file of this kind."
+                    f"{path}: magic number 0x{kind:08x}, expected 0x{magic:08x}: not an idx file of this kind."
                 )
             if tuple(sides) != shape or count > MOST:
                 size = " x ".join(str(side) for side in (count, *sides))

@@ -63,11 +63,11 @@ def folder(path: str, source: str, layout: str) -> str:
     Raises:
         BadInput: there is none; it is named with the layout expected.
     """
-    found = os.path.expanduser(path)
-    if not os.path.isdir(found):
+    root = os.path.expanduser(path)
+    if not os.path.isdir(root):
         where = WHERE.get(source, "")
         raise BadInput(f"data {source}: there is no folder {path!r}. Expected layout: {layout}.{where}")
-    return found
+    return root
 
 
 def annotation(root: str, names: Sequence[str], source: str, layout: str) -> str:
@@ -133,7 +133,7 @@ def column(header: Sequence[str], name: str, path: str, option: str = "") -> int
     if name in header:
         return list(header).index(name)
     lower = {known.lower(): known for known in header}
-    close = [lower[found] for found in difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.5)]
+    close = [lower[match] for match in difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.5)]
     hint = f"Close: {', '.join(close)}." if close else f"It has: {', '.join(header[:50])}."
     raise BadInput(f"{os.path.basename(path)} has no {name!r}{f' (option {option})' if option else ''}. {hint}")
 
@@ -154,8 +154,8 @@ def coded(values: Iterable[str], codes: dict[str, int], path: str, name: str) ->
     Raises:
         BadInput: a value that has no code.
     """
-    found = [codes.get(value.strip(), -1) for value in values]
-    array = np.array(found, np.int64)
+    numbers = [codes.get(value.strip(), -1) for value in values]
+    array = np.array(numbers, np.int64)
     if (array < 0).any():
         at = int((array < 0).argmax())
         bad = list(values)[at] if isinstance(values, Sequence) else "a value"

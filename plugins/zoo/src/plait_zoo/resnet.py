@@ -111,15 +111,15 @@ def _read(path: str, name: str) -> dict[str, Tensor]:
         if path.endswith(".safetensors"):
             from safetensors.torch import load_file
 
-            found: Any = load_file(path)
+            content: Any = load_file(path)
         else:
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # both readers raise many things on foreign files
         reason = " ".join(str(error).split())[:200]
         raise BadInput(f"model {name}: {path} is neither safetensors nor a plain torch state dict: {reason}") from None
     for key in ("state_dict", "model"):
-        if isinstance(found, dict) and isinstance(found.get(key), dict):
-            found = found[key]
-    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise BadInput(f"model {name}: {path} holds no state dict (names to tensors).")
-    return {str(key).removeprefix("module."): value for key, value in found.items()}
+    return {str(key).removeprefix("module."): value for key, value in content.items()}

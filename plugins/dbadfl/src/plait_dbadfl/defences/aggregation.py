@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from plait_dbadfl.defences.base import Defence, Losses, Verdict, require_finite
 from plait_dbadfl.defences.clipping import NormClipping, SelfCentredClipping
 from plait_dbadfl.defences.coordinatewise import Mean, Median, TrimmedMean
@@ -66,12 +68,15 @@ class RobustAggregation:
         Raises:
             DbadflError: models that are not finite (node and round are named), or what the rule refuses.
         """
-        models = flatten(parameters)
+        parts = [torch.view_as_real(p.detach()) if p.is_complex() else p for p in parameters]
+        models = flatten(parts)
         require_finite(models, round)
-        begun = None if start is None or not self.needs_start else flatten(start)
+        begun = None
+        if start is not None and self.needs_start:
+            begun = flatten([torch.view_as_real(s) if s.is_complex() else s for s in start])
         self.mixing = mixing
         self.last = self.defence(models, mixing, start=begun, round=round, rounds=self.rounds, losses=self.losses)
-        unflatten_(parameters, self.last.models)
+        unflatten_(parts, self.last.models)
 
     def state_dict(self) -> dict[str, Any]:
         """The rule's."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from plait.training.replicas import wide
 from plait_dbadfl.errors import DbadflError
 from plait_dbadfl.mixing import Mixing
 
@@ -119,8 +120,8 @@ class Defence:
             serves = votes is not None and not bool(votes[node])
             if serves and self.lacking() is not None:
                 raise DbadflError(
-                    f"defence {self.name!r} looks at {self.lacking()}, which the server of federated averaging does not "
-                    "have; take another rule or another engine"
+                    f"defence {self.name!r} looks at {self.lacking()}, which the server of federated averaging does "
+                    "not have; take another rule or another engine"
                 )
             reason = self.legal(degree if serves else degree + 1)
             if reason is not None:
@@ -171,6 +172,11 @@ class Defence:
             raise DbadflError(f"defence {self.name!r}: models {tuple(models.shape)} are not [N={mixing.n}, P]")
         if self.needs_start and start is None:
             raise DbadflError(f"defence {self.name!r} works on updates: give start, the models before the local steps")
+        exact = _real(models, self.name)
+        if exact.dtype != models.dtype:  # rules are of real numbers, in which squares can be summed
+            begun = None if start is None else _real(start, self.name)
+            verdict = self(exact, mixing, start=begun, round=round, rounds=rounds, losses=losses, elements=elements)
+            return replace(verdict, models=_back(verdict.models, models))
         self.check(mixing.degrees, mixing.votes)
         self.observe(models, start)
         aggregated = models.clone()
@@ -190,6 +196,19 @@ class Defence:
                 if accept is not None and taken is not None:
                     accept[entry[mask].to(models.device)] = taken[:, 1:][seen[:, 1:]]
         return Verdict(aggregated, accept)
+
+
+def _real(models: Tensor, name: str) -> Tensor:
+    """Models as real numbers, complex parameters as two each, half precision as float32."""
+    if not (models.is_floating_point() or models.is_complex()):
+        raise DbadflError(f"defence {name!r}: models of {models.dtype} are no numbers to aggregate")
+    return wide(models).flatten(1)
+
+
+def _back(real: Tensor, like: Tensor) -> Tensor:
+    """The inverse of `_real`."""
+    numbers = torch.view_as_complex(real.reshape(len(real), -1, 2)) if like.is_complex() else real
+    return numbers.to(like.dtype)
 
 
 def require_finite(models: Tensor, round: int) -> None:

@@ -79,11 +79,11 @@ def _has_sparse_products(x: Tensor, weight: Tensor) -> bool:
 
 def _plan_of(edge_index: Tensor, n: int) -> _Plan:
     version = 0 if edge_index.is_inference() else edge_index._version
-    found = _plans.get(edge_index)
-    if found is None or found[0] != (version, n):
-        found = ((version, n), _make_plan(edge_index.detach(), n))
-        _plans[edge_index] = found
-    plan: _Plan = found[1]
+    kept = _plans.get(edge_index)
+    if kept is None or kept[0] != (version, n):
+        kept = ((version, n), _make_plan(edge_index.detach(), n))
+        _plans[edge_index] = kept
+    plan: _Plan = kept[1]
     return plan
 
 
