@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import pytest
 
-from plait_experiments import load, verify
+from plait_experiments.schema import load
 from plait_experiments.verdicts import Verdict
+from plait_experiments.verification import verify
 
 BY_CONSTRUCTION = {"chase": ("exact",), "fairsam": ("identities",)}
 EMPIRICAL = {"chase": ("accuracy", "speed"), "fairsam": ("fair",)}

@@ -92,9 +92,8 @@ def unbroken(site: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(site)
         patch.setenv("WITNESS", str(folder))
-        discovery.installed.cache_clear()
+        patch.setattr(discovery, "_installed", None)
         ended = together(lambda rank: plait.run(site / "recipe.toml", out=folder / "r"))
-    discovery.installed.cache_clear()
     assert [e.code for e in ended] == [0, 0], ended
     return folder / "r", [rows for _, _, rows in seen(folder)]
 

@@ -194,7 +194,7 @@ class TellerPlugin(Plugin):
             def forward(self, x: torch.Tensor) -> list[str]:
                 return [f"{float(image.sum()):.3f}" for image in x]
 
-        told, fields = predict(trainer, Texts(), trainer.data.test)
+        told, fields = predict(trainer.forward, Texts(), trainer.data.test)
         wanted = [f"{float(image.sum()):.3f}" for image in trainer.data.test.fields["input"]]
         assert told == wanted
         assert fields["index"].tolist() == list(range(len(wanted)))

@@ -16,7 +16,7 @@ from plait.data.seeds import seed_everything
 from plait.declare.recipe import Recipe
 from plait.distributed.world import World
 from plait.loading import build_model, load_data
-from plait.planning import discovery
+from plait.planning.discovery import pretend
 from plait.planning.plan import make_plan
 from plait.storage import progress
 from plait.storage.directory import RunDirectory
@@ -159,7 +159,7 @@ def test_the_order_on_the_command_line_does_not_change_the_bits(tmp_path: Path) 
     assert first_difference(weights(one), weights(two)) is None
 
 
-def test_fairsam_without_weights_is_sam_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fairsam_without_weights_is_sam_bit_for_bit(tmp_path: Path) -> None:
     """Oracle: SAM written naively as a stranger's plugin of a few lines on the same contract."""
 
     class NaiveSAM(plait.Plugin):
@@ -180,19 +180,17 @@ def test_fairsam_without_weights_is_sam_bit_for_bit(tmp_path: Path, monkeypatch:
             trainer.apply_gradients()
             return report
 
-    real = discovery.installed()
-    fake = discovery.examine(discovery.Installed("naive-sam", "stranger", "1"), NaiveSAM)
-    monkeypatch.setattr(discovery, "installed", lambda: (*real, fake))
     sam = run(tmp_path, "sam", {"fairsam": {**FAIR, "weights": "none"}})
-    naive = run(tmp_path, "naive", {"naive-sam": {}})
-    for name, got in weights(sam).items():
-        # the norm of norms and the norm of everything differ in the last bit, nothing else may
-        torch.testing.assert_close(got, weights(naive)[name], rtol=1e-5, atol=1e-6)
-    with pytest.raises(plait.Refused, match="naive-sam"):
-        plait.run(recipe({"fairsam": {}, "naive-sam": {}}), out=tmp_path / "refused")
+    with pretend(NaiveSAM):
+        naive = run(tmp_path, "naive", {"naive-sam": {}})
+        for name, got in weights(sam).items():
+            # the norm of norms and the norm of everything differ in the last bit, nothing else may
+            torch.testing.assert_close(got, weights(naive)[name], rtol=1e-5, atol=1e-6)
+        with pytest.raises(plait.Refused, match="naive-sam"):
+            plait.run(recipe({"fairsam": {}, "naive-sam": {}}), out=tmp_path / "refused")
 
 
-def test_rho_zero_is_weighted_sgd_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rho_zero_is_weighted_sgd_bit_for_bit(tmp_path: Path) -> None:
     class GroupWeights(plait.Plugin):
         name, contract = "group-weights", plait.CONTRACT_VERSION
 
@@ -204,11 +202,9 @@ def test_rho_zero_is_weighted_sgd_bit_for_bit(tmp_path: Path, monkeypatch: pytes
         def example_weights(self, batch: Any) -> Tensor:
             return self.table[batch["group"]]
 
-    real = discovery.installed()
-    fake = discovery.examine(discovery.Installed("group-weights", "stranger", "1"), GroupWeights)
-    monkeypatch.setattr(discovery, "installed", lambda: (*real, fake))
     fair = run(tmp_path, "fair", {"fairsam": {**FAIR, "rho": 0.0}})
-    plain = run(tmp_path, "plain", {"group-weights": {}})
+    with pretend(GroupWeights):
+        plain = run(tmp_path, "plain", {"group-weights": {}})
     assert first_difference(weights(fair), weights(plain)) is None
 
 
@@ -246,7 +242,7 @@ def test_best_is_chosen_among_finished_networks_only(tmp_path: Path) -> None:
     assert done.metrics["chase/nonzeros"] <= 0.3 * 1288 and done.metrics["chase/channels"] == 12
 
 
-def test_plan_refuses_a_second_owner_of_the_masks_by_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plan_refuses_a_second_owner_of_the_masks_by_rule() -> None:
     class Pruner(plait.Plugin):
         name, contract = "pruner", plait.CONTRACT_VERSION
 
@@ -257,9 +253,7 @@ def test_plan_refuses_a_second_owner_of_the_masks_by_rule(monkeypatch: pytest.Mo
         def update_masks(self, trainer: Any) -> None:
             return None
 
-    real = discovery.installed()
-    fake = discovery.examine(discovery.Installed("pruner", "stranger", "1"), Pruner)
-    monkeypatch.setattr(discovery, "installed", lambda: (*real, fake))
-    plan = plait.plan(plugins=["chase", "pruner"])
+    with pretend(Pruner):
+        plan = plait.plan(plugins=["chase", "pruner"])
     assert [(r.rule, r.plugins) for r in plan.refusals] == [("partition", ("chase", "pruner"))]
     assert "-p chase" in plan.refusals[0].fix

@@ -326,7 +326,7 @@ def _written_down(recorder: Recorder, ranks: Ranks, artifacts: bool, *, forget: 
         with contextlib.suppress(RunFailed) if failure is not None else contextlib.nullcontext():
             directory.publish()
     if isinstance(failure, PlaitError):
-        raise failure from None
+        raise failure from failure.__cause__
     if failure is not None:
         raise failure
 

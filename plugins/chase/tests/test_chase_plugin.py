@@ -41,7 +41,44 @@ class Poison(nn.Module):
 
     def channel_groups(self):
         return [("conv1", None, ["conv2"])]
+
+
+class Centred(nn.Module):
+    def forward(self, weight):
+        return weight - weight.mean()
+
+
+class Odd(nn.Module):
+    # four convolutions, a head that the loss does not reach, and something odd
+
+    def __init__(self, num_classes, odd=""):
+        super().__init__()
+        self.odd, self.steps = odd, 0
+        self.conv1, self.conv2 = nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3)
+        self.conv3, self.conv4 = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+        self.head, self.other, self.branch = nn.Linear(8, num_classes), nn.Linear(8, 9), nn.Linear(8, 8)
+        if odd == "frozen":
+            self.conv2.requires_grad_(False)
+        if odd in ("weight_norm", "spectral_norm", "orthogonal"):
+            getattr(nn.utils.parametrizations, odd)(self.conv2)
+        if odd == "stranger":
+            nn.utils.parametrize.register_parametrization(self.conv2, "weight", Centred())
+
+    def forward(self, x):
+        x = torch.relu(self.conv2(torch.relu(self.conv1(x))))
+        if self.odd == "pool":
+            x = nn.MaxPool2d(2)(x)
+        x = torch.relu(self.conv4(torch.relu(self.conv3(x)))).mean((2, 3))
+        self.kept = self.other(x).detach()
+        if self.odd == "twice":
+            x = x + self.conv2.weight.mean()
+        self.steps += self.training
+        if (self.odd == "branch" and self.steps % 2) or (self.odd == "late" and self.steps > 5):
+            x = x + self.branch(x)
+        return self.head(x)
 """
+
+ODD = {"density": 0.4, "exploration_interval": 2, "channel_interval": 4, "channel_sparsity": 0.3}
 
 
 @pytest.fixture
@@ -116,6 +153,52 @@ def test_excluded_parameters_stay_dense(tmp_path: Path) -> None:
     done = run(tmp_path, {"exclude": ["head.*"], "channel_sparsity": 0.0, "density": 0.2})
     assert bool((done.model.head.weight != 0).all())  # type: ignore[union-attr, operator]
     assert done.metrics["chase/nonzeros"] == int(0.2 * (1288 - 64))
+
+
+@pytest.mark.parametrize("shrink_during", [False, True])
+@pytest.mark.parametrize(
+    ("odd", "alone", "prunable"),
+    [
+        ("", "other", 24),
+        ("pool", "other", 24),
+        ("frozen", "conv2", 8),
+        ("weight_norm", "conv2", 8),
+        ("spectral_norm", "conv2", 8),
+        ("orthogonal", "conv2", 8),
+        ("stranger", "conv2", 8),
+        ("twice", "other", 8),
+        ("branch", "other", 24),
+        ("late", "branch", 24),
+    ],
+)
+def test_odd_weights_are_left_alone_in_a_run(
+    tmp_path: Path, nets: str, odd: str, alone: str, prunable: int, shrink_during: bool
+) -> None:
+    options = {**ODD, "shrink_during": shrink_during}
+    done = run(tmp_path, options, model=f"{nets}:Odd", settings={"model.odd": odd})
+    model: Any = done.model
+    assert bool(model.get_submodule(alone).weight.all())
+    assert float(done.metrics["chase/shrink_error@export"]) < 1e-4
+    assert done.metrics["chase/channels"] == round(prunable * 0.7)
+    widths = [layer.out_channels for layer in (model.conv1, model.conv2, model.conv3)]
+    assert sum(widths) == 24 - prunable + round(prunable * 0.7)
+    if odd == "branch":
+        assert not model.branch.weight.all()
+
+
+def test_exclude_and_include_of_a_layer(tmp_path: Path, nets: str) -> None:
+    model: dict[str, Any] = {"model": f"{nets}:Odd", "settings": {"model.odd": "frozen"}}
+    done = run(tmp_path / "a", {**ODD, "exclude": ["conv4.weight"], "channel_sparsity": 0.0}, **model)
+    assert bool(done.model.conv4.weight.all())  # type: ignore[union-attr, operator]
+    done = run(tmp_path / "b", {**ODD, "exclude": ["conv1.*"]}, model=f"{nets}:Odd")
+    small: Any = done.model
+    assert bool(small.conv1.weight.all()) and small.conv1.out_channels == 8
+    assert done.metrics["chase/channels"] == round(16 * 0.7)
+    with pytest.raises(BadInput, match=r"no prunable channel group.*'conv2.weight' left alone \(frozen"):
+        run(tmp_path / "c", {**ODD, "exclude": ["conv4.weight"]}, **model)
+    include = {**ODD, "include": ["conv2.weight", "conv4.weight"], "channel_sparsity": 0.0}
+    done = run(tmp_path / "d", include, **model)
+    assert not done.model.conv2.weight.all() and done.model.conv1.weight.all()  # type: ignore[union-attr]
 
 
 def test_round_channels_keeps_extra_channels_only(tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from plait.storage.stores import MANIFEST, StoredDirectory
 
 import plait
 from plait import BadInput, RunFailed
@@ -21,6 +20,7 @@ from plait.storage.directory import RunDirectory
 from plait.storage.places import url_of
 from plait_authoring.kill import final_state, first_difference
 from plait_cli import catalog
+from plait_stores.directory import MANIFEST, StoredDirectory
 
 fsspec = pytest.importorskip("fsspec")
 
@@ -208,10 +208,10 @@ def test_what_is_not_there_is_said(s3: str, monkeypatch: pytest.MonkeyPatch, cac
     with pytest.raises(BadInput, match="Protocol not known: nosuch"):
         plait.run(RECIPE, out="nosuch://x/y")
     monkeypatch.setitem(sys.modules, "gcsfs", None)
-    with pytest.raises(BadInput, match=r"pip install 'plait-core\[gcs\]'"):
+    with pytest.raises(BadInput, match=r"pip install 'plait-stores\[gcs\]'"):
         plait.run(RECIPE, out="gs://bucket/run")
-    monkeypatch.setitem(sys.modules, "fsspec.core", None)
-    with pytest.raises(BadInput, match=r"needs fsspec: pip install 'plait-core\[s3\]'"):
+    monkeypatch.setattr(places, "entry_points", lambda group: ())  # plait-stores is not installed
+    with pytest.raises(BadInput, match="no installed package opens runs on object stores"):
         plait.run(RECIPE, out=f"{s3}/x")
     assert not (cache / "here").exists() or not any((cache / "here").rglob("recipe.toml"))
 

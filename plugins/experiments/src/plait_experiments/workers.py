@@ -120,7 +120,13 @@ class _Worker:
         if self._pool is None:
             context = multiprocessing.get_context("spawn")
             self._pool = ProcessPoolExecutor(1, mp_context=context, initializer=_prepare)
-            self._pid = self._pool.submit(os.getpid)
+            before = os.environ.get("PYTHONSAFEPATH")
+            os.environ["PYTHONSAFEPATH"] = "1"  # a random.py where the user stands is not the library's
+            try:
+                self._pid = self._pool.submit(os.getpid)  # starts the process
+            finally:
+                os.environ.pop("PYTHONSAFEPATH")
+                os.environ.update({} if before is None else {"PYTHONSAFEPATH": before})
         return self._pool.submit(execute, job)
 
     def signal(self, number: int) -> None:

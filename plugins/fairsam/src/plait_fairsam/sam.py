@@ -137,9 +137,11 @@ class FairSAM:
         replicas: N where every parameter is ``[N, ...]`` and holds N networks, each perturbed by its own norm.
 
     Raises:
-        FairsamWarning: parameters in half precision, in which w + e is rounded.
         FairsamError: no trainable parameter, rho negative or NaN, an unknown mode, several rho without ``per_group``,
             eta < 0, interval < 1.
+
+    Warns:
+        FairsamWarning: parameters in half precision, in which w + e is rounded.
     """
 
     def __init__(
@@ -187,8 +189,8 @@ class FairSAM:
         low = next((p.dtype for p in self.parameters if p.dtype in HALVES), None)
         if low is not None:
             warnings.warn(
-                f"parameters of {low}: w + e is rounded to it, so that small perturbations are lost; keep the weights in"
-                " float32 and compute in half precision by autocast",
+                f"parameters of {low}: w + e is rounded to it, so that small perturbations are lost; keep the weights"
+                " in float32 and compute in half precision by autocast",
                 FairsamWarning,
                 stacklevel=3,
             )

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from platformdirs import user_cache_path
+
+from plait.errors import RunFailed
+from plait.storage.files import write_atomically
 
 
 def cache_dir() -> Path:
@@ -30,15 +31,9 @@ def load(name: str) -> dict[str, npt.NDArray[Any]] | None:
 
 def store(name: str, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
     """Keep arrays under a name, whole or not at all; a folder that cannot be written is left alone."""
-    with contextlib.suppress(OSError):
-        folder = cache_dir()
-        folder.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(suffix=".part", dir=folder)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                np.savez_compressed(file, **dict(arrays))  # type: ignore[arg-type,unused-ignore]
-            os.replace(temporary, folder / f"{name}.npz")
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise
+    def write(temporary: Path) -> None:
+        with open(temporary, "wb") as file:
+            np.savez_compressed(file, **dict(arrays))  # type: ignore[arg-type,unused-ignore]
+
+    with contextlib.suppress(RunFailed):
+        write_atomically(cache_dir() / f"{name}.npz", write)
