@@ -7,7 +7,6 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +58,7 @@ RECIPE: dict[str, Any] = {
 
 @pytest.fixture(autouse=True)
 def prepared() -> Iterator[None]:
-    with ExitStack() as stack:
-        stack.enter_context(pretend(TroublePlugin))
+    with pretend(TroublePlugin, alone=True):  # no report of every run
         yield
 
 

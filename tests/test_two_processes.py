@@ -7,7 +7,6 @@ import math
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,8 @@ from plait.planning.discovery import pretend
 from plait.training.trainer import Trainer
 from plait_authoring.kill import final_state, first_difference
 from plait_authoring.together import together
+from plait_chase.plugin import ChasePlugin
+from plait_fairsam.plugin import FairsamPlugin
 
 CHASE = {"density": 0.4, "channel_sparsity": 0.0, "exploration_interval": 5, "timing_repeats": 0}
 SAM = {"severities": [3], "sync_perturbation": True, "rho": 0.2}
@@ -97,8 +98,8 @@ def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     (tmp_path / "nets_of_two.py").write_text(NET)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "nets_of_two", raising=False)
-    with ExitStack() as stack:
-        stack.enter_context(pretend(WitnessPlugin))
+    # no report of every run, which would take half of its time
+    with pretend(WitnessPlugin, ChasePlugin, FairsamPlugin, distribution="plait", alone=True):
         yield
 
 

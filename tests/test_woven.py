@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,20 @@ from plait.storage.directory import RunDirectory
 from plait.storage.recorder import Recorder
 from plait.training.trainer import Trainer
 from plait_authoring.kill import final_state, first_difference
+from plait_chase.plugin import ChasePlugin
+from plait_fairsam.plugin import FairsamPlugin
 
 CHASE = {"density": 0.3, "exploration_interval": 4, "channel_interval": 8, "timing_repeats": 0}
 DENSE = {"baseline": "dense", "timing_repeats": 0}
 FAIR: dict[str, Any] = {"severities": [3]}
 PLAIN = {"weights": "none", "rho": 0.0, "severities": [3]}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _methods_only() -> Iterator[None]:
+    """No report of every run, which would take half of its time."""
+    with pretend(ChasePlugin, FairsamPlugin, distribution="plait", alone=True):
+        yield
 
 
 def recipe(plugins: dict[str, Any], steps: int = 40, **train: Any) -> dict[str, Any]:

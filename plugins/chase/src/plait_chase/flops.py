@@ -284,6 +284,7 @@ class TrainFlops:
     def __init__(self, costs: Mapping[str, LayerCost]) -> None:
         self.costs = dict(costs)
         self._dense = dense_macs(costs)
+        self._weights = self._dense - (costs[ACTIVATIONS].macs if ACTIVATIONS in costs else 0)
         self.macs = 0
         self.samples = 0
 
@@ -295,7 +296,7 @@ class TrainFlops:
             nnz: tensor name -> non-zeros during the step.
             dense_gradient: whether the step computed dense weight gradients for growth.
         """
-        self.macs += samples * (3 * sparse_macs(self.costs, nnz) + (self._dense if dense_gradient else 0))
+        self.macs += samples * (3 * sparse_macs(self.costs, nnz) + (self._weights if dense_gradient else 0))
         self.samples += samples
 
     @property

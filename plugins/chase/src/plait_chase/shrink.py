@@ -99,14 +99,24 @@ def require_sliceable(model: nn.Module, groups: Sequence[ChannelGroup]) -> None:
                 module = model.get_submodule(path)
             except AttributeError as error:
                 raise ChaseError(f"channel group {group.producer!r}: the model has no layer {path!r}") from error
-            if parametrize.is_parametrized(module) or plain_tensors(module):
+            if parametrize.is_parametrized(module) or recomputed(module):
                 raise ChaseError(f"{path!r} is parametrized: its weight is computed from others and cannot be sliced")
         everything = torch.ones(group_width(group, shapes), dtype=torch.bool)
         shrink_plan(model, [group], {group.producer: everything})
 
 
-def plain_tensors(module: nn.Module) -> list[str]:
-    """Attributes that are tensors, but neither parameters nor buffers: hooks of ``torch.nn.utils`` keep weights so."""
+def recomputed(module: nn.Module) -> list[str]:
+    """The module's own parameters from which a hook computes a weight before each pass, as in ``torch.nn.utils``.
+
+    Such a hook keeps the weight as a plain attribute: ``weight`` beside the parameters ``weight_g`` and ``weight_v``.
+    """
+    if not module._forward_pre_hooks:
+        return []
+    return [name for leaf in _plain_tensors(module) for name in module._parameters if name.startswith(f"{leaf}_")]
+
+
+def _plain_tensors(module: nn.Module) -> list[str]:
+    """Attributes that are tensors, but neither parameters nor buffers."""
     return [leaf for leaf, value in vars(module).items() if isinstance(value, Tensor)]
 
 
@@ -118,7 +128,7 @@ def copied(model: nn.Module) -> nn.Module:
     """
     kept = []
     for module in model.modules():
-        for leaf in plain_tensors(module):
+        for leaf in _plain_tensors(module):
             value = vars(module)[leaf]
             if not value.is_leaf:
                 kept.append((vars(module), leaf, value))

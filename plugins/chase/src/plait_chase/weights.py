@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from plait_chase.channels import ChannelGroup, tensor_name
 from plait_chase.errors import ChaseError
-from plait_chase.shrink import copied, plain_tensors, require_shapes, same_random_numbers
+from plait_chase.shrink import copied, recomputed, require_shapes, same_random_numbers
 
 __all__ = ["Owned", "owned_weights", "unreached"]
 
@@ -87,14 +87,14 @@ def owned_weights(
     def matches(name: str, pattern: str) -> bool:
         return any(fnmatchcase(alias, pattern) for alias in aliases[id(parameters[name])])
 
-    recomputed = _recomputed(model)
+    parametrized = _parametrized(model)
     reasons: dict[str, str] = {}
     for name, parameter in parameters.items():
         if any(matches(name, pattern) for pattern in exclude):
             reasons[name] = EXCLUDED
         elif not any(matches(name, pattern) for pattern in include):
             reasons[name] = NOT_INCLUDED
-        elif name in recomputed:
+        elif name in parametrized:
             reasons[name] = PARAMETRIZED
         elif name in computed:
             reasons[name] = COMPUTED
@@ -121,15 +121,14 @@ def owned_weights(
     return Owned(tuple(names), tuple(kept), {n: r for n, r in reasons.items() if parameters[n].ndim >= 2})
 
 
-def _recomputed(model: nn.Module) -> set[str]:
+def _parametrized(model: nn.Module) -> set[str]:
     """Parameters behind torch's parametrizations, and behind hooks that set a weight anew before each pass."""
     names = set()
     for path, module in model.named_modules():
         if parametrize.is_parametrized(module):
             inner = module.parametrizations
             names |= {tensor_name(path, f"parametrizations.{name}") for name, _ in inner.named_parameters()}
-        for leaf in plain_tensors(module):
-            names |= {tensor_name(path, name) for name in module._parameters if name.startswith(f"{leaf}_")}
+        names |= {tensor_name(path, name) for name in recomputed(module)}
     return names
 
 
@@ -150,7 +149,7 @@ def unreached(model: nn.Module, outputs: Callable[[nn.Module], Any]) -> set[str]
             with attempt:
                 tensors = [t for t in tree_leaves(outputs(copy)) if isinstance(t, Tensor) and t.requires_grad]
                 if not tensors:
-                    raise ChaseError("no parameter reaches what the model returns: there is nothing to train")
+                    return set()  # outputs of a stranger's type say nothing
                 sums = [t.abs().sum() for t in tensors]
                 gradients = torch.autograd.grad(sums, list(parameters.values()), allow_unused=True)
                 missing -= {name for name, g in zip(parameters, gradients, strict=True) if g is not None}
