@@ -11,6 +11,7 @@ import importlib.util
 import json
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from xml.etree import ElementTree
 import pytest
 
 import plait
+from plait_authoring.kill import forked
 from plait_experiments import sweep, verification
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -68,7 +70,8 @@ def test_generated_parts_are_up_to_date(page: Path, tables: ModuleType) -> None:
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if p not in WALKED and any(blocks(p, "python"))], ids=named)
-def test_python_blocks_run(page: Path, tmp_path: Path) -> None:
+def test_python_blocks_run(page: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """In a fork: a process of its own, in which torch is imported already."""
     lines: list[str] = []
     for start, block in blocks(page, "python"):
         first = block.partition("\n")[0]
@@ -78,11 +81,13 @@ def test_python_blocks_run(page: Path, tmp_path: Path) -> None:
             lines += [""] * (start - len(lines)) + block.splitlines()  # errors show the page's own line numbers
     script = tmp_path / f"{page.stem}_md.py"
     script.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, script.name], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, f"{named(page)}:\n{done.stderr[-3000:]}"
+
+    def run() -> None:
+        os.chdir(tmp_path)
+        sys.path.insert(0, str(tmp_path))
+        runpy.run_path(script.name, run_name="__main__")
+
+    assert forked(run) == 0, f"{named(page)}: {capfd.readouterr().err[-3000:]}"
 
 
 @pytest.mark.parametrize("page", EXECUTED, ids=named)

@@ -259,32 +259,29 @@ def _take_up(trainer: Trainer, recorder: Recorder, plan: Plan, ranks: Ranks, nam
 
     directory = recorder.directory
     newest = ranks.decide("checkpoint", lambda: saved.name if (saved := directory.checkpoint(name)) else None)
-    if newest is None:
-        if recorder.writes:
-            directory.tidy(None)
-        recorder.rewind(0)
-        recorder.event("plan", **plan.as_dict())
-        return
-    path = directory.checkpoints / newest
-    try:
-        state = checkpoints.load(path)
-    except BadCheckpoint as error:
-        if not path.exists():
-            raise BadCheckpoint(f"{error} Every machine of a run must see its directory.") from None
-        older = [p.stem for p in directory.saved_checkpoints() if p != path]
-        hint = f" Intact older ones may be: {', '.join(older)} (--checkpoint {older[-1]})." if older else ""
-        raise BadCheckpoint(f"{error}{hint}") from None
-    try:
-        trainer.load_state_dict(state)
-        size = int(state["events_bytes"])
-    except (KeyError, TypeError, ValueError) as error:
-        if isinstance(error, PlaitError):
-            raise
-        raise BadCheckpoint(f"{path} does not fit this run: {type(error).__name__}: {error}.") from error
+    path, size = directory.checkpoints / newest if newest else None, 0
+    if path is not None:
+        try:
+            state = checkpoints.load(path)
+        except BadCheckpoint as error:
+            older = [p.stem for p in directory.saved_checkpoints() if p != path]
+            hint = f" Intact older ones may be: {', '.join(older)} (--checkpoint {older[-1]})." if older else ""
+            hint = hint if path.exists() else " Every machine of a run must see its directory."
+            raise BadCheckpoint(f"{error}{hint}") from None
+        try:
+            trainer.load_state_dict(state)
+            size = int(state["events_bytes"])
+        except (KeyError, TypeError, ValueError) as error:
+            if isinstance(error, PlaitError):
+                raise
+            raise BadCheckpoint(f"{path} does not fit this run: {type(error).__name__}: {error}.") from error
     if recorder.writes:
         directory.tidy(path)
     recorder.rewind(size)
-    recorder.event("resumed", step=trainer.step, processes=trainer.world)
+    if path is None:
+        recorder.event("plan", **plan.as_dict())
+    else:
+        recorder.event("resumed", step=trainer.step, processes=trainer.world)
 
 
 def _described(kind: type[Metric | Table | Plot], results: Mapping[str, Metric | Table | Plot]) -> dict[str, Any]:

@@ -17,8 +17,6 @@ from plait_authoring.conformance import checks
 from plait_authoring.subject import Subject
 from plait_authoring.verdicts import Broken
 
-pytestmark = pytest.mark.smoke
-
 PLUGIN = '''"""A plugin."""
 
 from plait import Plugin, hookimpl
@@ -81,6 +79,7 @@ def test_heavy_imports_are_named_with_the_line_that_makes_them(tmp_path: Path, p
     assert "inside the hooks" in text
 
 
+@pytest.mark.smoke
 def test_a_claims_file_with_an_unknown_key(tmp_path: Path, package: Package) -> None:
     package(claims__toml="[scales.quick]\nseed = 3\n")
     assert "plait_tidy/claims.toml: unknown key 'scales.quick.seed'" in message("claims_file", tmp_path)
@@ -91,6 +90,7 @@ def test_an_entry_point_of_another_name(tmp_path: Path, package: Package) -> Non
     assert "is called 'tidy' but the plugin calls itself 'tiny'" in message("discovered", tmp_path)
 
 
+@pytest.mark.smoke
 def test_a_package_that_does_not_import(tmp_path: Path, package: Package) -> None:
     package("import plait_nothing\n" + PLUGIN)
     assert "No module named 'plait_nothing'" in message("discovered", tmp_path)
@@ -105,6 +105,7 @@ def start(folder: Path, site: Path, *arguments: str) -> subprocess.CompletedProc
 OTHER = "def test_not_asked_for():\n    assert False\n"
 
 
+@pytest.mark.smoke
 def test_the_class_form_and_the_option_beside_paths(tmp_path: Path, package: Package) -> None:
     site = package(PLUGIN.replace('summary = "one figure"', 'summary = ""'))
     form = 'from plait_authoring import plait_plugin_suite\n\nTestConformance = plait_plugin_suite("tidy")\n'

@@ -17,6 +17,7 @@ from plait_doctor import examination
 
 
 # ---- the examination ---------------------------------------------------------------------------------------------
+@pytest.mark.smoke
 def test_every_part_of_this_environment_is_looked_at_and_sound(tmp_path: Path) -> None:
     said: list[str] = []
     findings = examination.examine(folder=tmp_path, say=said.append)
@@ -53,6 +54,7 @@ class odd(plait.Plugin):
 
 
 # ---- plugins -----------------------------------------------------------------------------------------------------
+@pytest.mark.smoke
 def test_a_good_plugin_is_ok_with_its_hooks(site: Site) -> None:
     site("plait-fine", plugins={"fine": "fine_one:fine"}, files={"fine_one.py": GOOD.format(name="fine")})
     finding = finding_of("plugins:plugins", "fine")

@@ -17,7 +17,7 @@ torch.set_num_threads(1)
 sys.path.insert(0, str(Path(__file__).parent))  # for claims_book, which worker processes import by name
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def _only_experiments() -> Iterator[None]:
     """No other plugin: what is installed beside must not change a test, and a report of every run would take half of
     its time."""

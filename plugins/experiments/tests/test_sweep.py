@@ -107,6 +107,7 @@ def test_every_combination() -> None:
         list(points([Axis("a", tuple(range(1000))), Axis("b", tuple(range(1000)))]))
 
 
+@pytest.mark.smoke
 def test_a_grid_gives_what_the_runs_give_and_runs_nothing_twice(tmp_path: Path) -> None:
     over = ["optimizer.lr=0.01,0.2", "seed=0:2"]
     first = sweep(BASE, over, workers=0, cache=tmp_path / "cache")

@@ -50,6 +50,7 @@ def only(verification: Verification) -> Any:
     return verification.claims[0]
 
 
+@pytest.mark.smoke
 def test_a_true_claim_holds_and_a_false_one_fails(cache: Path) -> None:
     false = {
         "id": "false",

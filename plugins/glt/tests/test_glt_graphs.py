@@ -26,6 +26,8 @@ from plait_glt.graphs import (
 )
 from plait_glt.tiny_graphs import karate_graph, path_edges, two_triangles, two_triangles_edges
 
+pytestmark = pytest.mark.smoke
+
 OPEN = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=40)
 LISTS = st.lists(st.tuples(st.integers(0, 8), st.integers(0, 8)), max_size=40)
 

@@ -17,8 +17,6 @@ from plait_glt.graphs import make_graph
 from plait_glt.masked import MaskedGNN
 from plait_glt.models import GCN
 
-pytestmark = pytest.mark.smoke
-
 ROOT = Path(__file__).parents[1]
 
 

@@ -188,6 +188,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> plait.Run:
     return plait.run(epochs=3, out=tmp_path_factory.mktemp("runs") / "r")
 
 
+@pytest.mark.smoke
 def test_of_a_real_run(run: plait.Run) -> None:
     report = run.artifacts["report"]
     assert report == run.path / "report.html"
@@ -208,6 +209,7 @@ def test_of_a_real_run(run: plait.Run) -> None:
     assert page.tags.count("svg") == 4  # train/loss, train/lr, validation/loss, validation/accuracy
 
 
+@pytest.mark.smoke
 def test_the_command(run: plait.Run, call: Call) -> None:
     page = run.path / "report.html"
     page.unlink()

@@ -70,6 +70,7 @@ class Killed(BaseException):
     """The process ends here, without a word."""
 
 
+@pytest.mark.smoke
 def test_urls() -> None:
     assert url_of("runs/one") is None
     assert url_of(Path("/abs/runs")) is None
@@ -85,6 +86,7 @@ def test_a_name_longer_than_a_disk_allows_has_a_copy_all_the_same(memory: str) -
     assert first.path.is_dir() and first.path != second.path
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("where", ["s3", "memory", "file"])
 def test_a_run_there_is_the_run_here(
     where: str, cache: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest

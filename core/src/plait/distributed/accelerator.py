@@ -20,11 +20,9 @@ from plait.errors import BadInput, PlaitError, RunFailed, first_line
 
 
 def make_accelerator(recipe: Recipe, folder: Path) -> Accelerator:
-    """Accelerate's view of device, precision and ranks; with several processes it brings them together.
+    """Accelerate's view of a recipe's device, precision and ranks; with several processes it brings them together.
 
-    Args:
-        recipe: its device, precision, loggers and time limits.
-        folder: where the loggers write.
+    The recipe's loggers write to ``folder``.
 
     Raises:
         BadInput: a device that is not here, a logger that is not installed, or a port that is taken.

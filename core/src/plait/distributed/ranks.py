@@ -77,8 +77,7 @@ class Ranks:
         def judge() -> None:
             for rank in range(1, self.world):
                 other = json.loads(self._wait_for(f"mine/{rank}", rank))
-                different = list(differences(mine, other))
-                if different:
+                if different := list(differences(mine, other)):
                     raise BadInput(
                         f"the processes of this run were not started alike. {_difference(different, rank)} "
                         "Start every process with the same recipe and options, in the same environment."
@@ -109,10 +108,9 @@ class Ranks:
             first = self.store.compare_set("failure", "", json.dumps({**described, "rank": self.rank})).decode()
         except RuntimeError:  # the store went with the process that held it
             return
-        known = json.loads(first)
         if not isinstance(error, PlaitError):
             return
-        if known["rank"] != self.rank:
+        if (known := json.loads(first))["rank"] != self.rank:
             error.shown = known["message"] == described["message"] or error.echo
         if self.rank and not error.shown and error.args:
             error.args = (f"rank {self.rank}: {error.args[0]}", *error.args[1:])

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from inspect import getattr_static
-from typing import Any
+from typing import Any, cast
 
 import pluggy
 from pydantic import BaseModel
@@ -263,8 +263,7 @@ def collect(hook: str) -> tuple[dict[str, tuple[str, Any]], dict[str, str]]:
 
 
 def judge_contract(declared: Any, name: str, distribution: str) -> tuple[str, str]:
-    """(status, reason) of a plugin by its ``contract``, whatever its author wrote there; ``("ok", "")`` for the present
-    one."""
+    """(status, reason) of a plugin by the ``contract`` that its author wrote; ``("ok", "")`` for the present one."""
     if type(declared) is not int:
         return "broken", (
             f"its contract is {declared!r}, not a number; write `contract = {CONTRACT_VERSION}` if it was written for "
@@ -296,14 +295,12 @@ def remedy(declared: int | None, distribution: str) -> str:
 
 def data_source(name: str | None) -> DataSource | None:
     """The declaration of a registered data source, None for an import path; BadInput for an unknown name."""
-    source: DataSource | None = _component("data_sources", "data source", name)
-    return source
+    return cast("DataSource | None", _component("data_sources", "data source", name))
 
 
 def model_source(name: str | None) -> ModelSource | None:
     """The declaration of a registered model, None for an import path; BadInput for an unknown name."""
-    source: ModelSource | None = _component("models", "model", name)
-    return source
+    return cast("ModelSource | None", _component("models", "model", name))
 
 
 def _component(hook: str, what: str, name: str | None) -> Any:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from plait.declare.recipe import Recipe
 from plait.declare.rules import Implementation, Rule
+from plait.declare.sources import DataSource, ModelSource
 from plait.declare.words import CORE_PROVIDES, Ownership
 from plait.errors import Refusal
 from plait.planning import discovery
@@ -110,17 +111,16 @@ def judge_needs(
         elif word not in provided and word.partition(":")[0] in unknown:
             unchecked.append(f"{who} needs {word}: checked when the data and the model are loaded")
         elif word not in provided:
-            refusals.append(_missing(who, word, recipe))
+            refusals.append(_missing(who, word, recipe, data, model))
     return refusals, unchecked
 
 
-def _missing(who: str, word: str, recipe: Recipe) -> Refusal:
+def _missing(who: str, word: str, recipe: Recipe, data: DataSource | None, model: ModelSource | None) -> Refusal:
     data_name, model_name = f"data {recipe.data.name!r}", f"model {recipe.model.name!r}"
     lacking = {"field": data_name, "task": data_name, "model": model_name}
     message = f"{who!r} needs {word}; {lacking.get(word.partition(':')[0], 'nothing in this run')} provides none."
     if word == "field:group":
         message = f"{who!r} needs a sensitive attribute ({word}); {data_name} provides none."
-    data, model = discovery.data_source(recipe.data.name), discovery.model_source(recipe.model.name)
     needed, given = model.needs if model else frozenset(), data.provides if data else None
     sources = [(n, s) for n, (_, s) in discovery.collect("data_sources")[0].items() if word in s.provides]
     networks = [(n, s) for n, (_, s) in discovery.collect("models")[0].items() if word in s.provides]

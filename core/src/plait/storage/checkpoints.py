@@ -53,10 +53,9 @@ def load(path: Path) -> dict[str, Any]:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
     except FileNotFoundError as error:
         raise BadCheckpoint(f"{path}: no such checkpoint.") from error
-    except (SafetensorError, OSError, ValueError, UnicodeDecodeError) as error:
-        raise BadCheckpoint(
-            f"{path} is truncated or not a plait checkpoint ({error}). Nothing in it was executed."
-        ) from error
+    except (SafetensorError, OSError, ValueError) as error:
+        problem = f"is truncated or not a plait checkpoint ({error}). Nothing in it was executed."
+        raise BadCheckpoint(f"{path} {problem}") from error
     if "plait-format" not in metadata:
         raise BadCheckpoint(f"{path} is a safetensors file but not a plait checkpoint.")
     if metadata["plait-format"] != str(FORMAT):

@@ -31,7 +31,6 @@ class Bar(Silent):
         self._bar: Progress | None = None
 
     def start(self, total: int, done: int, what: str) -> None:
-        """Begin a bar of ``total`` steps at ``done``."""
         from rich import progress
         from rich.console import Console
 
@@ -50,21 +49,18 @@ class Bar(Silent):
         self._bar.start()
 
     def advance(self, done: int, note: str) -> None:
-        """Show that ``done`` steps are done."""
         if self._bar is not None:
             (task,) = self._bar.tasks
             rate = f"{task.speed:.1f} steps/s" if task.speed else ""
             self._bar.update(task.id, completed=done, note=note, rate=rate)
 
     def say(self, text: str) -> None:
-        """A line above the bar."""
         from rich.console import Console
 
         console = self._bar.console if self._bar is not None else Console(stderr=True)
         console.print(text, markup=False, highlight=False)
 
     def stop(self) -> None:
-        """Take the bar away."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None

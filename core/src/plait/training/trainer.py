@@ -20,7 +20,6 @@ from plait.distributed.world import World
 from plait.errors import BadInput, Interrupted, blame, failing
 from plait.storage.recorder import Recorder
 from plait.training import evaluation
-from plait.training.evaluation import View
 from plait.training.forward import Forward
 from plait.training.frozen import evaluating
 from plait.training.woven import Woven
@@ -59,7 +58,6 @@ class Trainer(Woven):
         acting = ("optimizer_step", "objective", "example_weights", "loss_terms")
         self._acting = list(dict.fromkeys(i.plugin for hook in acting for i in composed[hook].implementations))
 
-    # ---- building -----------------------------------------------------------------------------------------------
     def build(self, data: Data, model: nn.Module) -> None:
         """Put data and model together; the plugins transform both, then set themselves up."""
         self.data: Data = self.composed["transform_data"].chain("data", trainer=self, data=data)
@@ -105,7 +103,6 @@ class Trainer(Woven):
                 self._streams[name].load_state_dict(self._waiting["streams"].pop(name))
         return self._streams[name]
 
-    # ---- the loop -----------------------------------------------------------------------------------------------
     def fit(self) -> None:
         """Train for the budget, or as the strategy plugin does it."""
         owner = self.composed["fit"].owner()
@@ -180,7 +177,6 @@ class Trainer(Woven):
         if self.recipe.train.select == "best" and self.best is not None:
             self.restore_model(self.best["model"])
 
-    # ---- evaluation ---------------------------------------------------------------------------------------------
     def validate(self) -> None:
         """The figures on the validation split; remembers the best state if the recipe selects by it."""
         if not len(self.data.validation):
@@ -207,13 +203,13 @@ class Trainer(Woven):
                 losses.append(self.objective(self.call(self.model, there), there).float().cpu())
         return float(torch.cat(losses, dim=-1).mean())
 
-    def views(self) -> dict[str, View]:
+    def views(self) -> dict[str, evaluation.View]:
         """``clean`` (the test split as it is) and the active plugins' views.
 
         Raises:
             BadInput: two plugins register one name.
         """
-        views = {"clean": View("the test split as it is")}
+        views = {"clean": evaluation.View("the test split as it is")}
         owner = {"clean": "plait"}
         for plugin, given in self.composed["views"].named(trainer=self):
             for name, view in given.items():
@@ -224,7 +220,7 @@ class Trainer(Woven):
         return views
 
     def evaluate(
-        self, model: nn.Module, views: Mapping[str, View], *, of_views: bool = False
+        self, model: nn.Module, views: Mapping[str, evaluation.View], *, of_views: bool = False
     ) -> dict[str, Metric | Table | Plot]:
         """Every active plugin's figures of a model as ``<plugin>/<name>``.
 
@@ -260,7 +256,7 @@ class Trainer(Woven):
         """The plugins' figures on the validation split, for choices that must not see the test; one view, ``clean``."""
         if not len(self.data.validation):
             return {}
-        views = {"clean": View("the validation split as it is", split=self.data.validation)}
+        views = {"clean": evaluation.View("the validation split as it is", split=self.data.validation)}
         return self.evaluate(self.model, views, of_views=True)
 
     def select(self) -> None:
@@ -270,7 +266,6 @@ class Trainer(Woven):
             self._recorder.event("selected", step=self.best["step"], score=self.best["score"])
         self.masks.hold()
 
-    # ---- state --------------------------------------------------------------------------------------------------
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs, between two steps."""
         streams = {name: stream.state_dict() for name, stream in self._streams.items()}
