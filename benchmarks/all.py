@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-NAMES = ("cli", "loop", "steps", "shrunk", "scale", "glt", "dbadfl")
+NAMES = ("cli", "path", "loop", "steps", "shrunk", "scale", "glt", "dbadfl")
 
 
 def main() -> None:

@@ -56,7 +56,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = followed(Path(folder))
     stays = [name for name, before in zip(path, [None, *path], strict=False) if name != before]
-    figures = {"calls": len(path), "modules": len(set(path)), "stays": len(stays), "returns": len(stays) - len(set(stays))}
+    figures = {
+        "calls": len(path),
+        "modules": len(set(path)),
+        "stays": len(stays),
+        "returns": len(stays) - len(set(stays)),
+    }
     print(json.dumps({"path": figures}, indent=2))
 
 

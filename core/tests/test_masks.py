@@ -121,3 +121,12 @@ def test_slicing_keeps_weights_masks_and_momentum_together() -> None:
     for b, a in zip(before, after, strict=True):
         assert torch.equal(a, b[rows][:, columns])
     assert model.weight is parameter and model.bias.shape == (2,)
+
+
+def test_a_tied_parameter_is_not_sliced() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[1].weight = model[0].weight
+    masks, optimizer = MaskSet(model), torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(BadInput, match=r"'0.weight' and '1.weight' are one parameter"):
+        slice_tensors(model, optimizer, masks, {"0.weight": [(0, torch.tensor([0, 1]))]})
+    assert model[0].weight.shape == (4, 4)

@@ -119,10 +119,12 @@ class MaskSet:
         """The gradient of the last step's descent pass at all positions of a parameter, masked ones included.
 
         Raises:
-            BadInput: `keep_dense` was not asked for before the step.
+            BadInput: `keep_dense` was not asked for before the step, or the parameter took no part in it.
         """
         parameter = self._parameters[list(self.mask).index(name)]
-        if name not in self._dense or parameter.grad is None:
+        if parameter.grad is None:
+            raise BadInput(f"the last step gave {name!r} no gradient: it took no part in the loss.")
+        if name not in self._dense:
             call = f"masks.keep_dense({self.owner[name]!r})"
             raise BadInput(f"no dense gradient of {name!r} was kept: call {call} before the step.")
         return parameter.grad + self._dense[name]

@@ -20,6 +20,9 @@ def slice_tensors(
     Parameters keep their identity (their data is replaced), so optimizer groups and references stay valid.
     """
     parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
+    for name, other in ((n, p) for n, p in model.named_parameters(remove_duplicate=False) if n not in parameters):
+        if tied := [n for n in plan if parameters.get(n) is other]:
+            raise BadInput(f"slice_tensors: {tied[0]!r} and {name!r} are one parameter; cutting it would change both.")
     for name, cuts in plan.items():
         if name in parameters:
             parameter = parameters[name]

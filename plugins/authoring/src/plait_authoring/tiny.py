@@ -28,6 +28,8 @@ SETTINGS: Mapping[str, Any] = {
     "train.log_every": 1,
     "checkpoint.keep": 1000,
 }
+WHOLE = 100_000
+"""A suggested batch of so many rows means all of them, and is left: in small batches its epochs would be long."""
 DATA: Mapping[str, Any] = {"data.train": 128}
 """Options of the generated data: four batches an epoch."""
 
@@ -57,6 +59,11 @@ def tiny_recipe(
         BadInput: unknown names, or options that cannot be used.
     """
     chosen = {**SETTINGS, "checkpoint.every_steps": interval(steps), "train.steps": steps}
+    for name in plugins:
+        suggested = getattr(discovery.find_plugin(name).plugin, "suggests", None)
+        size = suggested.get("train.batch_size") if isinstance(suggested, Mapping) else None
+        if isinstance(size, int) and size >= WHOLE:
+            chosen["train.batch_size"] = size
     chosen |= {**(DATA if data == discovery.FALLBACK["data_sources"] else {}), **(settings or {})}
     return assemble(plugins=plugins, data=data, model=model, settings=chosen)
 
