@@ -31,6 +31,7 @@ def load(name: str) -> dict[str, npt.NDArray[Any]] | None:
 
 def store(name: str, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
     """Keep arrays under a name, whole or not at all; a folder that cannot be written is left alone."""
+
     def write(temporary: Path) -> None:
         with open(temporary, "wb") as file:
             np.savez_compressed(file, **dict(arrays))  # type: ignore[arg-type,unused-ignore]
