@@ -124,7 +124,7 @@ def on_the_page() -> set[str]:
     """The plugins of this repository and of the examples."""
     files = [*ROOT.glob("plugins/*/pyproject.toml"), *ROOT.glob("examples/*/pyproject.toml")]
     projects = [tomllib.loads(file.read_text(encoding="utf-8"))["project"] for file in files]
-    return {discovery.BUILTIN}.union(*(project["entry-points"]["plait"] for project in projects))
+    return {discovery.BUILTIN}.union(*(project["entry-points"].get("plait", {}) for project in projects))
 
 
 def key(one: dict[str, Any]) -> tuple[Any, ...]:

@@ -30,7 +30,7 @@ from plait_authoring.kill import final_state, first_difference
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ("ema", "label-smoothing")
-MOST_LINES = 60
+MOST_LINES = 70
 FOUR = ("chase", "fairsam", "label-smoothing", "ema")
 STEPS = 40
 

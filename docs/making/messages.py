@@ -14,6 +14,7 @@ from pathlib import Path
 
 from making.shared import only_ours
 
+REPOSITORY = Path(__file__).parents[2]
 ENDS = re.compile(r"^(error|refused|interrupted): ", re.M)
 
 
@@ -77,4 +78,5 @@ def _empty_folder() -> Iterator[None]:
 
 
 def _plain(text: str) -> str:
-    return re.sub(r"\x1b\[[^m]*m", "", text)
+    """Without colours, and without the folder in which this repository lies."""
+    return re.sub(r"\x1b\[[^m]*m", "", text).replace(f"{REPOSITORY}/", "")
