@@ -32,13 +32,16 @@ def test_what_holds_by_construction(plugin: str) -> None:
 @pytest.mark.parametrize("plugin", list(EMPIRICAL))
 def test_empirical_claims_come_to_a_verdict(plugin: str) -> None:
     result = verify(plugin, only=EMPIRICAL[plugin])
-    for one in result.claims:
+    for tested in result.claims:
         print(
-            one.claim.id, one.verdict.value, *[(j.text, j.margin, j.verdict.value) for j in one.judgements], sep="\n  "
+            tested.claim.id,
+            tested.verdict.value,
+            *[(j.text, j.margin, j.verdict.value) for j in tested.judgements],
+            sep="\n  ",
         )
-        if one.verdict is Verdict.NOT_RUN:
+        if tested.verdict is Verdict.NOT_RUN:
             pytest.skip(f"not run here: {result.notes}")
-        assert all(j.margin is not None for j in one.judgements)
+        assert all(j.margin is not None for j in tested.judgements)
 
 
 def test_every_claim_named_here_exists() -> None:

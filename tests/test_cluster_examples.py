@@ -96,9 +96,9 @@ def test_commands_have_only_options_that_exist(path: Path) -> None:
     from plait_cli.groups import build
     from plait_experiments.commands.sweep import sweep
 
-    found = list(words(path))
-    assert found
-    for command in found:
+    commands = list(words(path))
+    assert commands
+    for command in commands:
         if "plait_cli" in command:
             launcher, arguments = command[: command.index("plait_cli")], command[command.index("plait_cli") + 1 :]
             own = {word.partition("=")[0] for word in launcher if word.startswith("--")} - {"--kill-on-bad-exit"}

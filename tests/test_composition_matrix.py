@@ -33,12 +33,13 @@ torch.set_num_threads(1)
 
 
 def examples() -> list[type[plait.Plugin]]:
-    found = [plugin for file in sorted(ROOT.glob("examples/*/pyproject.toml")) for plugin in classes_in(file.parent)]
-    return [plugin for plugin in found if plugin.name not in discovery.active_registry()]
+    folders = [file.parent for file in sorted(ROOT.glob("examples/*/pyproject.toml"))]
+    plugins = [plugin for folder in folders for plugin in classes_in(folder)]
+    return [plugin for plugin in plugins if plugin.name not in discovery.active_registry()]
 
 
 @pytest.fixture(scope="module")
-def made() -> Matrix:
+def combined() -> Matrix:
     with pretend(*examples()):
         return matrix.make()
 
@@ -53,29 +54,29 @@ def named(outcome: Outcome) -> str:
     return matrix.line(outcome)
 
 
-def test_every_plugin_and_every_pair_is_there(made: Matrix, hooks: dict[str, list[str]]) -> None:
+def test_every_plugin_and_every_pair_is_there(combined: Matrix, hooks: dict[str, list[str]]) -> None:
     only_register = {"data_sources", "models", "commands", "artifacts"}
     acting = {name for name, own in hooks.items() if set(own) - only_register} - {discovery.BUILTIN}
-    assert len(acting) >= 2 and set(made.plugins) == acting
-    tried = {frozenset(outcome.plugins) for outcome in made.sets}
+    assert len(acting) >= 2 and set(combined.plugins) == acting
+    tried = {frozenset(outcome.plugins) for outcome in combined.sets}
     wanted = [frozenset(chosen) for size in (1, 2) for chosen in itertools.combinations(sorted(acting), size)]
     assert tried >= set(wanted)
     triples = [chosen for chosen in tried if len(chosen) == 3]
     assert len(triples) == min(matrix.TRIPLES, len(list(itertools.combinations(acting, 3))))
 
 
-def test_nothing_crashes(made: Matrix) -> None:
-    assert not made.crashed, "\n".join(map(named, made.crashed))
+def test_nothing_crashes(combined: Matrix) -> None:
+    assert not combined.crashed, "\n".join(map(named, combined.crashed))
 
 
-def test_a_refusal_has_a_rule_a_sentence_and_a_fix(made: Matrix) -> None:
-    for outcome in made.outcomes:
+def test_a_refusal_has_a_rule_a_sentence_and_a_fix(combined: Matrix) -> None:
+    for outcome in combined.outcomes:
         if outcome.status == "refused":
             assert outcome.rule and outcome.sentence.endswith(".") and outcome.fix.endswith("."), named(outcome)
 
 
-def test_runs_come_to_all_that_they_are_made_of(made: Matrix, hooks: dict[str, list[str]]) -> None:
-    for outcome in made.outcomes:
+def test_runs_come_to_all_that_they_are_made_of(combined: Matrix, hooks: dict[str, list[str]]) -> None:
+    for outcome in combined.outcomes:
         if outcome.status != "runs":
             continue
         strategy = any("fit" in hooks[name] for name in outcome.plugins)  # its budget is its own
@@ -89,32 +90,32 @@ def test_runs_come_to_all_that_they_are_made_of(made: Matrix, hooks: dict[str, l
                 assert len(outcome.masks) >= 2, named(outcome)
         if any("export" in hooks[name] for name in outcome.plugins):
             assert "task/accuracy@export" in outcome.metrics, named(outcome)
-        if outcome in made.sets:
+        if outcome in combined.sets:
             assert outcome.resumed, named(outcome)
 
 
-def test_the_page_shows_these_outcomes(made: Matrix) -> None:
-    compare(made, large=False)
+def test_the_page_shows_these_outcomes(combined: Matrix) -> None:
+    compare(combined, large=False)
 
 
 @pytest.mark.slow
 def test_the_page_shows_these_outcomes_on_large_models() -> None:
     with pretend(*examples()):
-        made = matrix.make(large=True)
-    assert not made.crashed, "\n".join(map(named, made.crashed))
-    compare(made, large=True)
+        combined = matrix.make(large=True)
+    assert not combined.crashed, "\n".join(map(named, combined.crashed))
+    compare(combined, large=True)
 
 
-def compare(made: Matrix, *, large: bool) -> None:
+def compare(combined: Matrix, *, large: bool) -> None:
     """What both tried is equal; with the page's plugins installed and no others, both tried the same."""
     stored = json.loads(PAGE.read_text(encoding="utf-8"))
-    assert set(stored["plugins"]) <= set(made.plugins), ANEW
+    assert set(stored["plugins"]) <= set(combined.plugins), ANEW
     alone = {name for name in discovery.active_registry() if name not in on_the_page()} == set()
     for part in ("sets", "models", "data"):
-        kept, seen = ({key(one): one for one in found[part]} for found in (stored, made.as_dict()))
+        kept, seen = ({key(outcome): outcome for outcome in page[part]} for page in (stored, combined.as_dict()))
         common = kept.keys() & seen.keys()
         if not alone:  # a foreign package's data may be in a fix
-            kept, seen = ({k: {**one, "fix": ""} for k, one in found.items()} for found in (kept, seen))
+            kept, seen = ({k: {**outcome, "fix": ""} for k, outcome in page.items()} for page in (kept, seen))
         assert common and {k: seen[k] for k in common} == {k: kept[k] for k in common}, ANEW
         if alone and (part == "sets" or large):
             assert kept.keys() == seen.keys(), ANEW
@@ -127,8 +128,8 @@ def on_the_page() -> set[str]:
     return {discovery.BUILTIN}.union(*(project["entry-points"].get("plait", {}) for project in projects))
 
 
-def key(one: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(one["plugins"]), one["data"], one["model"]
+def key(outcome: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(outcome["plugins"]), outcome["data"], outcome["model"]
 
 
 # ---- the check can fail ------------------------------------------------------------------------------------------
@@ -402,7 +403,7 @@ def test_the_command_tries_folders_and_ends_with_1_when_something_crashed(
     assert capsys.readouterr().out.startswith("runs     halves on tiny-images")
     assert matrix.main(["halves", "fails", *given, "--with", str(fails), "--json"]) == 1
     captured = capsys.readouterr()
-    statuses = [(one["plugins"], one["status"]) for one in json.loads(captured.out)["sets"]]
+    statuses = [(outcome["plugins"], outcome["status"]) for outcome in json.loads(captured.out)["sets"]]
     assert statuses == [(["fails"], "crashed"), (["halves"], "runs"), (["fails", "halves"], "crashed")]
     assert "CRASHED  fails + halves" in captured.err and "KeyError: 'conv9'" in captured.err
     assert matrix.main(["halvs", *given]) == 2

@@ -107,14 +107,14 @@ def test_shell_blocks_run(page: Path, tmp_path: Path) -> None:
 
 
 def commands() -> list[Any]:
-    found = []
+    parameters = []
     for page in [p for p in (*PAGES, *OTHERS) if p not in EXECUTED + WALKED]:
         for start, block in [*blocks(page, "sh"), *blocks(page, "")]:
             for number, line in enumerate(block.splitlines(), start + 1):
                 command = line.partition("#")[0].strip()
                 if command.startswith("plait "):
-                    found.append(pytest.param(command, id=f"{named(page)}:{number}"))
-    return found
+                    parameters.append(pytest.param(command, id=f"{named(page)}:{number}"))
+    return parameters
 
 
 @pytest.mark.parametrize("command", commands())
@@ -208,10 +208,10 @@ def details(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any
         {"plugins": {"glt": rounds}, "data": "karate", "model": "gcn"},
         {"plugins": {"dbadfl": {**federation.tiny, **beside}}, **small, "steps": 4},
     ]
-    folder, found = tmp_path_factory.mktemp("metrics"), {}
+    folder, details = tmp_path_factory.mktemp("metrics"), {}
     for number, chosen in enumerate(runs):
-        found |= json.loads(json.dumps(plait.run(**chosen, out=folder / str(number)).details))
-    return found
+        details |= json.loads(json.dumps(plait.run(**chosen, out=folder / str(number)).details))
+    return details
 
 
 @pytest.mark.parametrize("plugin", METHODS)

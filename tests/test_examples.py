@@ -63,14 +63,14 @@ class Smoothed(plait.Plugin):
         return functional.cross_entropy(outputs, batch["label"], label_smoothing=0.2, reduction="none")
 
 torch.set_num_threads(1)
-found = {}
+metrics = {}
 for folder, plugins, options, every, steps in (
     ("four", FOUR, {}, 1, (9, 31)),
     ("reversed", FOUR[::-1], {}, 40, ()),
     ("sliced", FOUR, {"chase": {"shrink_during": True}}, 8, (8, 32)),
     ("sliced-reversed", FOUR[::-1], {"chase": {"shrink_during": True}}, 8, (8, 32)),
 ):
-    found[folder] = run(folder, plugins, options, every=every).metrics
+    metrics[folder] = run(folder, plugins, options, every=every).metrics
     for step in steps:
         again = f"{folder}-from-{step}"
         shutil.copytree(folder, again)
@@ -80,7 +80,7 @@ with pretend(Smoothed):
         options = {"fairsam": {"perturbation": perturbation, "rho": 0.2}}
         run(f"ours-{perturbation}", ("fairsam", "label-smoothing"), options, steps=6, every=6)
         run(f"torchs-{perturbation}", ("fairsam", "smoothed"), options, steps=6, every=6)
-print(json.dumps(found))
+print(json.dumps(metrics))
 """
 
 Start = Callable[..., subprocess.CompletedProcess[str]]
@@ -179,8 +179,8 @@ def test_the_readmes_code_runs(start: Start, name: str) -> None:
 
 
 def shadow(state: dict[str, Any]) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = state["shadows"]["ema"]
-    return found
+    average: dict[str, Tensor] = state["shadows"]["ema"]
+    return average
 
 
 def masks(state: dict[str, Any]) -> dict[str, Tensor]:
@@ -219,19 +219,19 @@ def test_the_exported_network_is_the_average_without_its_zeros(runs: Any) -> Non
             assert torch.equal(exported[name][exported[name] != 0], average[average != 0])
     assert exported["conv1.weight"].shape[0] + exported["conv2.weight"].shape[0] == 12
     assert not torch.equal(exported["conv2.weight"][exported["conv2.weight"] != 0], state["model"]["conv2.weight"])
-    found = metrics["four"]
-    assert found["chase/shrink_error@export"] < 1e-4
-    assert found["chase/macs@export"] < found["chase/macs"]
-    assert found["task/loss@export"] != found["task/loss"]
-    assert found["fairsam/clean_accuracy@export"] >= 0
+    figures = metrics["four"]
+    assert figures["chase/shrink_error@export"] < 1e-4
+    assert figures["chase/macs@export"] < figures["chase/macs"]
+    assert figures["task/loss@export"] != figures["task/loss"]
+    assert figures["fairsam/clean_accuracy@export"] >= 0
 
 
 @pytest.mark.parametrize("pair", [("four", "reversed"), ("sliced", "sliced-reversed")])
 def test_the_order_on_the_command_line_does_not_change_the_bits(runs: Any, pair: tuple[str, str]) -> None:
     folder, _ = runs
-    one, two = (final_state(folder / name) for name in pair)
+    first, second = (final_state(folder / name) for name in pair)
     for key in ("model", "optimizer", "masks", "shadows", "random", "streams", "generators"):
-        assert first_difference(one[key], two[key]) is None, key
+        assert first_difference(first[key], second[key]) is None, key
     exported = [load_file(folder / name / "export/model.safetensors") for name in pair]
     assert first_difference(*exported) is None
 

@@ -193,8 +193,8 @@ def small(environment: Environment) -> tuple[Path, Start]:
 
 def test_a_small_plait_plans_runs_resumes_and_exports(small: tuple[Path, Start]) -> None:
     folder, start = small
-    found = document(start("plait", "plugins", "--json"))
-    assert {item["name"]: item["status"] for item in found} == {"task": "ok", "chase": "ok"}
+    listed = document(start("plait", "plugins", "--json"))
+    assert {item["name"]: item["status"] for item in listed} == {"task": "ok", "chase": "ok"}
     assert document(start("plait", "plan", "-p", "chase", "--json"))["ok"]
     settings = ("--set", "checkpoint.every_steps=4", "--set", "chase.timing_repeats=0")
     ran = start("plait", "run", "-p", "chase", "--steps", "8", *settings, "--out", "run")
@@ -249,8 +249,8 @@ def test_the_meta_package_brings_the_tools_and_no_method() -> None:
 
 def test_the_whole_of_plait_has_every_command_and_a_report(whole: tuple[Path, Start]) -> None:
     folder, start = whole
-    found = document(start("plait", "plugins", "--json"))
-    assert {item["name"]: item["status"] for item in found} == dict.fromkeys(
+    listed = document(start("plait", "plugins", "--json"))
+    assert {item["name"]: item["status"] for item in listed} == dict.fromkeys(
         ["task", *plugins_of(with_what_they_need([""]))], "ok"
     )
     shown = start("plait", "--help").stdout

@@ -86,8 +86,8 @@ def test_every_link_and_anchor_leads_somewhere(site: Path) -> None:
         for link in parsed(page).links:
             if urlsplit(link).scheme:
                 continue
-            found, anchor = target(page, link), unquote(urlsplit(link).fragment)
-            if not found.is_file() or (anchor and found.suffix == ".html" and anchor not in parsed(found).anchors):
+            file, anchor = target(page, link), unquote(urlsplit(link).fragment)
+            if not file.is_file() or (anchor and file.suffix == ".html" and anchor not in parsed(file).anchors):
                 broken.append(f"{page.relative_to(site)}: {link}")
     assert not broken
 
@@ -163,5 +163,5 @@ def home(module: str, name: str) -> str:
 
 def test_the_search_finds_pages_of_every_kind(site: Path) -> None:
     index = json.loads((site / "search" / "search_index.json").read_text(encoding="utf-8"))
-    found = {posixpath.dirname(entry["location"].partition("#")[0]) for entry in index["docs"]}
-    assert {"concepts", "methods/fairsam", "reference/plait", "scoreboard/scoreboard", "tour"} <= found
+    listed = {posixpath.dirname(entry["location"].partition("#")[0]) for entry in index["docs"]}
+    assert {"concepts", "methods/fairsam", "reference/plait", "scoreboard/scoreboard", "tour"} <= listed

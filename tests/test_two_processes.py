@@ -59,8 +59,8 @@ class WitnessPlugin(Plugin):
 
     @hookimpl
     def evaluate(self, trainer: Any, predictions: Any) -> dict[str, Any]:
-        found = predictions["clean"]
-        self.write(evaluated=found.fields["index"].tolist(), outputs=len(found.outputs))
+        clean = predictions["clean"]
+        self.write(evaluated=clean.fields["index"].tolist(), outputs=len(clean.outputs))
         return {}
 
 
@@ -70,12 +70,12 @@ def witnessed(path: Path, world: int, rank: int = 0) -> list[dict[str, Any]]:
 
 def samples(path: Path, world: int) -> dict[int, list[int]]:
     """step -> the rows of all ranks, in their order."""
-    found: dict[int, list[int]] = {}
+    rows: dict[int, list[int]] = {}
     for rank in range(world):
         for line in witnessed(path, world, rank):
             if "step" in line:
-                found.setdefault(line["step"], []).extend(line["rows"])
-    return found
+                rows.setdefault(line["step"], []).extend(line["rows"])
+    return rows
 
 
 def recipe(plugins: dict[str, Any], model: str = "nets_of_two:net", **changes: Any) -> dict[str, Any]:
@@ -298,25 +298,25 @@ def test_fsdp_equals_one_process_and_resumes_as_anything(tmp_path: Path, optimiz
 
         ended = together(act)
         assert [e.code for e in ended] == [0, 0], ended
-        one = plait.run(wanted, out=tmp_path / "one")
+        alone = plait.run(wanted, out=tmp_path / "one")
 
         def same(path: Path) -> None:
             for part in ("model", "optimizer"):
-                mine, other = final_state(path)[part], final_state(one.path)[part]
+                mine, other = final_state(path)[part], final_state(alone.path)[part]
                 pairs = mine.items() if part == "model" else mine["state"]["0"].items()
                 for name, value in pairs:
                     expected = other[name] if part == "model" else other["state"]["0"][name]
                     torch.testing.assert_close(value, expected, rtol=1e-3, atol=1e-4, msg=f"{part} {name}")
-            assert_metrics_equal(path, one.path)
+            assert_metrics_equal(path, alone.path)
             exported = load_file(path / "export" / "model.safetensors")
-            for name, value in load_file(one.path / "export" / "model.safetensors").items():
+            for name, value in load_file(alone.path / "export" / "model.safetensors").items():
                 torch.testing.assert_close(exported[name], value, rtol=1e-3, atol=1e-4)
 
         same(tmp_path / "two")
         shutil.copytree(tmp_path / "two", tmp_path / "narrowed")
         plait.resume(tmp_path / "narrowed", checkpoint="step-000000010")
         same(tmp_path / "narrowed")
-        shutil.copytree(one.path, tmp_path / "widened")
+        shutil.copytree(alone.path, tmp_path / "widened")
         ended = together(lambda rank: plait.resume(tmp_path / "widened", checkpoint="step-000000010"))
         assert [e.code for e in ended] == [0, 0], ended
         same(tmp_path / "widened")

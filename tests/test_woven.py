@@ -68,8 +68,8 @@ def run(path: Path, name: str, plugins: dict[str, Any], steps: int = 40, **train
 
 
 def weights(path: Path) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = final_state(path)["model"]
-    return found
+    model: dict[str, Tensor] = final_state(path)["model"]
+    return model
 
 
 @pytest.mark.parametrize("perturbation", ["weighted", "plain", "ascent_only", "per_group"])
@@ -163,9 +163,9 @@ def test_without_sparsity_the_woven_run_is_fairsam_alone(tmp_path: Path) -> None
 
 
 def test_the_order_on_the_command_line_does_not_change_the_bits(tmp_path: Path) -> None:
-    one = run(tmp_path, "one", {"chase": CHASE, "fairsam": FAIR})
-    two = run(tmp_path, "two", {"fairsam": FAIR, "chase": CHASE})
-    assert first_difference(weights(one), weights(two)) is None
+    first = run(tmp_path, "one", {"chase": CHASE, "fairsam": FAIR})
+    second = run(tmp_path, "two", {"fairsam": FAIR, "chase": CHASE})
+    assert first_difference(weights(first), weights(second)) is None
 
 
 def test_fairsam_without_weights_is_sam_bit_for_bit(tmp_path: Path) -> None:
