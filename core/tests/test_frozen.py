@@ -110,6 +110,25 @@ def test_evaluating_puts_every_mode_back() -> None:
     assert [m.training for m in model.modules()] == [True, True, True, False, False]
 
 
+class Hiding(nn.Module):
+    """A wrapper whose network is no submodule."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden = [nn.Dropout()]
+
+    def train(self, mode: bool = True) -> Hiding:
+        self.hidden[0].train(mode)
+        return super().train(mode)  # type: ignore[return-value]
+
+
+def test_evaluating_reaches_a_network_that_is_no_submodule() -> None:
+    model = Hiding()
+    with evaluating(model):
+        assert not model.hidden[0].training
+    assert model.hidden[0].training
+
+
 class PartlyFrozen(nn.Module):
     def __init__(self, width: int, classes: int) -> None:
         super().__init__()

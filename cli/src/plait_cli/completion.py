@@ -75,20 +75,6 @@ def devices(ctx: typer.Context, incomplete: str) -> Iterator[tuple[str, str]]:
 
 
 @_safe
-def hooks(ctx: typer.Context, incomplete: str) -> Iterator[tuple[str, str]]:
-    """Hooks and their families after the last comma, without those that are named before it."""
-    from plait.hooks import HookSpecs, hook_names
-
-    before, comma, _ = incomplete.rpartition(",")
-    specs = {hook: getattr(HookSpecs, hook) for hook in hook_names()}
-    for hook, spec in specs.items():
-        if hook not in before.split(","):
-            yield f"{before}{comma}{hook}", (spec.__doc__ or "").partition("\n")[0]
-    for family in dict.fromkeys(spec.plait_family for spec in specs.values()):
-        yield f"{before}{comma}{family}", f"the hooks of {family}"
-
-
-@_safe
 def recipes(ctx: typer.Context, incomplete: str) -> Iterator[tuple[str, str]]:
     """TOML files and folders."""
     for path in _entries(incomplete):

@@ -52,14 +52,14 @@ def origin(error: BaseException) -> Origin | None:
     through, library = "", None
     for file, line in frames(error):
         owner = owner_of(file)
-        found = Origin(owner, f"{shown(file, owner)}, line {line}", through)
+        source = Origin(owner, f"{shown(file, owner)}, line {line}", through)
         if owner.kind == "library":
-            library = library or found
-            through = through or f"{owner.name} (in {found.place})"
+            library = library or source
+            through = through or f"{owner.name} (in {source.place})"
         elif owner.kind == "neutral":
             through = through or owner.name
         else:
-            return found
+            return source
     return library
 
 
@@ -119,26 +119,26 @@ def sentence(error: BaseException, reason: str) -> str:
         error: one that plait did not raise on purpose.
         reason: ``ValueError: three of them``.
     """
-    found = origin(error)
-    if found is None:
+    source = origin(error)
+    if source is None:
         return reason
-    kind, name = found.owner.kind, found.owner.name
-    through = f"{found.through}, called from there: " if found.through.partition(" ")[2] else ""
+    kind, name = source.owner.kind, source.owner.name
+    through = f"{source.through}, called from there: " if source.through.partition(" ")[2] else ""
     if kind == "own":
-        return f"raised in your own file {found.place}: {through}{reason}"
+        return f"raised in your own file {source.place}: {through}{reason}"
     if kind == "plugin":
-        return f"{name} raised {through}{reason} (in {found.place}). Please tell its author."
+        return f"{name} raised {through}{reason} (in {source.place}). Please tell its author."
     if kind == "library":
-        return f"{name} raised {reason} (in {found.place})."
-    by = f"{found.through} raised " if found.through else ""
-    return f"{by}{reason} (in {found.place}). {suspicion(found, error)}"
+        return f"{name} raised {reason} (in {source.place})."
+    by = f"{source.through} raised " if source.through else ""
+    return f"{by}{reason} (in {source.place}). {suspicion(source, error)}"
 
 
-def suspicion(found: Origin, error: BaseException) -> str:
+def suspicion(source: Origin, error: BaseException) -> str:
     """What is behind an error that rises in plait's own code: it works on what others gave it."""
     if own := own_modules():
         return f"What {' or '.join(own)} gives may not be what plait takes; if it is, this is a bug of plait."
-    if found.through or type(error) is RuntimeError:
+    if source.through or type(error) is RuntimeError:
         return "The data and the model may not fit each other; if they do, this is a bug of plait."
     return "This is a bug of plait; please report it."
 

@@ -63,17 +63,6 @@ Processes = Annotated[
 Restarts = Annotated[
     int, typer.Option("--restarts", metavar="N", help="With --nproc: go on up to N times after a process was lost.")
 ]
-Workers = Annotated[
-    int | None, typer.Option("--workers", metavar="N", help="Processes of one thread each; default one a core.")
-]
-RayAddress = Annotated[
-    str | None, typer.Option("--ray", metavar="ADDRESS", help="Run on a Ray cluster: auto, host:port, or local.")
-]
-CacheFolder = Annotated[
-    Path | None,
-    typer.Option("--cache", metavar="DIR", help="Where finished runs are kept; default ~/.cache/plait/verify."),
-]
-Fresh = Annotated[bool, typer.Option("--fresh", help="Run everything again, whatever is kept.")]
 RunPath = Annotated[
     Path,
     typer.Argument(metavar="RUN", help="A run directory; also s3://...", autocompletion=completion.run_directories),

@@ -331,18 +331,18 @@ def _written_down(recorder: Recorder, ranks: Ranks, artifacts: bool, *, forget: 
 def _make_artifacts(directory: RunDirectory) -> None:
     """Ask every installed plugin; what fails is said and costs nothing else."""
     entries, problems = discovery.collect("artifacts")
-    made: dict[str, str] = {}
+    written: dict[str, str] = {}
     for name, (plugin, path) in entries.items():
         try:
             file = load_object(str(path), f"artifact {name!r} of plugin {plugin!r}:")(directory.path)
-            made[name] = os.path.relpath(file, directory.path)
+            written[name] = os.path.relpath(file, directory.path)
         except Exception as error:  # a stranger's function may raise anything; the run itself is complete
             problems[name] = f"the {name} could not be written: {error}"
     for problem in problems.values():
         print(problem, file=sys.stderr)
-    if made:
+    if written:
         with contextlib.suppress(RunFailed):
-            files.write_text(directory.artifacts_file, json.dumps(made, indent=2))
+            files.write_text(directory.artifacts_file, json.dumps(written, indent=2))
 
 
 def _rebuilt(directory: RunDirectory) -> nn.Module:

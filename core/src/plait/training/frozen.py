@@ -40,11 +40,15 @@ def frozen_buffers(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode inside; afterwards every module is in the mode that it was in."""
-    modes = [(module, module.training) for module in model.modules()]
+    """The model in eval mode inside; afterwards every module is in the mode that it was in.
+
+    It is put back by ``model.train``, so that one that holds a network which is no submodule can pass it on.
+    """
+    training, modes = model.training, [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         yield
     finally:
-        for module, training in modes:
-            module.training = training
+        model.train(training)
+        for module, mode in modes:
+            module.training = mode

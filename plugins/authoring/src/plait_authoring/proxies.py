@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -11,7 +10,6 @@ from typing import Any, Protocol
 import torch
 
 from plait.data import Batch
-from plait.data.streams import column
 from plait.training.evaluation import Predicted, Predictions
 
 
@@ -28,17 +26,10 @@ class Listener(Protocol):
         """The core works for the plugin."""
 
 
-class WatchedBatch(Batch):
-    """A batch that tells which of its fields are read."""
+class _Watched(dict[str, Any]):
+    """Fields that tell which of them are read."""
 
     watch: Listener
-
-    @classmethod
-    def of(cls, batch: Batch, watch: Listener) -> WatchedBatch:
-        """The same fields, watched."""
-        watched = cls(batch)
-        watched.watch = watch
-        return watched
 
     def __getitem__(self, name: str) -> Any:
         self.watch.read(name)
@@ -52,6 +43,17 @@ class WatchedBatch(Batch):
         """As `dict.get`."""
         self.watch.asked(name)
         return super().get(name, default)
+
+
+class WatchedBatch(_Watched, Batch):
+    """A batch that tells which of its fields are read."""
+
+    @classmethod
+    def of(cls, batch: Batch, watch: Listener) -> WatchedBatch:
+        """The same fields, watched."""
+        watched = cls(batch)
+        watched.watch = watch
+        return watched
 
     def take(self, rows: torch.Tensor) -> Batch:
         """As `Batch.take`."""
@@ -66,10 +68,8 @@ class WatchedBatch(Batch):
         return self.of(super().to(device), self.watch)
 
 
-class WatchedFields(dict[str, Any]):
+class WatchedFields(_Watched):
     """The columns of a split, or the fields of predictions, that tell which are read."""
-
-    watch: Listener
 
     @classmethod
     def of(cls, fields: Mapping[str, Any], watch: Listener) -> WatchedFields:
@@ -77,22 +77,6 @@ class WatchedFields(dict[str, Any]):
         watched = cls(fields)
         watched.watch = watch
         return watched
-
-    def __getitem__(self, name: str) -> Any:
-        self.watch.read(name)
-        return super().__getitem__(name)
-
-    def __contains__(self, name: object) -> bool:
-        frame = inspect.currentframe()
-        caller = frame.f_back if frame is not None else None
-        if caller is None or caller.f_code is not column.__code__:  # `column` raises when there is no such field
-            self.watch.asked(name)
-        return super().__contains__(name)
-
-    def get(self, name: str, default: Any = None) -> Any:
-        """As `dict.get`."""
-        self.watch.asked(name)
-        return super().get(name, default)
 
 
 class WatchedPredictions(Predictions):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import NoReturn
 
 
@@ -17,3 +17,9 @@ class DoesNotApply(Exception):
 def broken(problems: Iterable[str], change: str) -> NoReturn:
     """Raise `Broken`: every problem on a line of its own, then what to change."""
     raise Broken("\n".join([*dict.fromkeys(problems), f"Change: {change}"]))
+
+
+def expect_none(problems: Collection[str], change: str) -> None:
+    """`broken`, if there is any problem."""
+    if problems:
+        broken(problems, change)

@@ -100,11 +100,11 @@ class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
             book[name] = book.get(name, 0) + count
             if fed:
                 self.computed.update(*(self._derived.get(self._key(t), ()) for t in given))
-        made = list(_strided(out))
+        results = list(_strided(out))
         if fed:
-            self._fed.update(self._key(t) for t in made)
-        elif made:
-            self._derive(func, packet, given, names, made)
+            self._fed.update(self._key(t) for t in results)
+        elif results:
+            self._derive(func, packet, given, names, results)
         return out
 
     def _count(self, packet: Any, args: Any, out: Any, fed: bool) -> Iterator[tuple[str, int]]:
@@ -126,13 +126,15 @@ class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 if read is not None and weight.ndim == 2:
                     yield read, rows * weight.numel()
 
-    def _derive(self, func: Any, packet: Any, given: list[Tensor], names: list[str | None], made: list[Tensor]) -> None:
+    def _derive(
+        self, func: Any, packet: Any, given: list[Tensor], names: list[str | None], results: list[Tensor]
+    ) -> None:
         """Remember what was computed from weights alone; a copy, or a multiple, of a weight counts as the weight."""
         known = [name for name in names if name is not None]
         sources = frozenset(known).union(*(self._derived.get(self._key(t), ()) for t in given))
         scaled = packet in _SCALINGS and all(t.numel() == 1 for t, name in zip(given, names, strict=True) if not name)
         same = len(known) == 1 and (packet in _COPIES or scaled)
-        for tensor in made:
+        for tensor in results:
             key = self._key(tensor)
             if key in self._stretches and not func._schema.is_mutable:
                 continue

@@ -236,8 +236,8 @@ class Stacked(nn.Module):
         if self.implementation == "measured":
             return self.choose(x, nodes, shared=shared)
         if self.implementation == "auto":
-            one = x if shared else x[0]
-            name = usual_implementation(self.base, len(one) * math.prod(one.shape[2:]))
+            of_node = x if shared else x[0]
+            name = usual_implementation(self.base, len(of_node) * math.prod(of_node.shape[2:]))
             if name == "vmap":
                 parameters, buffers = self._rows(nodes)
                 try:

@@ -19,7 +19,7 @@ from plait.hooks import CONTRACT_VERSION, hookimpl
 from plait.plugin import Plugin
 from plait_authoring.conformance import Stage, check
 from plait_authoring.subject import Subject
-from plait_authoring.verdicts import DoesNotApply, broken
+from plait_authoring.verdicts import DoesNotApply, broken, expect_none
 
 WORD = re.compile(r"[a-z][a-z0-9_-]*:[A-Za-z0-9][A-Za-z0-9_.-]*\Z")
 KINDS = ("field", "task", "model", "loss", "gradients", "steps")
@@ -42,8 +42,7 @@ def word_problems(what: str, words: Any) -> Iterator[str]:
 def declared_words(subject: Subject) -> None:
     """`needs`, `provides` and `breaks` are frozensets of words `kind:name`, `ownership` is a tuple of Ownerships."""
     problems = [*declaration_problems(subject)]
-    if problems:
-        broken(problems, "see 'What a plugin declares' in docs/hook-contract.md of plait's repository.")
+    expect_none(problems, "see 'What a plugin declares' in docs/hook-contract.md of plait's repository.")
 
 
 def declaration_problems(subject: Subject) -> Iterator[str]:
@@ -82,12 +81,11 @@ def needs_refused(subject: Subject) -> None:
     if not needs:
         raise DoesNotApply("needs() is empty")
     problems = [f"Without {word} the plan is not refused, though needs() has it." for word in _void(subject, needs)]
-    if problems:
-        broken(
-            problems,
-            "a word in provides() meets the plugin's own need; a plugin that makes something itself does not need it: "
-            "leave the word out of needs() or of provides().",
-        )
+    expect_none(
+        problems,
+        "a word in provides() meets the plugin's own need; a plugin that makes something itself does not need it: "
+        "leave the word out of needs() or of provides().",
+    )
 
 
 def _void(subject: Subject, needs: Collection[str]) -> Iterator[str]:
@@ -142,12 +140,11 @@ def needs_complete(subject: Subject) -> None:
     """Every field that the plugin reads is declared in `needs`, provided by itself, or asked for with `in` first."""
     well_declared(subject)
     problems = subject.observed.watch.findings["needs_complete"]
-    if problems:
-        broken(
-            problems,
-            'add the word "field:NAME" to needs(), so that `plait plan` refuses data without it; '
-            'or ask `if "NAME" in batch` first, where the plugin can do without. (Every batch has input and index.)',
-        )
+    expect_none(
+        problems,
+        'add the word "field:NAME" to needs(), so that `plait plan` refuses data without it; '
+        'or ask `if "NAME" in batch` first, where the plugin can do without. (Every batch has input and index.)',
+    )
 
 
 @check(Stage.RUN)
@@ -195,12 +192,11 @@ def suggestions(subject: Subject) -> None:
         except BadInput as error:
             problems.append(str(error))
     problems += _tiny_problems(plugin)
-    if problems:
-        broken(
-            problems,
-            "in suggests use dotted keys of the recipe, such as train.epochs or optimizer.lr, and in tiny the options "
-            "for a run of a dozen steps.",
-        )
+    expect_none(
+        problems,
+        "in suggests use dotted keys of the recipe, such as train.epochs or optimizer.lr, and in tiny the options "
+        "for a run of a dozen steps.",
+    )
     if not (plugin.suggests or plugin.tiny or plugin.suggests_data or plugin.suggests_model):
         raise DoesNotApply("the plugin suggests nothing")
 
@@ -260,12 +256,11 @@ def masks_own(subject: Subject) -> None:
     if not problems and (owner := _other_owner(subject)) is not None:
         with subject.beside(owner):
             problems = subject.watched("beside-an-owner", owner.name).watch.findings["masks_own"]
-    if problems:
-        broken(
-            problems,
-            "in update_masks, change in place only the masks that trainer.masks.own gave in setup, and then call "
-            "trainer.masks.changed(); the core zeroes the weights. Other weights are the optimizer's.",
-        )
+    expect_none(
+        problems,
+        "in update_masks, change in place only the masks that trainer.masks.own gave in setup, and then call "
+        "trainer.masks.changed(); the core zeroes the weights. Other weights are the optimizer's.",
+    )
 
 
 def _other_owner(subject: Subject) -> type[Plugin] | None:

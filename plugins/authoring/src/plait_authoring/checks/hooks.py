@@ -14,7 +14,7 @@ from plait.planning.discovery import NAME, default_instance
 from plait_authoring.checks.declarations import word_problems
 from plait_authoring.conformance import Stage, check
 from plait_authoring.subject import Subject
-from plait_authoring.verdicts import DoesNotApply, broken
+from plait_authoring.verdicts import DoesNotApply, expect_none
 
 REGISTRIES = ("data_sources", "models", "commands", "artifacts")
 """Hooks that name things before any run (views are named in one)."""
@@ -47,8 +47,7 @@ def hook_signatures(subject: Subject) -> None:
         and not [*_order_problems(subject)]
     ):
         problems = [f"The hooks cannot be registered: {subject.item.reason}."]
-    if problems:
-        broken(problems, "write the hooks as docs/hook-contract.md in plait's repository lists them.")
+    expect_none(problems, "write the hooks as docs/hook-contract.md in plait's repository lists them.")
 
 
 def _signature_problems(subject: Subject) -> Iterator[str]:
@@ -79,8 +78,7 @@ def _signature_problems(subject: Subject) -> Iterator[str]:
 def hook_order(subject: Subject) -> None:
     """`before` and `after` are tuples of names, `inner` stands on optimizer_step only, a wrapper takes `proceed`."""
     problems = [*_order_problems(subject)]
-    if problems:
-        broken(problems, 'write @hookimpl(before=("name",)) with a comma, and inner=True only on an innermost step.')
+    expect_none(problems, 'write @hookimpl(before=("name",)) with a comma, and inner=True only on an innermost step.')
 
 
 def _order_problems(subject: Subject) -> Iterator[str]:
@@ -133,8 +131,7 @@ def registered(subject: Subject) -> None:
         problems += [f"command {name!r}: {problem}" for problem in _import_problems(path, None, "")]
     for name, path in subject.registered("artifacts").items():
         problems += [f"artifact {name!r}: {problem}" for problem in _import_problems(path, 1, "run directory")]
-    if problems:
-        broken(problems, "mend these declarations; an import path is written package.module:function.")
+    expect_none(problems, "mend these declarations; an import path is written package.module:function.")
     if not set(REGISTRIES) & set(subject.hooks):
         raise DoesNotApply("the plugin registers no data source, model, command or artifact")
 

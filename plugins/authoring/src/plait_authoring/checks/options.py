@@ -15,7 +15,7 @@ from plait.declare.recipe import Recipe, validated
 from plait.errors import BadInput
 from plait_authoring.conformance import Stage, check
 from plait_authoring.subject import Subject
-from plait_authoring.verdicts import DoesNotApply, broken
+from plait_authoring.verdicts import DoesNotApply, expect_none
 
 UNBOUNDED = "unbounded"
 """The key of ``Field(json_schema_extra={"unbounded": "why"})`` that marks a number without bounds on purpose."""
@@ -104,8 +104,7 @@ def options_documented(subject: Subject) -> None:
         for name, field in table.model.model_fields.items()
         if not (field.description or "").strip()
     ]
-    if problems:
-        broken(problems, 'write Field(..., description="what it is, with its unit").')
+    expect_none(problems, 'write Field(..., description="what it is, with its unit").')
 
 
 @check(Stage.LOADED)
@@ -123,12 +122,11 @@ def options_bounded(subject: Subject) -> None:
                     problems.append(f"{table.where} {name!r} takes any number, {-FAR:g} as well as {FAR:g}.")
                 if written(0.5) != written(0) and not table.refuses(name, written(math.nan)):
                     problems.append(f"{table.where} {name!r} takes NaN.")
-    if problems:
-        broken(
-            problems,
-            "give a bound, Field(..., ge=0, le=1), or a validator that refuses what makes no sense. A number that "
-            'really has none says so: Field(..., json_schema_extra={"unbounded": "why"}). plait.Options refuses NaN.',
-        )
+    expect_none(
+        problems,
+        "give a bound, Field(..., ge=0, le=1), or a validator that refuses what makes no sense. A number that "
+        'really has none says so: Field(..., json_schema_extra={"unbounded": "why"}). plait.Options refuses NaN.',
+    )
 
 
 @check(Stage.LOADED)
@@ -148,12 +146,11 @@ def options_checked(subject: Subject) -> None:
         if not odd:
             odd = [*_refused_defaults(table)]
         problems += [f"{table.where} {name or 'set as a whole'!r}: the default is refused." for name in odd]
-    if problems:
-        broken(
-            problems,
-            "derive the options from plait.Options, which refuses unknown keys and checks defaults, "
-            "and give defaults within the bounds.",
-        )
+    expect_none(
+        problems,
+        "derive the options from plait.Options, which refuses unknown keys and checks defaults, "
+        "and give defaults within the bounds.",
+    )
 
 
 def _refused_defaults(table: Declared) -> Iterator[str]:
@@ -190,12 +187,11 @@ def options_round_trip(subject: Subject) -> None:
             for name, written in options
             if getattr(back, name) != written
         ]
-    if problems:
-        broken(
-            problems,
-            "use types that TOML holds (numbers, strings, booleans, lists and tables of them). None cannot be written: "
-            "an option that is None must have the default None.",
-        )
+    expect_none(
+        problems,
+        "use types that TOML holds (numbers, strings, booleans, lists and tables of them). None cannot be written: "
+        "an option that is None must have the default None.",
+    )
     if not checked:
         raise DoesNotApply("an option is required and was not given: plait_plugin_suite(..., options={...})")
 

@@ -10,7 +10,7 @@ import plait
 from plait.hooks import CONTRACT_VERSION
 from plait_authoring.conformance import Stage, check
 from plait_authoring.subject import Subject
-from plait_authoring.verdicts import DoesNotApply, broken
+from plait_authoring.verdicts import DoesNotApply, broken, expect_none
 
 HEAVY = """
 accelerate catboost cupy cv2 datasets diffusers faiss fastai flax gensim h5py huggingface_hub imageio jax jaxlib keras
@@ -86,8 +86,7 @@ def described(subject: Subject) -> None:
         problems.append("`summary` has several lines; it stands in one line of a table.")
     if not (subject.plugin.__doc__ or "").strip():
         problems.append(f"class {subject.plugin.__qualname__} has no docstring.")
-    if problems:
-        broken(problems, 'write `summary = "what it does, in one line"` and a docstring that says how it does it.')
+    expect_none(problems, 'write `summary = "what it does, in one line"` and a docstring that says how it does it.')
 
 
 @check(Stage.LOADED)
@@ -130,5 +129,4 @@ def claims_file(subject: Subject) -> None:
     if book is None:
         raise DoesNotApply("the package has no claims.toml beside plugin.py, so it claims nothing")
     problems = arm_problems(book)
-    if problems:
-        broken(problems, "mend these keys, or the options that they name.")
+    expect_none(problems, "mend these keys, or the options that they name.")

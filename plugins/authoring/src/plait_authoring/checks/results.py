@@ -5,7 +5,7 @@ from __future__ import annotations
 import plait
 from plait_authoring.conformance import Stage, check
 from plait_authoring.subject import Subject
-from plait_authoring.verdicts import DoesNotApply, broken
+from plait_authoring.verdicts import DoesNotApply, expect_none
 
 
 def _called(subject: Subject, *hooks: str) -> None:
@@ -18,8 +18,7 @@ def loss_shapes(subject: Subject) -> None:
     """`objective` and `example_weights` give one finite number an example, `loss_terms` finite scalars."""
     _called(subject, "objective", "example_weights", "loss_terms")
     problems = subject.findings("loss_shapes")
-    if problems:
-        broken(problems, "return tensors of these shapes; the core multiplies, averages and adds them.")
+    expect_none(problems, "return tensors of these shapes; the core multiplies, averages and adds them.")
 
 
 @check(Stage.RUN)
@@ -36,8 +35,7 @@ def metrics_described(subject: Subject) -> None:
         difference = first_difference(dict.fromkeys(run.details), names)
         if difference is not None and names:
             problems = [f"A run of another seed has metrics of other names{difference}."]
-    if problems:
-        broken(problems, 'write plait.Metric(float(value), unit="%", better="higher"), and constant names.')
+    expect_none(problems, 'write plait.Metric(float(value), unit="%", better="higher"), and constant names.')
 
 
 @check(Stage.RUN)
@@ -45,5 +43,4 @@ def export_alike(subject: Subject) -> None:
     """`export` returns a model that gives outputs of the same type and shape as the trained one."""
     _called(subject, "export")
     problems = subject.findings("export_alike")
-    if problems:
-        broken(problems, "return a torch.nn.Module that is called as the trained model is and gives what it gives.")
+    expect_none(problems, "return a torch.nn.Module that is called as the trained model is and gives what it gives.")

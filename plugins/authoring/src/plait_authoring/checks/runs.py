@@ -16,7 +16,7 @@ from plait.planning import discovery
 from plait_authoring.conformance import Stage, check, passes
 from plait_authoring.subject import Subject
 from plait_authoring.tiny import SETTINGS, TinyRun, described
-from plait_authoring.verdicts import DoesNotApply, broken
+from plait_authoring.verdicts import DoesNotApply, broken, expect_none
 
 BLOCKING = ("hook_signatures", "hook_order", "options_checked", "options_round_trip", "declared_words", "suggestions")
 """Checks without which no run can be expected to finish."""
@@ -65,12 +65,11 @@ def artifacts_made(subject: Subject) -> None:
     problems = [
         problem for name, (owner, function) in registered.items() for problem in _artifact(name, owner, function, path)
     ]
-    if problems:
-        broken(
-            problems,
-            "mend the function, or the figures, tables and plots that it stumbles over; it is given the run directory, "
-            "and returns the path of the file that it wrote there.",
-        )
+    expect_none(
+        problems,
+        "mend the function, or the figures, tables and plots that it stumbles over; it is given the run directory, "
+        "and returns the path of the file that it wrote there.",
+    )
 
 
 def _artifact(name: str, owner: str, function: str, path: Path) -> Iterator[str]:
@@ -90,20 +89,18 @@ def _artifact(name: str, owner: str, function: str, path: Path) -> Iterator[str]
 def deterministic(subject: Subject) -> None:
     """The same recipe and seed give the same bits, in this process and in another."""
     problems = differences(subject.folder / "watched", subject.unbroken)
-    if problems:
-        broken(
-            problems,
-            "draw every random number from trainer.generator(name); do not depend on the clock, on the order of a set, "
-            "or on what an earlier run left in a module or a class.",
-        )
+    expect_none(
+        problems,
+        "draw every random number from trainer.generator(name); do not depend on the clock, on the order of a set, "
+        "or on what an earlier run left in a module or a class.",
+    )
 
 
 @check(Stage.RUN)
 def state_types(subject: Subject) -> None:
     """`state_dict` holds tensors, numbers, strings, booleans and None, in lists and in dicts with string keys."""
     problems = subject.findings("state_types")
-    if problems:
-        broken(problems, "turn it into tensors, numbers and strings in state_dict(), and back in load_state_dict().")
+    expect_none(problems, "turn it into tensors, numbers and strings in state_dict(), and back in load_state_dict().")
 
 
 @check(Stage.RUN)
@@ -121,12 +118,11 @@ def resumable(subject: Subject) -> None:
     if not tried:
         raise DoesNotApply("the plugin's fit trains without train_step and writes no checkpoint on the way")
     problems = [f"A run {how}: {problem}" for how, end in tried.items() for problem in differences(whole.path, end)]
-    if problems:
-        broken(
-            problems,
-            "return everything that the plugin keeps between two steps from state_dict(), and take all of it back in "
-            "load_state_dict(); make streams, generators and modules in setup, through the trainer.",
-        )
+    expect_none(
+        problems,
+        "return everything that the plugin keeps between two steps from state_dict(), and take all of it back in "
+        "load_state_dict(); make streams, generators and modules in setup, through the trainer.",
+    )
 
 
 def _killed_twice(subject: Subject) -> TinyRun | None:
@@ -176,24 +172,22 @@ def _figures(path: Path) -> dict[str, Any]:
 def own_generators(subject: Subject) -> None:
     """No hook draws from the global generators of Python, NumPy or PyTorch (first weights of new modules excepted)."""
     problems = subject.findings("own_generators")
-    if problems:
-        broken(
-            problems,
-            "draw with generator=trainer.generator(name); for NumPy, seed a numpy.random.Generator from it. A draw "
-            "from a global generator changes what every other plugin draws.",
-        )
+    expect_none(
+        problems,
+        "draw with generator=trainer.generator(name); for NumPy, seed a numpy.random.Generator from it. A draw "
+        "from a global generator changes what every other plugin draws.",
+    )
 
 
 @check(Stage.RUN)
 def looks_only(subject: Subject) -> None:
     """Evaluation, views, losses, export and `state_dict` leave weights, buffers, masks and mode as they were."""
     problems = subject.findings("looks_only")
-    if problems:
-        broken(
-            problems,
-            "change weights in optimizer_step only, and a copy elsewhere (copy.deepcopy; export is given a copy). "
-            "Put model.train(mode) back after model.eval().",
-        )
+    expect_none(
+        problems,
+        "change weights in optimizer_step only, and a copy elsewhere (copy.deepcopy; export is given a copy). "
+        "Put model.train(mode) back after model.eval().",
+    )
 
 
 @check(Stage.RUN)
@@ -223,12 +217,11 @@ def batch_of_one(subject: Subject) -> None:
         refused = end.code in (2, 3) and not end.trained
         if end.code and not refused and not _model_too(subject, f"one-{number}-alone", **settings):
             problems.append(f"With {what} the run stopped: {end.error or f'exit code {end.code}'}")
-    if problems:
-        broken(
-            problems,
-            "mind std() and var() of one value (NaN), and squeeze(), which also drops a batch dimension of 1. A method "
-            "that cannot work on one example refuses in setup: raise plait.BadInput and say which batch size it needs.",
-        )
+    expect_none(
+        problems,
+        "mind std() and var() of one value (NaN), and squeeze(), which also drops a batch dimension of 1. A method "
+        "that cannot work on one example refuses in setup: raise plait.BadInput and say which batch size it needs.",
+    )
 
 
 def _model_too(subject: Subject, folder: str, **settings: Any) -> bool:
