@@ -9,5 +9,5 @@ from plait.storage.environment import describe
 
 def machine() -> dict[str, Any]:
     """Processor, cores, threads, versions, commit."""
-    found = describe("cpu", [f"plait-{part}" for part in ("core", "chase", "dbadfl", "fairsam", "glt", "zoo")])
-    return {key: found[key] for key in ("device_name", "cores", "torch_threads", "python", "versions", "commit")}
+    described = describe("cpu", [f"plait-{part}" for part in ("core", "chase", "dbadfl", "fairsam", "glt", "zoo")])
+    return {key: described[key] for key in ("device_name", "cores", "torch_threads", "python", "versions", "commit")}

@@ -151,7 +151,7 @@ def implementations(repeats: int = 7) -> list[dict[str, Any]]:
         ("mlp 8x8", digits_mlp(0), 8), ("mlp 28x28", mlp, 28),
         ("cnn 8x8", small_cnn(8), 8), ("cnn 28x28", small_cnn(28), 28),
     )  # fmt: skip
-    found = []
+    figures = []
     for name, base, size in kinds:
         for nodes, batch in ((20, 8), (100, 8), (20, 32)):
             images, labels = torch.rand(nodes, batch, 1, size, size), torch.randint(10, (nodes, batch))
@@ -165,8 +165,8 @@ def implementations(repeats: int = 7) -> list[dict[str, Any]]:
                         times[how].append(time.process_time() - start)
             seconds = {how: statistics.median(values) for how, values in times.items()}
             rule = usual_implementation(base, batch * size * size)
-            found.append({"network": name, "nodes": nodes, "batch": batch, **seconds, "rule": rule})
-    return found
+            figures.append({"network": name, "nodes": nodes, "batch": batch, **seconds, "rule": rule})
+    return figures
 
 
 # ---- against Flower ----------------------------------------------------------------------------------------------
@@ -329,7 +329,7 @@ def one_size(nodes: int, graph: str, degree: int, rounds: int = 5) -> dict[str, 
 def scaling() -> dict[str, Any]:
     """`one_size` for every size and graph, each in a process of its own, and the growth from the smallest to the
     largest as an exponent of N."""
-    found: dict[str, Any] = {}
+    figures: dict[str, Any] = {}
     for name, (graph, degree) in GRAPHS.items():
         rows = []
         for nodes in SIZES:
@@ -337,15 +337,15 @@ def scaling() -> dict[str, Any]:
             rows.append(json.loads(subprocess.run(call, check=True, capture_output=True, text=True).stdout))
         large = [row for row in rows if row["nodes"] >= 1000]
         growth = large[-1]["nodes"] / large[0]["nodes"]
-        found[name] = {
+        figures[name] = {
             "rows": rows,
             "time_exponent": _exponent(large[-1]["round_s"] / large[0]["round_s"], growth),
             "memory_exponent": _exponent(large[-1]["peak_mib"] / large[0]["peak_mib"], growth),
         }
-    return found
+    return figures
 
 
-def draw(found: dict[str, Any], target: Path) -> None:
+def draw(figures: dict[str, Any], target: Path) -> None:
     """Seconds of a round and peak memory over N + edges, both axes logarithmic, with a line of slope 1."""
     from matplotlib.figure import Figure
 
@@ -353,11 +353,11 @@ def draw(found: dict[str, Any], target: Path) -> None:
     for axes, key, label in zip(
         figure.subplots(1, 2), ("round_s", "peak_mib"), ("CPU seconds of a round", "peak memory, MiB"), strict=True
     ):
-        for name, part in found.items():
+        for name, part in figures.items():
             sizes = [row["nodes"] + row["edges"] for row in part["rows"]]
             axes.loglog(sizes, [row[key] for row in part["rows"]], "o-", label=name)
         ends = axes.get_xlim()
-        low = found["ring"]["rows"][-1]
+        low = figures["ring"]["rows"][-1]
         slope = low[key] / (low["nodes"] + low["edges"])
         axes.loglog(ends, [slope * end for end in ends], ":", color="grey", label="slope 1")
         axes.set_xlabel("nodes + edges")
@@ -383,7 +383,7 @@ def whole_run(nodes: int, attackers: int, rounds: int) -> dict[str, Any]:
     }  # fmt: skip
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        made = plait.run(
+        trained = plait.run(
             plugins={"dbadfl": options},
             data="dbadfl:many_digits",
             model="small-mlp",
@@ -398,22 +398,22 @@ def whole_run(nodes: int, attackers: int, rounds: int) -> dict[str, Any]:
         "rounds": rounds,
         "runs": 4,
         "wall_s": time.perf_counter() - start,
-        "seconds_per_round": made.metrics["dbadfl/seconds_per_round"],
+        "seconds_per_round": trained.metrics["dbadfl/seconds_per_round"],
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        "figures": {name: made.metrics[f"dbadfl/{name}"] for name in wanted},
+        "figures": {name: trained.metrics[f"dbadfl/{name}"] for name in wanted},
     }
 
 
 def large() -> list[dict[str, Any]]:
     """N = 1,000 over 60 rounds and N = 10,000 over 20, each in a process of its own."""
-    found = []
+    figures = []
     for nodes, attackers, rounds in ((1000, 100, 60), (10_000, 1000, 20)):
         call = [sys.executable, __file__, "whole", str(nodes), str(attackers), str(rounds)]
         done = subprocess.run(call, capture_output=True, text=True)
         if done.returncode:
             raise SystemExit(done.stderr)
-        found.append(json.loads(done.stdout.strip().splitlines()[-1]))
-    return found
+        figures.append(json.loads(done.stdout.strip().splitlines()[-1]))
+    return figures
 
 
 def main() -> None:
@@ -433,13 +433,13 @@ def main() -> None:
     unknown = set(arguments) - set(parts)
     if unknown:
         raise SystemExit(f"no part {', '.join(unknown)}; there are {', '.join(parts)}")
-    found: dict[str, Any] = {"machine": machine()}
+    results: dict[str, Any] = {"machine": machine()}
     for name, measure in parts.items():
         if not arguments or name in arguments:
-            found[name] = measure()
-    if plot and "scale" in found:
-        draw(found["scale"], plot[0])
-    print(json.dumps({"dbadfl": found}, indent=2))
+            results[name] = measure()
+    if plot and "scale" in results:
+        draw(results["scale"], plot[0])
+    print(json.dumps({"dbadfl": results}, indent=2))
 
 
 if __name__ == "__main__":

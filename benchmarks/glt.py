@@ -83,20 +83,20 @@ def epoch(model: nn.Module, x: Tensor, edges: Tensor, rows: Tensor, target: Tens
 
 def turns(sides: dict[str, Callable[[], None]], stretches: int, repeats: int = 3) -> dict[str, list[float]]:
     """Milliseconds of a call of each side, a value per stretch, in turns; the first stretch warms up."""
-    found: dict[str, list[float]] = {name: [] for name in sides}
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(stretches + 1):
         for name, side in sides.items() if turn % 2 else reversed(sides.items()):
             start = time.process_time()
             for _ in range(repeats):
                 side()
             if turn:
-                found[name].append((time.process_time() - start) / repeats * 1e3)
-    return found
+                seconds[name].append((time.process_time() - start) / repeats * 1e3)
+    return seconds
 
 
-def ratio(found: dict[str, list[float]], over: str, under: str) -> float:
+def ratio(seconds: dict[str, list[float]], over: str, under: str) -> float:
     """Median of the paired ratios."""
-    return round(statistics.median(a / b for a, b in zip(found[over], found[under], strict=True)), 3)
+    return round(statistics.median(a / b for a, b in zip(seconds[over], seconds[under], strict=True)), 3)
 
 
 def training(stretches: int) -> dict[str, Any]:
@@ -124,16 +124,16 @@ def training(stretches: int) -> dict[str, Any]:
     def auxiliary() -> None:
         auxiliary_loss(z, generator=generator).loss.backward()  # type: ignore[no-untyped-call]
 
-    found = turns({**sides, "auxiliary": auxiliary}, stretches)
+    seconds = turns({**sides, "auxiliary": auxiliary}, stretches)
     return {
         "graph": name,
         "hidden": HIDDEN,
-        "ms": {side: round(statistics.median(values), 2) for side, values in found.items()},
-        "masked_over_pyg": ratio(found, "masked", "pyg"),
-        "masked_over_pyg_csr": ratio(found, "masked", "pyg_csr"),
-        "masked_over_plain": ratio(found, "masked", "plain"),
-        "auxiliary_over_masked": ratio(found, "auxiliary", "masked"),
-        "auxiliary_over_plain": ratio(found, "auxiliary", "plain"),
+        "ms": {side: round(statistics.median(values), 2) for side, values in seconds.items()},
+        "masked_over_pyg": ratio(seconds, "masked", "pyg"),
+        "masked_over_pyg_csr": ratio(seconds, "masked", "pyg_csr"),
+        "masked_over_plain": ratio(seconds, "masked", "plain"),
+        "auxiliary_over_masked": ratio(seconds, "auxiliary", "masked"),
+        "auxiliary_over_plain": ratio(seconds, "auxiliary", "plain"),
         "goals": {"masked_over_pyg": 1.3, "auxiliary_over_masked": 1.0},
     }
 
@@ -155,12 +155,12 @@ def inference(stretches: int) -> dict[str, Any]:
                 ticket(graph.x, edges)
 
         sides[f"{percent} %"] = once
-    found = turns(sides, stretches, repeats=5)
+    seconds = turns(sides, stretches, repeats=5)
     return {
         "graph": name,
-        "ms_by_edges_kept": {side: round(statistics.median(values), 2) for side, values in found.items()},
-        "speedup_by_edges_kept": {side: ratio(found, "100 %", side) for side in found},
-        "limit": ratio(found, "100 %", "0 %"),
+        "ms_by_edges_kept": {side: round(statistics.median(values), 2) for side, values in seconds.items()},
+        "speedup_by_edges_kept": {side: ratio(seconds, "100 %", side) for side in seconds},
+        "limit": ratio(seconds, "100 %", "0 %"),
     }
 
 
@@ -192,17 +192,17 @@ def peak() -> float:
 
 def memory() -> dict[str, Any]:
     """Each size in a process of its own, as a peak never falls."""
-    found = {}
+    figures = {}
     for times in (1, 2, 4, 8):
         command = [sys.executable, __file__, "--memory-of", str(times)]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        found[times] = round(float(done.stdout), 1)
+        figures[times] = round(float(done.stdout), 1)
     n, edges, _, _ = PUBMED
     return {
         "nodes": n,
         "hidden": 64,
-        "mib_by_edges": {times * edges: value for times, value in found.items()},
-        "bytes_per_further_edge": round((found[8] - found[1]) * 2**20 / (7 * edges)),
+        "mib_by_edges": {times * edges: value for times, value in figures.items()},
+        "bytes_per_further_edge": round((figures[8] - figures[1]) * 2**20 / (7 * edges)),
         "mib_of_one_dense_mask": round(n * n * 4 / 2**20),
     }
 
@@ -218,8 +218,12 @@ def main() -> None:
     if arguments.memory_of:
         print(memory_of(arguments.memory_of))
         return
-    found = {"training": training(arguments.stretches), "inference": inference(arguments.stretches), "memory": memory()}
-    print(json.dumps({"machine": machine(), "glt": found}, indent=2))
+    figures = {
+        "training": training(arguments.stretches),
+        "inference": inference(arguments.stretches),
+        "memory": memory(),
+    }
+    print(json.dumps({"machine": machine(), "glt": figures}, indent=2))
 
 
 if __name__ == "__main__":

@@ -180,10 +180,10 @@ def main() -> None:
                 advance(2000)
             pstats.Stats(profile).sort_stats("tottime").print_stats(25)
         return
-    found = {"digits MLP 64-256-256-10, batch 64": compare(digits_mlp, 64, 30, 100)}
+    figures = {"digits MLP 64-256-256-10, batch 64": compare(digits_mlp, 64, 30, 100)}
     if not arguments.skip_resnet:
-        found["ResNet-18, 32x32, batch 16"] = compare(synthetic_resnet18, 16, 6, 2)
-    print(json.dumps({"machine": machine(), "loop": found}, indent=2))
+        figures["ResNet-18, 32x32, batch 16"] = compare(synthetic_resnet18, 16, 6, 2)
+    print(json.dumps({"machine": machine(), "loop": figures}, indent=2))
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ def traffic(folder: Path) -> dict[str, Any]:
     model = TinyCNN(1, 32, 4)
     weights = 4 * sum(p.numel() for p in model.parameters())
     buffers = sum(b.numel() * b.element_size() for b in model.buffers())
-    found: dict[str, Any] = {}
+    figures: dict[str, Any] = {}
     for number, (name, plugins) in enumerate(SETS.items()):
         counts = {}
         for steps in (20, 120):
@@ -92,13 +92,13 @@ def traffic(folder: Path) -> dict[str, Any]:
             counts[steps] = loopback() - before
         measured = (counts[120] - counts[20]) / 100
         passes = SYNCHRONISED.get(name, 1)
-        found[name] = {
+        figures[name] = {
             "measured_bytes_per_step": round(measured),
             "gradient_bytes": weights,
             "formula_bytes_per_step": 2 * passes * weights,
             "over_formula": measured / (2 * passes * weights),
         }
-    return {"parameters_bytes": weights, "buffers_bytes": buffers, "sets": found}
+    return {"parameters_bytes": weights, "buffers_bytes": buffers, "sets": figures}
 
 
 def milliseconds(path: Path, first: int, last: int) -> float:
@@ -137,10 +137,10 @@ def scaling(folder: Path, repeats: int) -> dict[str, Any]:
         for name, batch in apart.items():
             wanted = recipe({}, 40, batch, width=32, size=16)
             times[name].append(side_by_side(wanted, folder / f"apart-{turn}-{batch}"))
-    best = {name: min(found) for name, found in times.items()}
-    one = best["one, batch 128"]
-    strong, weak = one / (2 * best["two, batch 128"]), one / best["two, batch 256"]
-    strong_limit, weak_limit = one / (2 * best["two apart, batch 64 each"]), one / best["two apart, batch 128 each"]
+    best = {name: min(several) for name, several in times.items()}
+    alone = best["one, batch 128"]
+    strong, weak = alone / (2 * best["two, batch 128"]), alone / best["two, batch 256"]
+    strong_limit, weak_limit = alone / (2 * best["two apart, batch 64 each"]), alone / best["two apart, batch 128 each"]
     return {
         "milliseconds_per_step": best,
         "strong_efficiency": strong,
@@ -156,17 +156,17 @@ def scaling(folder: Path, repeats: int) -> dict[str, Any]:
 
 def best_of(action: Callable[[], object], repeats: int) -> float:
     """The shortest time, seconds."""
-    found = []
+    figures = []
     for _ in range(repeats):
         start = time.perf_counter()
         action()
-        found.append(time.perf_counter() - start)
-    return min(found)
+        figures.append(time.perf_counter() - start)
+    return min(figures)
 
 
 def writing(folder: Path, repeats: int) -> dict[str, Any]:
     """Checkpoints of three sizes against plain files of the same size."""
-    found = {}
+    figures = {}
     for megabytes in (1, 16, 128):
         tree = {"model": {"w": torch.randn(megabytes * 2**18)}}
         path, plain = folder / "c.safetensors", folder / "plain"
@@ -182,7 +182,7 @@ def writing(folder: Path, repeats: int) -> dict[str, Any]:
         raw = best_of(put, repeats)
         read = best_of(lambda path=path: checkpoints.load(path), repeats)  # type: ignore[misc]
         get = best_of(plain.read_bytes, repeats)
-        found[f"{megabytes} MiB"] = {
+        figures[f"{megabytes} MiB"] = {
             "write_s": write,
             "write_MiB_per_s": megabytes / write,
             "plain_write_s": raw,
@@ -190,7 +190,7 @@ def writing(folder: Path, repeats: int) -> dict[str, Any]:
             "read_MiB_per_s": megabytes / read,
             "plain_read_s": get,
         }
-    return found
+    return figures
 
 
 def sweeping(folder: Path) -> dict[str, Any]:
@@ -254,7 +254,7 @@ def resnet50(folder: Path, repeats: int, on_cpu: bool, batch: int = 128, steps: 
         finish()
 
     name = torch.cuda.get_device_name() if cuda else "CPU, one thread"
-    found: dict[str, Any] = {"device": name, "batch": batch, "precision": precision}
+    figures: dict[str, Any] = {"device": name, "batch": batch, "precision": precision}
     times: dict[str, list[float]] = {"hand": [], "plait": []}
     for turn in range(repeats + 1):
         for name, action in (("hand", by_hand), ("plait", with_plait)):
@@ -265,11 +265,11 @@ def resnet50(folder: Path, repeats: int, on_cpu: bool, batch: int = 128, steps: 
             if turn:
                 times[name].append(time.perf_counter() - start)
             if cuda:
-                found[f"{name}_peak_GiB"] = torch.cuda.max_memory_allocated() / 2**30
+                figures[f"{name}_peak_GiB"] = torch.cuda.max_memory_allocated() / 2**30
     for name, seconds in times.items():
-        found[f"{name}_images_per_s"] = batch * steps / statistics.median(seconds)
-    found["plait_over_hand"] = found["plait_images_per_s"] / found["hand_images_per_s"]
-    return found
+        figures[f"{name}_images_per_s"] = batch * steps / statistics.median(seconds)
+    figures["plait_over_hand"] = figures["plait_images_per_s"] / figures["hand_images_per_s"]
+    return figures
 
 
 def main() -> None:
@@ -280,7 +280,7 @@ def main() -> None:
     parser.add_argument("--on-cpu", action="store_true", help="resnet50 without CUDA: tiny, to see that it runs")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         parts: dict[str, Callable[[], Any]] = {
@@ -293,8 +293,8 @@ def main() -> None:
         for part, measure in parts.items():
             if arguments.only in (None, part):
                 print(f"{part} ...", file=sys.stderr, flush=True)
-                found[part] = measure()
-    print(json.dumps({"machine": {**machine(), "load": os.getloadavg()}, "scale": found}, indent=2))
+                results[part] = measure()
+    print(json.dumps({"machine": {**machine(), "load": os.getloadavg()}, "scale": results}, indent=2))
 
 
 if __name__ == "__main__":

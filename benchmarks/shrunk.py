@@ -42,8 +42,8 @@ def main() -> None:
                 "shrunk_ms": 1e3 * result.shrunk.median,
             }
         ratio = done.metrics["chase/mac_ratio@export"]
-    found = {"mac_ratio": ratio, "bound": 1 / ratio, "channels": done.metrics["chase/channels"], **figures}
-    print(json.dumps({"machine": machine(), "shrunk": found}, indent=2))
+    results = {"mac_ratio": ratio, "bound": 1 / ratio, "channels": done.metrics["chase/channels"], **figures}
+    print(json.dumps({"machine": machine(), "shrunk": results}, indent=2))
 
 
 if __name__ == "__main__":

@@ -108,13 +108,13 @@ def main() -> None:
     updating = {"chase": {"exploration_interval": 25, "channel_interval": 50}}
     # between updates: a run long enough that none falls into it is simulated by a static mask of the same density
     between = {"chase": {"explore": False, "channel_sparsity": 0.0}}
-    found = {
+    results = {
         "fairsam step over SGD step, CNN 32x32, batch 64": per_step(cnn, fair, stretches, 20),
         "fairsam step over SGD step, BN-VGG 14x14, batch 64": per_step(vgg, fair, stretches, 10),
         "chase step between updates over dense step, BN-VGG 14x14": per_step(vgg, between, stretches, 10),
         "chase whole run of 600 steps over dense run": whole_run(updating, 600, 2 if quick else 5),
     }
-    print(json.dumps({"machine": machine(), "steps": found}, indent=2))
+    print(json.dumps({"machine": machine(), "steps": results}, indent=2))
 
 
 if __name__ == "__main__":

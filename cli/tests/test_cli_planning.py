@@ -282,7 +282,7 @@ def test_any_name_gives_no_traceback(caller: Call, name: str, option: str) -> No
     "args", [["--help"], ["plugins"], ["plan"], ["plan", "--json"], ["run", "--help"], ["info", "task"]]
 )
 def test_short_commands_import_no_heavy_library(tmp_path: Path, args: list[str]) -> None:
-    made = subprocess.run(
+    ended = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "plait_cli", *args],
         capture_output=True,
         text=True,
@@ -290,6 +290,6 @@ def test_short_commands_import_no_heavy_library(tmp_path: Path, args: list[str])
         env={**os.environ, "COLUMNS": "120"},
         check=True,
     )
-    imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in made.stderr.splitlines() if "|" in line}
+    imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in ended.stderr.splitlines() if "|" in line}
     assert "plait_cli" in imported and "typer" in imported
     assert not imported & {"torch", "numpy", "matplotlib", "accelerate", "torchvision", "sklearn", "scipy", "pandas"}

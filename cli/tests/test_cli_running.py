@@ -55,9 +55,9 @@ def test_seeds_then_runs_then_compare(call: Call) -> None:
         document = answer.document
         assert [run["seed"] for run in document["runs"]] == [0, 1]
         values = [run["metrics"]["task/loss"] for run in document["runs"]]
-        made = document["summary"]["task/loss"]
-        assert made["mean"] == pytest.approx(sum(values) / 2)
-        assert made["standard_error"] == pytest.approx(abs(values[0] - values[1]) / 2)
+        figures = document["summary"]["task/loss"]
+        assert figures["mean"] == pytest.approx(sum(values) / 2)
+        assert figures["standard_error"] == pytest.approx(abs(values[0] - values[1]) / 2)
     assert call("run", "--steps", "1", *QUICK, "--seeds", "2", "--out", "fast").code == 2
 
     listed = call("runs", ".", "--json").document
@@ -117,11 +117,11 @@ def test_runs_compare_and_report_on_an_object_store(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "here"))
     store = f"file://{tmp_path}/store"
     for lr in ("0.01", "0.2"):
-        made = call("run", "--steps", "2", *QUICK, "--set", f"optimizer.lr={lr}", "--out", f"{store}/lr-{lr}")
-        assert made.code == 0, made.err
+        answer = call("run", "--steps", "2", *QUICK, "--set", f"optimizer.lr={lr}", "--out", f"{store}/lr-{lr}")
+        assert answer.code == 0, answer.err
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "there"))
     listed = call("runs", store, "--json").document
-    assert [(one["run"], one["status"]) for one in listed] == [
+    assert [(listed_run["run"], listed_run["status"]) for listed_run in listed] == [
         (f"{store}/lr-0.01", "finished"),
         (f"{store}/lr-0.2", "finished"),
     ]

@@ -40,8 +40,8 @@ def next_core(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def plugin(package: Call, name: str, contract: int, before: str = "") -> Path:
     text = before + PLUGIN.format(name=name, contract=contract)
-    made: Path = package(f"plait-{name}", {name: f"versions_{name}:{name}"}, **{f"versions_{name}": text})  # type: ignore[assignment]
-    return made
+    folder: Path = package(f"plait-{name}", {name: f"versions_{name}:{name}"}, **{f"versions_{name}": text})  # type: ignore[assignment]
+    return folder
 
 
 def refused_everywhere(program: Call, name: str, packages: tuple[Path, ...], *words: str) -> None:

@@ -141,8 +141,8 @@ def test_a_fix_offers_what_suits_the_rest_of_the_recipe(install: Install) -> Non
 
     @plait.hookimpl
     def data_sources(self: Any) -> dict[str, plait.DataSource]:
-        found = {"photos": image, "old-photos": image | {"field:age"}, "friends": graph | {"field:age"}}
-        return {name: plait.DataSource("x:y", "z", frozenset(words)) for name, words in found.items()}
+        sources = {"photos": image, "old-photos": image | {"field:age"}, "friends": graph | {"field:age"}}
+        return {name: plait.DataSource("x:y", "z", frozenset(words)) for name, words in sources.items()}
 
     @plait.hookimpl
     def models(self: Any) -> dict[str, plait.ModelSource]:

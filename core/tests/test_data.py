@@ -54,8 +54,8 @@ def test_streams_of_different_names_differ_and_augmentation_is_seeded() -> None:
     def jitter(batch: Batch, generator: torch.Generator) -> Batch:
         return Batch({**batch, "input": batch["input"] + torch.rand(batch["input"].shape, generator=generator)})
 
-    one, two = (Stream(split(9), "a", 0, 4, augment=jitter) for _ in range(2))
-    first = [next(one)["input"] for _ in range(6)]
+    stream, two = (Stream(split(9), "a", 0, 4, augment=jitter) for _ in range(2))
+    first = [next(stream)["input"] for _ in range(6)]
     two.load_state_dict({"drawn": 4})
     assert torch.equal(next(two)["input"], first[4])
 

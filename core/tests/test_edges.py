@@ -133,10 +133,10 @@ def test_what_a_plugin_says_of_the_exported_model_stands_in_its_files(tmp_path: 
         return model
 
     install(plugin("warning", export=plait.hookimpl(export)))
-    made = plait.run(plugins=["warning"], data="tiny-images", model="tiny-cnn", steps=1, out=tmp_path / "r")
-    with safe_open(made.export / "model.safetensors", framework="pt") as file:
+    trained = plait.run(plugins=["warning"], data="tiny-images", model="tiny-cnn", steps=1, out=tmp_path / "r")
+    with safe_open(trained.export / "model.safetensors", framework="pt") as file:
         assert file.metadata()["use"] == "never"
-    assert json.loads((made.export / "config.json").read_text())["metadata"] == {"use": "never"}
+    assert json.loads((trained.export / "config.json").read_text())["metadata"] == {"use": "never"}
 
 
 def test_batches_need_an_index(tmp_path: Path, nets: str) -> None:

@@ -84,17 +84,19 @@ def test_clipping_leaves_small_replicas_alone() -> None:
 
 def test_parameters_of_another_group_have_their_own_rate_and_decay() -> None:
     model = nn.Linear(3, 2)
-    made = optimizers.make_optimizer(Optimizer(name="sgd", lr=0.1, momentum=0, weight_decay=0.5), model.parameters())
-    optimizers.regroup(made, model, ["bias"], {"lr": 1.0, "weight_decay": 0.0})
+    optimizer = optimizers.make_optimizer(
+        Optimizer(name="sgd", lr=0.1, momentum=0, weight_decay=0.5), model.parameters()
+    )
+    optimizers.regroup(optimizer, model, ["bias"], {"lr": 1.0, "weight_decay": 0.0})
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     for p in model.parameters():
         p.grad = torch.ones_like(p)
-    made.step()
+    optimizer.step()
     assert torch.allclose(model.weight, before["weight"] - 0.1 * (1 + 0.5 * before["weight"]))
     assert torch.allclose(model.bias, before["bias"] - 1.0)
-    assert [g["initial_lr"] for g in made.param_groups] == [0.1, 1.0]
+    assert [g["initial_lr"] for g in optimizer.param_groups] == [0.1, 1.0]
     with pytest.raises(BadInput, match="no parameter 'nowhere'"):
-        optimizers.regroup(made, model, ["nowhere"], {"lr": 1.0})
+        optimizers.regroup(optimizer, model, ["nowhere"], {"lr": 1.0})
 
 
 # ---- a strategy over stacked replicas, and a readout --------------------------------------------------------------
@@ -190,8 +192,8 @@ def triplets(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Known in this process."""
     item = discovery.examine(discovery.Installed("triplets", "test", "0"), TripletsPlugin)
     assert item.status == "ok", item.reason
-    found = (*discovery.discover(), item)
-    monkeypatch.setattr(discovery, "installed", lambda: found)
+    items = (*discovery.discover(), item)
+    monkeypatch.setattr(discovery, "installed", lambda: items)
     return
 
 
@@ -199,17 +201,17 @@ def triplets(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_stacked_replicas_train_like_separate_networks(tmp_path: Path) -> None:
     settings = {"optimizer.momentum": 0.5, "optimizer.weight_decay": 0.0, "scheduler.name": "constant"}
     settings |= {"optimizer.clip_norm": 0.5}
-    made = plait.run(
+    trained = plait.run(
         plugins=["triplets"], data="tiny-images", model="tiny-cnn", steps=3, settings=settings, out=tmp_path / "run"
     )
     from plait.loading import load_data
 
-    fields: Any = load_data(made.recipe.data, 0).train
-    stack: Any = made.model
+    fields: Any = load_data(trained.recipe.data, 0).train
+    stack: Any = trained.model
     assert isinstance(stack, Stack)
     torch.manual_seed(0)
     for replica in range(3):
-        weight, bias = (_start(made, name) for name in ("1_weight", "1_bias"))
+        weight, bias = (_start(trained, name) for name in ("1_weight", "1_bias"))
         momentum: list[Tensor] = []
         for step in range(6):
             rows = torch.randint(len(fields), (3, 4), generator=torch.Generator().manual_seed(step))[replica]
@@ -224,17 +226,17 @@ def test_stacked_replicas_train_like_separate_networks(tmp_path: Path) -> None:
             weight, bias = (t - 0.05 * m for t, m in zip((weight, bias), momentum, strict=True))
         assert torch.allclose(stack.weights["1_weight"][replica], weight, atol=1e-6)
         assert torch.allclose(stack.weights["1_bias"][replica], bias, atol=1e-6)
-    assert 0 <= made.metrics["task/accuracy"] <= 100
+    assert 0 <= trained.metrics["task/accuracy"] <= 100
 
 
-def _start(made: plait.Run, name: str) -> Tensor:
+def _start(trained: plait.Run, name: str) -> Tensor:
     """The weights before the first step: the run's model is built again with its seed."""
     from plait.data.seeds import seed_everything
     from plait.loading import build_model, load_data
 
     seed_everything(0)
-    info: DataInfo = load_data(made.recipe.data, 0).info
-    build_model(made.recipe.model, info)
+    info: DataInfo = load_data(trained.recipe.data, 0).info
+    build_model(trained.recipe.model, info)
     stack = Stack(nn.Sequential(nn.Flatten(), nn.Linear(64, 4)))
     return stack.weights[name][0].detach()  # type: ignore[no-any-return,index]
 
@@ -251,9 +253,9 @@ def test_one_network_only_is_refused_beside_stacked_ones() -> None:
         def loss_terms(self) -> dict[str, Tensor]:
             return {}
 
-    found = (*discovery.installed(), discovery.examine(discovery.Installed("picky", "test", "0"), Picky))
+    items = (*discovery.installed(), discovery.examine(discovery.Installed("picky", "test", "0"), Picky))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(discovery, "installed", lambda: found)
+        patch.setattr(discovery, "installed", lambda: items)
         plan = plait.plan(plugins=["picky", "triplets"], data="tiny-images", model="tiny-cnn")
         assert [r.rule for r in plan.refusals] == ["needs"]
         assert "'triplets' takes away" in plan.refusals[0].message

@@ -112,11 +112,11 @@ def test_damaged_newest_checkpoint_is_refused_and_an_older_one_offered(tmp_path:
 
 
 def test_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
-    one, two = tmp_path / "one", tmp_path / "two"
-    forked(lambda: plait.run(RECIPE, out=one), kill_at=("os.replace", 5))
+    first, two = tmp_path / "one", tmp_path / "two"
+    forked(lambda: plait.run(RECIPE, out=first), kill_at=("os.replace", 5))
     wider = {**RECIPE, "model": {"name": "tiny-cnn", "width": 12}}
     forked(lambda: plait.run(wider, out=two), kill_at=("os.replace", 5))
-    source, target = RunDirectory(one).saved_checkpoints()[-1], RunDirectory(two).saved_checkpoints()[-1]
+    source, target = RunDirectory(first).saved_checkpoints()[-1], RunDirectory(two).saved_checkpoints()[-1]
     target.write_bytes(source.read_bytes())
     with pytest.raises(BadCheckpoint, match="another model"):
         plait.resume(two)

@@ -99,8 +99,8 @@ def test_loader_workers_give_the_same_bits(tmp_path: Path, own: str) -> None:
     for workers in (0, 2):
         settings = {"train.workers": workers}
         plait.run(data=f"{own}:files", model=f"{own}:net", epochs=2, settings=settings, out=tmp_path / str(workers))
-    one, two = (final_state(tmp_path / str(w))["model"] for w in (0, 2))
-    assert first_difference(one, two) is None
+    first, two = (final_state(tmp_path / str(w))["model"] for w in (0, 2))
+    assert first_difference(first, two) is None
 
 
 @pytest.mark.parametrize(

@@ -147,14 +147,14 @@ def test_a_resumed_run_ends_with_the_bits_of_the_unbroken_one(
 def test_it_begins_with_the_weights_that_the_first_step_begins_with(tmp_path: Path, install: Install) -> None:
     """The owner sets itself up later, draws masks and changes a bias."""
     install(Mean, Owner)
-    found = []
+    figures = []
     for order in (("mean", "owner"), ("owner", "mean")):
         plait.run({**recipe(*order), "train": {"steps": 1}}, out=tmp_path / order[0])
-        found.append(Mean.begun)
+        figures.append(Mean.begun)
         assert bool((Mean.begun["head.bias"] > 0.5).all())
         share = (Mean.begun["conv2.weight"] == 0).float().mean()
         assert 0.3 < share < 0.7
-    assert first_difference(*found) is None
+    assert first_difference(*figures) is None
 
 
 def test_slices_and_masks_as_the_momentum_has_them() -> None:

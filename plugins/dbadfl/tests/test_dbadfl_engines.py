@@ -197,9 +197,9 @@ def _flame(g: Tensor, models: list[Tensor]) -> Tensor:
 
     unit = torch.stack([(x - g) / (x - g).norm() for x in models])
     apart = (1 - unit @ unit.T).clamp(min=0)
-    found = HDBSCAN(min_cluster_size=len(models) // 2 + 1, min_samples=1, metric="precomputed",
+    clusters = HDBSCAN(min_cluster_size=len(models) // 2 + 1, min_samples=1, metric="precomputed",
                     allow_single_cluster=True, copy=True).fit(((apart + apart.T) / 2).numpy()).labels_  # fmt: skip
-    kept = [x for x, label in zip(models, found, strict=True) if label >= 0] or models
+    kept = [x for x, label in zip(models, clusters, strict=True) if label >= 0] or models
     limit = _middle([float((x - g).norm()) for x in models])
     return g + sum(_clipped(x - g, limit) for x in kept) / len(kept)  # type: ignore[return-value]
 

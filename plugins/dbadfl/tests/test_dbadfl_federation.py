@@ -78,14 +78,14 @@ def test_no_threshold_is_centralized_all_and_infinity_is_naive(detection: Detect
 
 
 def test_the_arms_share_everything_but_the_poison() -> None:
-    one, other = federation(arm="none"), federation(arm="naive")
-    assert torch.equal(one.attackers, other.attackers) and torch.equal(one.owned.index, other.owned.index)
-    assert torch.equal(models(one.training()), models(other.training()))
+    first, other = federation(arm="none"), federation(arm="naive")
+    assert torch.equal(first.attackers, other.attackers) and torch.equal(first.owned.index, other.owned.index)
+    assert torch.equal(models(first.training()), models(other.training()))
     attack = other.plan().attack(0)
-    clean_images, clean_labels = one.training().batch(None, None)
+    clean_images, clean_labels = first.training().batch(None, None)
     images, labels = other.training().batch(None, attack)
-    assert torch.equal(images[one.benign], clean_images[one.benign])
-    assert torch.equal(labels[one.benign], clean_labels[one.benign])
+    assert torch.equal(images[first.benign], clean_images[first.benign])
+    assert torch.equal(labels[first.benign], clean_labels[first.benign])
     assert not torch.equal(images, clean_images)
 
 
@@ -278,10 +278,10 @@ def test_predictions_do_not_read_the_true_distances() -> None:
     fed = federation()
     detector = fed.detector(control=False)
     features = fed.scan().run(4)
-    one = detector.detect(features, fed.attacker_hops, tau=3)
+    alone = detector.detect(features, fed.attacker_hops, tau=3)
     other = detector.detect(features, torch.ones(4, 4, dtype=torch.int64), tau=3)
-    assert torch.equal(one.hops, other.hops) and one.scores["lstm"].mae != other.scores["lstm"].mae
-    assert torch.equal(one.hops, one.hops.T) and not one.hops.diagonal().any()
+    assert torch.equal(alone.hops, other.hops) and alone.scores["lstm"].mae != other.scores["lstm"].mae
+    assert torch.equal(alone.hops, alone.hops.T) and not alone.hops.diagonal().any()
 
 
 def test_a_nearer_attacker_gives_the_stronger_signal() -> None:

@@ -148,8 +148,8 @@ def test_further_steps_of_attackers_leave_benign_nodes_untouched(engine: str) ->
         run.training.run_round(run.attack())
         return noted[0]
 
-    for one, other in zip(sent(), sent(attacker_steps=9), strict=True):
-        assert torch.equal(one, other)
+    for sent_by_default, other in zip(sent(), sent(attacker_steps=9), strict=True):
+        assert torch.equal(sent_by_default, other)
 
 
 def test_attackers_may_take_fewer_steps() -> None:

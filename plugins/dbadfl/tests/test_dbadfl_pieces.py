@@ -149,13 +149,13 @@ def test_renumbering_the_nodes_renumbers_the_result(name: str) -> None:
     other = from_edges(place[graph.edge_index.T], 14)
     quality = torch.rand(14, 14, generator=generator, dtype=torch.float64)
     rules = [make_defence(name, **({"noise": 0.0} if name == "flame" else {})) for _ in range(2)]
-    one = rules[0](models, make_mixing(graph), start=start, losses=lambda r, s: quality[r, s])
+    chosen = rules[0](models, make_mixing(graph), start=start, losses=lambda r, s: quality[r, s])
     two = rules[1](
         models[order], make_mixing(other), start=start[order], losses=lambda r, s: quality[order][:, order][r, s]
     )
-    assert torch.allclose(two.models, one.models[order], atol=1e-10)
-    if name != Mean.name and one.accept is not None:
-        assert two.accept is not None and int(two.accept.sum()) == int(one.accept.sum())
+    assert torch.allclose(two.models, chosen.models[order], atol=1e-10)
+    if name != Mean.name and chosen.accept is not None:
+        assert two.accept is not None and int(two.accept.sum()) == int(chosen.accept.sum())
 
 
 # ---- detectors ----------------------------------------------------------------------------------------------------
@@ -166,10 +166,10 @@ def test_a_detector_and_its_findings_are_read_back_whole() -> None:
     trained = Detector.train(sequences, distances, options, 3)
     again = Detector.from_state(trained.state_dict(), options, 3)
     features, hops = torch.rand(4, 5, 5, 3, generator=generator), make_topology("ring", 5).hops(range(5))
-    one, two = (d.detect(features, hops, tau=2) for d in (trained, again))
-    assert first_difference(one.state_dict(), two.state_dict()) is None
-    read = Detection.from_state(one.state_dict())
-    assert first_difference(read.state_dict(), one.state_dict()) is None and read.mae_ratio == one.mae_ratio
+    first, two = (d.detect(features, hops, tau=2) for d in (trained, again))
+    assert first_difference(first.state_dict(), two.state_dict()) is None
+    read = Detection.from_state(first.state_dict())
+    assert first_difference(read.state_dict(), first.state_dict()) is None and read.mae_ratio == first.mae_ratio
 
 
 # ---- Fashion-MNIST's files ----------------------------------------------------------------------------------------

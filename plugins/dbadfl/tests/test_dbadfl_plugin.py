@@ -320,12 +320,12 @@ def test_nodes_shared_over_two_processes_give_what_one_gives(tmp_path: Path, eng
         "device": "cpu",
         "plugins": {"dbadfl": SMALL | {"arm": "naive", "engine": engine, "gamma": 1.5} | own},
     }
-    one = plait.run(recipe, out=tmp_path / "one")
+    trained = plait.run(recipe, out=tmp_path / "one")
     ended = together(lambda rank: plait.run(recipe, out=tmp_path / "two"))
     assert [rank.code for rank in ended] == [0, 0], ended
     two = plait.load_run(tmp_path / "two")
-    assert torch.allclose(stacked(one), stacked(two), atol=1e-5)
-    assert two.metrics["dbadfl/asr"] == pytest.approx(one.metrics["dbadfl/asr"], abs=1e-2)
+    assert torch.allclose(stacked(trained), stacked(two), atol=1e-5)
+    assert two.metrics["dbadfl/asr"] == pytest.approx(trained.metrics["dbadfl/asr"], abs=1e-2)
 
 
 # ---- bad input ----------------------------------------------------------------------------------------------------

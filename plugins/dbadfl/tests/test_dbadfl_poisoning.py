@@ -122,9 +122,9 @@ def test_singletons_carry_everything_and_one_cluster_is_the_naive_split() -> Non
 
 
 def test_rotation_redraws_the_order_and_repeats() -> None:
-    one = torch.zeros(8, dtype=torch.int64)
-    turns = [assign_parts(one, DIGITS, seed=1, rotation=k) for k in range(5)]
-    assert torch.equal(turns[2], assign_parts(one, DIGITS, seed=1, rotation=2))
+    single = torch.zeros(8, dtype=torch.int64)
+    turns = [assign_parts(single, DIGITS, seed=1, rotation=k) for k in range(5)]
+    assert torch.equal(turns[2], assign_parts(single, DIGITS, seed=1, rotation=2))
     assert any(not torch.equal(turns[0], t) for t in turns[1:])
 
 

@@ -136,8 +136,8 @@ def test_intervals_cover_the_truth(n: int, least: float, monkeypatch: pytest.Mon
     monkeypatch.setattr(statistics, "RESAMPLES", 999)
     rng, hits, trials = np.random.default_rng(7), 0, 300
     for _ in range(trials):
-        one, other = rng.normal(size=(2, n)) + np.array([[3.0], [1.0]])
-        result = interval([one, other], lambda a, b: a.mean(-1) - b.mean(-1))
+        first, other = rng.normal(size=(2, n)) + np.array([[3.0], [1.0]])
+        result = interval([first, other], lambda a, b: a.mean(-1) - b.mean(-1))
         assert result is not None
         hits += result.low <= 2.0 <= result.high
     assert least <= hits / trials <= 0.99

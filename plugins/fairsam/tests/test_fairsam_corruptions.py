@@ -40,8 +40,8 @@ def test_different_cells_have_different_noise():
     correlation = torch.corrcoef(torch.stack(residuals)).fill_diagonal_(0)
     assert correlation.abs().max() < 0.12
     x = grey(0.5, 40)
-    one = corrupt(x, "gaussian_noise", 1)
-    assert not torch.equal(one[0], one[1]) and not torch.equal(one[0], one[32])
+    noisy = corrupt(x, "gaussian_noise", 1)
+    assert not torch.equal(noisy[0], noisy[1]) and not torch.equal(noisy[0], noisy[32])
 
 
 @pytest.mark.parametrize("severity", [1, 2])

@@ -344,8 +344,8 @@ def per_group_whole_by_hand(model, x, y, s, rho):
         with torch.no_grad():
             for p, part in zip(here.parameters(), g, strict=True):
                 p += rho * part / length
-        found = torch.autograd.grad(CE(here(x), y)[rows].mean(), list(here.parameters()))
-        total = [t + part / 2 for t, part in zip(total, found, strict=True)]
+        gradients = torch.autograd.grad(CE(here(x), y)[rows].mean(), list(here.parameters()))
+        total = [t + part / 2 for t, part in zip(total, gradients, strict=True)]
     return total
 
 

@@ -13,8 +13,8 @@ def test_only_clean_figures_are_recorded(tmp_path: Path) -> None:
         plugins={"fairsam": {"corruptions": ["gaussian_noise"], "severities": [2]}},
         out=tmp_path / "r",
     )
-    found = {n.removesuffix("@validation") for n in run.metrics if n.startswith("fairsam/") and "@validation" in n}
-    assert found == {
+    names = {n.removesuffix("@validation") for n in run.metrics if n.startswith("fairsam/") and "@validation" in n}
+    assert names == {
         "fairsam/clean_accuracy",
         "fairsam/clean_accuracy_worst_group",
         "fairsam/clean_gap",

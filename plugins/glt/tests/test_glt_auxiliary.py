@@ -33,20 +33,20 @@ def test_check_values_of_the_card() -> None:
     assert float(two.loss) == pytest.approx(-2 * math.sqrt(2), abs=1e-5)
     four = torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.49999, 0.50001]])
     for samples in (0, 2, 256):
-        found = auxiliary_loss(four, samples=samples, generator=generator())
-        torch.testing.assert_close(found.distances, torch.tensor([0.565685, 0.565685]), atol=3e-5, rtol=0)
+        loss = auxiliary_loss(four, samples=samples, generator=generator())
+        torch.testing.assert_close(loss.distances, torch.tensor([0.565685, 0.565685]), atol=3e-5, rtol=0)
 
 
 def test_all_nodes_against_pot() -> None:
     ot = pytest.importorskip("ot", reason="POT is the oracle")
     z = outputs(1, 60, 4)
-    found = auxiliary_loss(z, samples=0, eps=0.002, max_iterations=20000, tolerance=1e-7)
+    loss = auxiliary_loss(z, samples=0, eps=0.002, max_iterations=20000, tolerance=1e-7)
     predicted = z.argmax(1)
     for c in range(4):
         inside, outside = z[predicted == c].numpy(), z[predicted != c].numpy()
         exact = ot.emd2([], [], ot.dist(inside, outside, metric="euclidean"))
-        assert exact <= float(found.distances[c]) <= exact + 0.003
-    assert float(found.loss) == pytest.approx(-float(found.distances.sum()))
+        assert exact <= float(loss.distances[c]) <= exact + 0.003
+    assert float(loss.loss) == pytest.approx(-float(loss.distances.sum()))
 
 
 def test_samples_of_everything_are_all_nodes() -> None:
@@ -112,9 +112,9 @@ def test_one_predicted_class_is_skipped() -> None:
     """Card, trap 10 and "Edge cases"."""
     same = torch.tensor([[0.9, 0.05, 0.05]]).repeat(5, 1).requires_grad_()
     for samples in (0, 4):
-        found = auxiliary_loss(same, samples=samples, generator=generator())
-        assert float(found.loss) == 0.0 and not bool(found.counted.any())
-        found.loss.backward()
+        loss = auxiliary_loss(same, samples=samples, generator=generator())
+        assert float(loss.loss) == 0.0 and not bool(loss.counted.any())
+        loss.loss.backward()
     two = torch.tensor([[0.9, 0.05, 0.05], [0.05, 0.9, 0.05]])
     assert auxiliary_loss(two, samples=0).counted.tolist() == [True, True, False]
 
@@ -167,10 +167,10 @@ def test_classes_may_be_given_and_may_overlap() -> None:
         assert torch.equal(ours.loss, default.loss) and torch.equal(ours.distances, default.distances)
     # two labels in one dimension each, exactly: means of |z_i - z_j| over the one coupling there is
     points = torch.tensor([[0.9, 0.1], [0.8, 0.7], [0.1, 0.6]])
-    found = auxiliary_loss(points, points > 0.5, samples=0, eps=1e-3, max_iterations=500)
+    loss = auxiliary_loss(points, points > 0.5, samples=0, eps=1e-3, max_iterations=500)
     first = ((points[2] - points[0]).norm() + (points[2] - points[1]).norm()) / 2
     second = ((points[0] - points[1]).norm() + (points[0] - points[2]).norm()) / 2
-    torch.testing.assert_close(found.distances, torch.stack([first, second]), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(loss.distances, torch.stack([first, second]), rtol=1e-4, atol=1e-4)
     none = auxiliary_loss(points, torch.zeros(3, 2, dtype=torch.bool), samples=0)
     assert float(none.loss) == 0 and not none.counted.any()
     with pytest.raises(GLTError, match=r"must be bool .3, classes."):

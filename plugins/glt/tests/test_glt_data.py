@@ -48,8 +48,8 @@ def test_published_graphs(
     shutil.copytree(REAL / name / "raw", tmp_path / name / "raw", copy_function=shutil.copyfile)
     (tmp_path / name).chmod(0o755)
     peer = Planetoid(str(tmp_path), name)[0]
-    found = read_planetoid(str(tmp_path), name.lower(), normalise=False)
-    graph = found.graph
+    data = read_planetoid(str(tmp_path), name.lower(), normalise=False)
+    graph = data.graph
     # the card's counts
     assert (graph.num_nodes, graph.edge_index.shape[1], graph.x.shape[1]) == (nodes, 2 * edges, features)
     assert edge_homophily(graph.edge_index, graph.y) == pytest.approx(homophily, abs=0.006)
@@ -57,16 +57,16 @@ def test_published_graphs(
     # PyG's reading of the same files
     assert torch.equal(graph.x, peer.x) and torch.equal(graph.y, peer.y)
     assert torch.equal(graph.edge_index, clean_edges(peer.edge_index, nodes))
-    for ids, mask in ((found.train, "train_mask"), (found.validation, "val_mask"), (found.test, "test_mask")):
+    for ids, mask in ((data.train, "train_mask"), (data.validation, "val_mask"), (data.test, "test_mask")):
         assert torch.equal(ids.sort()[0], peer[mask].nonzero()[:, 0])
-    assert torch.bincount(graph.y[found.train]).tolist() == [20] * found.num_classes
+    assert torch.bincount(graph.y[data.train]).tolist() == [20] * data.num_classes
     # the three ways to name the folder, and the source
     for path in (tmp_path / name, tmp_path / name / "raw"):
         same = read_planetoid(str(path), name.lower(), sparse="yes")
         torch.testing.assert_close(same.graph.x.to_dense().sum(1), (peer.x.sum(1) > 0).float())
     loaded = planetoid.load(PlanetoidOptions(graph=name.lower(), path=str(tmp_path)), 0)  # type: ignore[arg-type]
     assert loaded.info.input_shape == (features,) and loaded.info.extra["edges"] == edges
-    assert (len(loaded.train), len(loaded.validation), len(loaded.test)) == (20 * found.num_classes, 500, 1000)
+    assert (len(loaded.train), len(loaded.validation), len(loaded.test)) == (20 * data.num_classes, 500, 1000)
 
 
 # ---- files made in the published layout -----------------------------------------------------------------------------
@@ -98,18 +98,18 @@ def write(folder: Path, name: str = "cora", protocol: int = 2, **changed: Any) -
 @pytest.mark.parametrize("protocol", [0, 2, 4])
 def test_layout_with_unsorted_and_missing_test_nodes(tmp_path: Path, protocol: int) -> None:
     parts = write(tmp_path, protocol=protocol)
-    found = read_planetoid(str(tmp_path), "cora", normalise=False)
+    data = read_planetoid(str(tmp_path), "cora", normalise=False)
     x = np.zeros((20, WORDS), np.float32)
     x[:ALL], x[list(TEST)] = parts["allx"].toarray(), parts["tx"].toarray()
-    assert torch.equal(found.graph.x, torch.from_numpy(x))
+    assert torch.equal(data.graph.x, torch.from_numpy(x))
     label = torch.zeros(20, dtype=torch.int64)
     label[:ALL] = torch.arange(ALL) % CLASSES
     label[list(TEST)] = torch.tensor([2, 1, 0, 1])
-    assert torch.equal(found.graph.y, label)
+    assert torch.equal(data.graph.y, label)
     pairs = {(0, 1), (0, 2), (3, 14), (14, 19), (5, 17)}
-    assert {tuple(pair) for pair in found.graph.edge_index.t().tolist()} == pairs | {(b, a) for a, b in pairs}
-    assert found.train.tolist() == [*range(6)] and found.validation.tolist() == [*range(6, ALL)]
-    assert found.test.tolist() == list(TEST) and found.num_classes == CLASSES
+    assert {tuple(pair) for pair in data.graph.edge_index.t().tolist()} == pairs | {(b, a) for a, b in pairs}
+    assert data.train.tolist() == [*range(6)] and data.validation.tolist() == [*range(6, ALL)]
+    assert data.test.tolist() == list(TEST) and data.num_classes == CLASSES
 
 
 def test_dense_features_and_double_precision_are_read_too(tmp_path: Path) -> None:
@@ -119,9 +119,9 @@ def test_dense_features_and_double_precision_are_read_too(tmp_path: Path) -> Non
     tenths = csr_matrix(np.full((len(TEST), WORDS), 0.1))
     write(tmp_path / "b", tx=tenths)
     assert torch.allclose(read_planetoid(str(tmp_path / "b"), "cora", normalise=False).graph.x[17], torch.tensor(0.1))
-    found = read_planetoid(str(tmp_path / "a"), "cora", normalise=False)
-    write(tmp_path / "c", allx=found.graph.x[:ALL].numpy(), tx=np.asfortranarray(found.graph.x[list(TEST)].numpy()))
-    assert torch.equal(read_planetoid(str(tmp_path / "c"), "cora", normalise=False).graph.x, found.graph.x)
+    data = read_planetoid(str(tmp_path / "a"), "cora", normalise=False)
+    write(tmp_path / "c", allx=data.graph.x[:ALL].numpy(), tx=np.asfortranarray(data.graph.x[list(TEST)].numpy()))
+    assert torch.equal(read_planetoid(str(tmp_path / "c"), "cora", normalise=False).graph.x, data.graph.x)
 
 
 class Evil:

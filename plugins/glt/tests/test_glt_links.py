@@ -55,10 +55,10 @@ def test_roc_auc_is_the_share_of_pairs_in_order(levels: int) -> None:
     generator = torch.Generator().manual_seed(levels)
     scores = torch.randint(levels, (60, 4), generator=generator).float()
     label = torch.randint(2, (60, 4), generator=generator)
-    for column, found in enumerate(roc_auc(scores, label).tolist()):
+    for column, area in enumerate(roc_auc(scores, label).tolist()):
         above, below = scores[label[:, column] == 1, column], scores[label[:, column] == 0, column]
         order = above.unsqueeze(1) - below
-        assert found == pytest.approx(float(((order > 0).double() + 0.5 * (order == 0).double()).mean()))
+        assert area == pytest.approx(float(((order > 0).double() + 0.5 * (order == 0).double()).mean()))
     assert torch.equal(roc_auc(scores[:, 0], label[:, 0]), roc_auc(scores, label)[0])
 
 
@@ -67,8 +67,8 @@ def test_roc_auc_against_scikit_learn() -> None:
     generator = torch.Generator().manual_seed(0)
     scores = torch.randn(300, 7, generator=generator).round(decimals=1)
     label = (torch.rand(300, 7, generator=generator) < 0.2).long()
-    for column, found in enumerate(roc_auc(scores, label).tolist()):
-        assert found == pytest.approx(metrics.roc_auc_score(label[:, column], scores[:, column]))
+    for column, area in enumerate(roc_auc(scores, label).tolist()):
+        assert area == pytest.approx(metrics.roc_auc_score(label[:, column], scores[:, column]))
     one_sided = torch.cat([label, torch.ones(300, 1, dtype=torch.int64)], 1)
     wide = torch.cat([scores, scores[:, :1]], 1)
     assert mean_roc_auc(wide, one_sided) == pytest.approx(float(roc_auc(scores, label).mean()))
@@ -122,8 +122,8 @@ def test_absent_pairs_are_all_the_others() -> None:
     graph = karate_graph()
     absent = Absent(graph.edge_index, 34)
     assert absent.count == 34 * 33 // 2 - 78
-    found = tuples(absent.at(torch.arange(absent.count)))
-    assert found == set(itertools.combinations(range(34), 2)) - tuples(graph.edge_index)
+    pairs = tuples(absent.at(torch.arange(absent.count)))
+    assert pairs == set(itertools.combinations(range(34), 2)) - tuples(graph.edge_index)
 
 
 def test_negatives_are_uniform() -> None:
@@ -267,18 +267,18 @@ def test_bad_options_are_refused() -> None:
 
 # ---- runs -----------------------------------------------------------------------------------------------------------
 def test_figures_of_a_run(tmp_path: Path) -> None:
-    found = run(tmp_path / "run", {"tolerance": 3.0})
-    m = found.metrics
+    trained = run(tmp_path / "run", {"tolerance": 3.0})
+    m = trained.metrics
     assert m["glt/auc"] == m["glt/auc_round_2"] == m["task/auc"]
     assert not [name for name in m if name.startswith("glt/") and "accuracy" in name]
     assert m["glt/gap"] == pytest.approx(m["glt/auc"] - m["glt/dense_auc"])
     assert m["glt/winning"] == float(m["glt/auc"] >= m["glt/dense_auc"] - 3.0)
-    events = found.directory.events()
+    events = trained.directory.events()
     # the retrained ticket is the one of its best epoch by ROC-AUC on validation, the first of equal ones
     curve = {e["step"]: e["values"]["validation/auc"] for e in events if "validation/auc" in e.get("values", {})}
     last = [curve[step] for step in sorted(curve) if step > 12 + 8 + 12 + 8]
     assert len(last) == 12 and m["glt/validation_auc"] == pytest.approx(max(last))
-    result = found.directory.result()
+    result = trained.directory.result()
     assert result is not None
     table = result["tables"]["glt/rounds"]
     row = dict(zip(table["columns"], table["rows"][-1], strict=True))
@@ -298,28 +298,28 @@ def test_the_evaluated_graph_is_the_pruned_one(tmp_path: Path, monkeypatch: pyte
         return whole(self, x, edge_index, edge_weight)
 
     monkeypatch.setattr(GCN, "forward", look)
-    found = run(tmp_path / "run")
-    ticket = Ticket.load(found.export / "ticket.safetensors")
+    trained = run(tmp_path / "run")
+    ticket = Ticket.load(trained.export / "ticket.safetensors")
     kept = 2 * int(ticket.edge_kept.sum())
-    assert kept == 2 * 27 and found.metrics["glt/kept_edges"] == 27
+    assert kept == 2 * 27 and trained.metrics["glt/kept_edges"] == 27
     # dense 108; masks of round 1 on 108, its retraining on 76; masks of round 2 on 76, its retraining on 54
     assert [size for size, _ in itertools.groupby(seen)] == [108, 76, kept]
 
-    data = plait.loading.load_data(found.recipe.data, found.recipe.seed)
+    data = plait.loading.load_data(trained.recipe.data, trained.recipe.seed)
     batch = data.test.__getitems__(range(len(data.test)))
     graph = batch["graph"]
 
     def by_hand(edges: Tensor) -> float:
         with torch.no_grad():
-            z = whole(found.model.network.eval(), graph.x, edges)
+            z = whole(trained.model.network.eval(), graph.x, edges)
         score = (z[batch["node"][:, 0]] * z[batch["node"][:, 1]]).sum(1)
         above, below = score[batch["label"] == 1], score[batch["label"] == 0]
         order = above.unsqueeze(1) - below
         return 100 * float(((order > 0).double() + 0.5 * (order == 0).double()).mean())
 
     left = ticket.pairs[:, ticket.edge_kept]
-    assert by_hand(torch.cat([left, left.flip(0)], 1)) == pytest.approx(found.metrics["glt/auc"], abs=1e-4)
-    assert by_hand(graph.edge_index) != pytest.approx(found.metrics["glt/auc"], abs=0.5)
+    assert by_hand(torch.cat([left, left.flip(0)], 1)) == pytest.approx(trained.metrics["glt/auc"], abs=1e-4)
+    assert by_hand(graph.edge_index) != pytest.approx(trained.metrics["glt/auc"], abs=0.5)
 
 
 def test_pruned_edges_do_not_matter_and_kept_ones_do() -> None:
@@ -356,9 +356,9 @@ def test_a_mask_phase_is_the_librarys(tmp_path: Path, variant: str, monkeypatch:
     monkeypatch.setattr(plait_glt.weave.Weave, "_prune", look)
     options = {"baseline": variant, "wd_samples": 0, "rounds": 1, "dense": False, "mask_epochs": 9, "warmup": 2}
     settings = {"model.dropout": 0.0, "train.select": "last", "optimizer.weight_decay": 1e-3}
-    found = run(tmp_path / "run", options, settings=settings)
+    trained = run(tmp_path / "run", options, settings=settings)
     graph = karate_graph()
-    links = divide_links(graph.edge_index, 34, validation=0.1, test=0.2, seed=found.recipe.seed)
+    links = divide_links(graph.edge_index, 34, validation=0.1, test=0.2, seed=trained.recipe.seed)
     network = GCN(34, 16, hidden=16, dropout=0.0)
     network.load_state_dict(before[0])
     model = MaskedGNN(network, links.edge_index, 34)
@@ -383,28 +383,28 @@ def test_the_auxiliary_loss_is_about_links_and_no_links() -> None:
     embedding = torch.tensor([[2.0, 0.0], [1.0, 0.0], [-1.0, 0.5]])
     logits = pair_logits(embedding, torch.tensor([[0, 1], [0, 2]]))
     assert logits.tolist() == [[0.0, 2.0], [0.0, -2.0]]
-    found = auxiliary_loss(logits.softmax(1), samples=0, eps=1e-3)
+    loss = auxiliary_loss(logits.softmax(1), samples=0, eps=1e-3)
     p = torch.tensor(2.0).sigmoid()
     apart = float((2 * (2 * p - 1) ** 2).sqrt())
-    torch.testing.assert_close(found.loss, torch.tensor(-2 * apart))
+    torch.testing.assert_close(loss.loss, torch.tensor(-2 * apart))
 
 
 def test_without_the_auxiliary_loss(tmp_path: Path) -> None:
-    found = run(tmp_path / "run", {"lam": 0.0})
-    assert found.metrics["glt/graph_sparsity"] == 0.5
+    trained = run(tmp_path / "run", {"lam": 0.0})
+    assert trained.metrics["glt/graph_sparsity"] == 0.5
 
 
 @pytest.mark.parametrize("model", ["gin", "gat", "resgcn"])
 def test_other_networks(tmp_path: Path, model: str) -> None:
     short = {"rounds": 1, "mask_epochs": 2, "fix_epochs": 2}
-    found = run(tmp_path / "run", short, model=model, settings={"model.layers": 2})
-    assert 0 <= found.metrics["glt/auc"] <= 100
+    trained = run(tmp_path / "run", short, model=model, settings={"model.layers": 2})
+    assert 0 <= trained.metrics["glt/auc"] <= 100
 
 
 def test_sharpness_aware_steps_and_groups_of_pairs(tmp_path: Path) -> None:
     pytest.importorskip("plait_fairsam")
-    found = run(tmp_path / "run", plugins={"fairsam": {"rho": 0.05}})
-    assert found.metrics["glt/kept_edges"] == 27 and "fairsam/clean_accuracy" in found.metrics
+    trained = run(tmp_path / "run", plugins={"fairsam": {"rho": 0.05}})
+    assert trained.metrics["glt/kept_edges"] == 27 and "fairsam/clean_accuracy" in trained.metrics
 
 
 def test_a_ticket_is_trained_again_and_moved_to_another_division(tmp_path: Path) -> None:
@@ -414,8 +414,8 @@ def test_a_ticket_is_trained_again_and_moved_to_another_division(tmp_path: Path)
     assert again.metrics["glt/kept_edges"] == 27 and torch.equal(again.model.kept_edges, first.model.kept_edges)
     other = run(tmp_path / "other", {"ticket": str(ticket), "dense": False}, settings={"data.split_seed": 9})
     # edges that the ticket does not know are kept: those that were held out when it was found
-    found = Ticket.load(ticket)
-    known, kept = tuples(found.pairs), tuples(found.pairs[:, found.edge_kept])
+    loaded = Ticket.load(ticket)
+    known, kept = tuples(loaded.pairs), tuples(loaded.pairs[:, loaded.edge_kept])
     seen = tuples(plait.loading.load_data(other.recipe.data, other.recipe.seed).train.graph.edge_index)
     assert tuples(other.model.kept_edges) == {pair for pair in seen if pair in kept or pair not in known}
 

@@ -78,9 +78,9 @@ def dense_gat(x: Tensor, a: Tensor, present: Tensor, conv: GATConv) -> Tensor:
 def same_gradients(first: Tensor, second: Tensor, inputs: Sequence[Tensor]) -> None:
     torch.testing.assert_close(first, second)
     mix = torch.randn(first.shape, dtype=first.dtype, generator=torch.Generator().manual_seed(9))
-    one = torch.autograd.grad((first * mix).sum(), inputs)
+    of_sum = torch.autograd.grad((first * mix).sum(), inputs)
     two = torch.autograd.grad((second * mix).sum(), inputs)
-    for a, b in zip(one, two, strict=True):
+    for a, b in zip(of_sum, two, strict=True):
         torch.testing.assert_close(a, b)
 
 
@@ -185,7 +185,7 @@ def test_gat_without_weights_is_pygs_layer(concat: bool) -> None:
 # ---- identities of whole models -------------------------------------------------------------------------------------
 def models() -> dict[str, nn.Module]:
     torch.manual_seed(0)
-    found: dict[str, nn.Module] = {
+    networks: dict[str, nn.Module] = {
         "gcn": GCN(F, C, 8),
         "gcn-3": GCN(F, C, 8, layers=3),
         "gcn-1": GCN(F, C, layers=1),
@@ -195,7 +195,7 @@ def models() -> dict[str, nn.Module]:
         "gat-before": GAT(F, C, 8, heads=2, attention_mask="before"),
         "resgcn": ResGCN(F, C, 8, layers=4),
     }
-    return {name: model.double().eval() for name, model in found.items()}
+    return {name: model.double().eval() for name, model in networks.items()}
 
 
 @pytest.mark.parametrize("name", list(models()))
@@ -233,8 +233,8 @@ def test_masking_attention_after_the_softmax_is_not_taking_the_edge_away() -> No
     """Against the card's "or equivalently": the places differ, also for 0/1 masks; a 0/1 mask before it is removal."""
     x, edges, _ = random_graph(10)
     kept = torch.rand(edges.shape[1], generator=torch.Generator().manual_seed(3)) < 0.5
-    found = models()
-    after, before = found["gat-after"], found["gat-before"]
+    networks = models()
+    after, before = networks["gat-after"], networks["gat-before"]
     before.load_state_dict(after.state_dict())
     mask = kept.double()
     assert (after(x, edges, mask) - before(x, edges, mask)).abs().max() > 1e-3
@@ -249,8 +249,8 @@ def test_the_cards_reach_of_the_gradient() -> None:
     model = GCN(6, 2, 16).double().eval()
     out = model(torch.eye(6, dtype=torch.float64), edges, weight)
     (grad,) = torch.autograd.grad(nn.functional.cross_entropy(out[:1], torch.tensor([0])), weight)
-    found = {tuple(pair) for pair in edges[:, grad != 0].t().tolist()}
-    assert found == {(0, 1), (1, 0), (1, 2), (2, 1), (3, 2)}
+    reached = {tuple(pair) for pair in edges[:, grad != 0].t().tolist()}
+    assert reached == {(0, 1), (1, 0), (1, 2), (2, 1), (3, 2)}
 
 
 def test_recomputing_blocks_changes_no_number() -> None:
@@ -316,8 +316,8 @@ def test_probe_finds_models_that_ignore_edge_weights() -> None:
 def test_weight_names_leave_out_biases_norms_and_attention_vectors() -> None:
     assert weight_names(GCN(F, C)) == ["convs.0.lin.weight", "convs.1.lin.weight"]
     assert weight_names(GAT(F, C)) == ["convs.0.lin.weight", "convs.1.lin.weight"]
-    found = weight_names(GIN(F, C, mlp_layers=2, batch_norm=True))
-    assert found == [f"convs.{conv}.nn.{layer}.weight" for conv in (0, 1) for layer in (0, 2)]
+    names = weight_names(GIN(F, C, mlp_layers=2, batch_norm=True))
+    assert names == [f"convs.{conv}.nn.{layer}.weight" for conv in (0, 1) for layer in (0, 2)]
     deep = weight_names(ResGCN(F, C, layers=3))
     assert len(deep) == 5 and not any("norm" in name or "bias" in name for name in deep)
 

@@ -182,13 +182,13 @@ def test_a_run_on_proteins(tmp_path: Path, baseline: str) -> None:
         model="gcn",
         settings={"data.root": str(tmp_path), "model.hidden": 16, "optimizer.lr": 0.02},
     )
-    found = execute(plan, places.at(tmp_path / "run"), artifacts=False)
-    m = found.metrics
+    trained = execute(plan, places.at(tmp_path / "run"), artifacts=False)
+    m = trained.metrics
     assert m["glt/auc"] == m["task/auc"] and "glt/dense_auc" in m and "task/accuracy" not in m
-    data = plait.loading.load_data(found.recipe.data, found.recipe.seed)
+    data = plait.loading.load_data(trained.recipe.data, trained.recipe.seed)
     batch = data.test.__getitems__(range(10))
     with torch.no_grad():
-        logits = found.model.network.eval()(batch["graph"].x, found.model.kept_edges)[batch["node"]]
+        logits = trained.model.network.eval()(batch["graph"].x, trained.model.kept_edges)[batch["node"]]
     sklearn = pytest.importorskip("sklearn.metrics")
     usable = [k for k in range(5) if 0 < int(batch["label"][:, k].sum()) < 10]
     by_hand = np.mean([sklearn.roc_auc_score(batch["label"][:, k], logits[:, k]) for k in usable])
@@ -281,13 +281,13 @@ def test_a_run_on_collab_by_hits_at_50(tmp_path: Path) -> None:
         model="resgcn",
         settings={"data.root": str(tmp_path), "model.hidden": 16, "model.layers": 3, "optimizer.lr": 0.02},
     )
-    found = execute(plan, places.at(tmp_path / "run"), artifacts=False)
-    m = found.metrics
+    trained = execute(plan, places.at(tmp_path / "run"), artifacts=False)
+    m = trained.metrics
     assert m["glt/hits_at_50"] == m["task/hits_at_50"] == m["glt/hits_at_50_round_2"] and "task/auc" in m
-    data = plait.loading.load_data(found.recipe.data, found.recipe.seed)
+    data = plait.loading.load_data(trained.recipe.data, trained.recipe.seed)
     batch = data.test.__getitems__(range(len(data.test)))
     with torch.no_grad():
-        z = found.model.network.eval()(batch["graph"].x, found.model.kept_edges)
+        z = trained.model.network.eval()(batch["graph"].x, trained.model.kept_edges)
     score = (z[batch["node"][:, 0]] * z[batch["node"][:, 1]]).sum(1)
     positive, negative = score[batch["label"] == 1], score[batch["label"] == 0]
     assert m["glt/hits_at_50"] == pytest.approx(100 * hits_at(positive, negative, 50))
@@ -355,7 +355,7 @@ def test_arrays_of_torch_files_against_torch(tmp_path: Path, legacy: bool) -> No
     wanted = {"a": np.arange(6).reshape(2, 3), "b": np.array([1.5, 2.5], np.float32), "c": np.zeros((0, 2), int)}
     torch.save(wanted, tmp_path / "x.pt", _use_new_zipfile_serialization=not legacy)
     with open(tmp_path / "x.pt", "rb") as file:
-        found = read_arrays(file)
-    assert found.keys() == wanted.keys()
+        arrays = read_arrays(file)
+    assert arrays.keys() == wanted.keys()
     for name, value in wanted.items():
-        assert found[name].dtype == value.dtype and np.array_equal(found[name], value)
+        assert arrays[name].dtype == value.dtype and np.array_equal(arrays[name], value)

@@ -40,9 +40,9 @@ def test_the_readmes_metrics_are_those_of_a_run(tmp_path: Path) -> None:
     section = (ROOT / "README.md").read_text(encoding="utf-8").partition("\n## Metrics\n")[2].partition("\n## ")[0]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line[:3] == "| `"]
     options = {"rounds": 2, "p_g": 0.5, "mask_epochs": 3, "fix_epochs": 2, "warmup": 0}
-    found = plait.run(plugins={"glt": options}, data="karate", model="gcn", out=tmp_path / "run").details
+    trained = plait.run(plugins={"glt": options}, data="karate", model="gcn", out=tmp_path / "run").details
     reported = {}
-    for name, detail in found.items():
+    for name, detail in trained.items():
         owner, _, metric = name.partition("@")[0].partition("/")
         if owner == "glt":
             reported[re.sub(r"_round_\d+$", "_round_K", metric)] = (detail["unit"], detail["better"])

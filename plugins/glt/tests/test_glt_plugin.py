@@ -36,17 +36,17 @@ def run(out: Path, glt: dict[str, Any] | None = None, **changes: Any) -> plait.R
     return execute(plan, places.at(out), artifacts=False)
 
 
-def rounds_of(found: plait.Run) -> list[dict[str, Any]]:
+def rounds_of(trained: plait.Run) -> list[dict[str, Any]]:
     """The table of rounds as dicts."""
-    events = [json.loads(line) for line in (found.path / "metrics.jsonl").read_text().splitlines()]
+    events = [json.loads(line) for line in (trained.path / "metrics.jsonl").read_text().splitlines()]
     table = next(e for e in events if e["event"] == "result")["tables"]["glt/rounds"]
     return [dict(zip(table["columns"], row, strict=True)) for row in table["rows"]]
 
 
 # ---- figures -------------------------------------------------------------------------------------------------------
 def test_figures_of_a_run(tmp_path: Path) -> None:
-    found = run(tmp_path / "run", {"tolerance": 2.0})
-    m, table = found.metrics, rounds_of(found)
+    trained = run(tmp_path / "run", {"tolerance": 2.0})
+    m, table = trained.metrics, rounds_of(trained)
     assert [row["round"] for row in table] == [0, 1, 2]
     # 78 friendships: 78 - 23 = 55, 55 - 16 = 39 (exact counts of 30 %)
     assert [row["kept edges"] for row in table] == [78, 55, 39 if round(0.3 * 55) == 16 else 38]
@@ -62,45 +62,45 @@ def test_figures_of_a_run(tmp_path: Path) -> None:
     assert m["glt/extreme_sparsity"] == pytest.approx(max(winners, default=0.0), abs=1e-4)
     curve = [row["graph sparsity"] for row in table], [row["test accuracy %"] for row in table]
     assert m["glt/area"] == pytest.approx(area_under_curve(*curve), rel=1e-3)
-    result = found.directory.result()
+    result = trained.directory.result()
     assert result is not None
     titles = {plot["title"] for plot in result["plots"].values()}
     assert {"Accuracy against graph sparsity", "Accuracy against weight sparsity"} <= titles
 
 
 def test_isolated_nodes_and_macs_by_hand(tmp_path: Path) -> None:
-    found = run(tmp_path / "run")
-    ticket = Ticket.load(found.export / "ticket.safetensors")
+    trained = run(tmp_path / "run")
+    ticket = Ticket.load(trained.export / "ticket.safetensors")
     kept = ticket.pairs[:, ticket.edge_kept]
     touched = set(kept.reshape(-1).tolist())
-    assert found.metrics["glt/isolated_nodes"] == 34 - len(touched)
+    assert trained.metrics["glt/isolated_nodes"] == 34 - len(touched)
     x = karate_graph().x.to_dense()
     first, last = ticket.weight_kept["convs.0.lin.weight"], ticket.weight_kept["convs.1.lin.weight"]
     entries = 2 * kept.shape[1] + 34
     by_hand = int((x != 0).double().sum(0) @ first.double().sum(0)) + 16 * entries + 34 * int(last.sum()) + 4 * entries
-    assert found.metrics["glt/macs"] == by_hand
+    assert trained.metrics["glt/macs"] == by_hand
 
 
 def test_the_exported_model_is_the_ticket(tmp_path: Path) -> None:
-    found = run(tmp_path / "run")
-    ticket = Ticket.load(found.export / "ticket.safetensors")
-    assert found.model.kept_edges.shape[1] == 2 * int(ticket.edge_kept.sum())
+    trained = run(tmp_path / "run")
+    ticket = Ticket.load(trained.export / "ticket.safetensors")
+    assert trained.model.kept_edges.shape[1] == 2 * int(ticket.edge_kept.sum())
     for name, kept in ticket.weight_kept.items():
-        assert not dict(found.model.network.named_parameters())[name][~kept].any()
-    assert found.metrics["task/accuracy@export"] == found.metrics["task/accuracy"]
-    gnn = found.model
+        assert not dict(trained.model.network.named_parameters())[name][~kept].any()
+    assert trained.metrics["task/accuracy@export"] == trained.metrics["task/accuracy"]
+    gnn = trained.model
     assert isinstance(gnn, PrunedGNN)
-    again = plait.load_run(found.path)
+    again = plait.load_run(trained.path)
     graph = karate_graph()
-    assert torch.equal(again.model(graph.x, graph.edge_index), found.model(graph.x, graph.edge_index))
+    assert torch.equal(again.model(graph.x, graph.edge_index), trained.model(graph.x, graph.edge_index))
 
 
 @pytest.mark.parametrize("variant", ["ce", "ugs", "glt", "wd", "ascent"])
 def test_share_of_edges_with_a_gradient(tmp_path: Path, variant: str) -> None:
     """One labelled node per class reaches two hops by cross-entropy; the auxiliary loss reaches every edge."""
     options = {"baseline": variant, "warmup": 0, "mask_epochs": 20, "rounds": 1, "wd_samples": 0, "dense": False}
-    found = run(tmp_path / "run", options, data=f"{__name__}:two_paths", model="gcn")
-    share = found.metrics["glt/gradient_share"]
+    trained = run(tmp_path / "run", options, data=f"{__name__}:two_paths", model="gcn")
+    share = trained.metrics["glt/gradient_share"]
     assert (0 < share < 0.5) if variant in ("ce", "ugs") else share == 1.0
 
 
@@ -134,8 +134,8 @@ def test_a_mask_phase_is_the_librarys(tmp_path: Path, variant: str, monkeypatch:
     monkeypatch.setattr(plait_glt.weave.Weave, "_prune", look)
     options = {"baseline": variant, "wd_samples": 0, "rounds": 1, "dense": False, "mask_epochs": 9, "warmup": 2}
     settings = {"model.dropout": 0.0, "train.select": "last", "optimizer.weight_decay": 1e-3}
-    found = run(tmp_path / "run", options, settings=settings, model="gcn")
-    data = plait.loading.load_data(found.recipe.data, found.recipe.seed)
+    trained = run(tmp_path / "run", options, settings=settings, model="gcn")
+    data = plait.loading.load_data(trained.recipe.data, trained.recipe.seed)
     graph = data.train.graph
     from plait_glt.models import GCN
 
@@ -169,14 +169,16 @@ def test_of_equal_best_epochs_run_and_library_choose_the_first(tmp_path: Path, m
 
     monkeypatch.setattr(plait_glt.weave.Weave, "_prune", look)
     options = {"baseline": "wd", "wd_samples": 0, "rounds": 1, "dense": False, "mask_epochs": 20, "warmup": 5}
-    found = run(tmp_path / "run", options, settings={"model.dropout": 0.0, "optimizer.weight_decay": 1e-3}, model="gcn")
-    events = found.directory.events()
+    trained_run = run(
+        tmp_path / "run", options, settings={"model.dropout": 0.0, "optimizer.weight_decay": 1e-3}, model="gcn"
+    )
+    events = trained_run.directory.events()
     curve = {e["step"]: v for e in events if (v := e.get("values", {}).get("validation/accuracy")) is not None}
     candidates = [curve[step] for step in range(6, 21)]
     assert candidates.count(max(candidates)) > 1  # a tie
     assert chosen["step"] == 6 + candidates.index(max(candidates))
 
-    data = plait.loading.load_data(found.recipe.data, found.recipe.seed)
+    data = plait.loading.load_data(trained_run.recipe.data, trained_run.recipe.seed)
     graph = data.train.graph
     network = GCN(34, 4, hidden=16, dropout=0.0)
     network.load_state_dict(chosen["initial"])
@@ -198,21 +200,21 @@ def test_retraining_is_the_librarys(tmp_path: Path) -> None:
 
     first = run(tmp_path / "find", settings={"model.dropout": 0.0})
     path = first.export / "ticket.safetensors"
-    found = run(
+    trained = run(
         tmp_path / "train", {"ticket": str(path), "dense": False, "fix_epochs": 30}, settings={"model.dropout": 0.0}
     )
     ticket = Ticket.load(path)
-    data = plait.loading.load_data(found.recipe.data, found.recipe.seed)
+    data = plait.loading.load_data(trained.recipe.data, trained.recipe.seed)
     graph = data.train.graph
     nodes = [split.fields["node"] for split in (data.train, data.validation, data.test)]
     network = GCN(34, 4, hidden=16, dropout=0.0)
     model = MaskedGNN(network, graph.edge_index, 34)
     ticket.plant(network)
-    config = GLTConfig(lr=0.02, weight_decay=found.recipe.optimizer.weight_decay, fix_epochs=30)
+    config = GLTConfig(lr=0.02, weight_decay=trained.recipe.optimizer.weight_decay, fix_epochs=30)
     task = NodeTask(graph.x, graph.edge_index, graph.y, *nodes)
     best = retrain(model, task, ticket.edge_kept, ticket.weight_kept, config, torch.Generator())
-    row = rounds_of(found)[-1]
-    assert found.metrics["glt/accuracy"] == pytest.approx(best.accuracy)
+    row = rounds_of(trained)[-1]
+    assert trained.metrics["glt/accuracy"] == pytest.approx(best.accuracy)
     assert (row["validation accuracy %"], row["best epoch"]) == (
         pytest.approx(best.validation_accuracy, abs=1e-3),
         best.epoch,
@@ -235,11 +237,11 @@ def test_fairsam_with_neutral_options_changes_nothing(tmp_path: Path) -> None:
 
 def test_fairsam_acts_in_every_phase_and_pruned_entries_stay_zero(tmp_path: Path) -> None:
     pytest.importorskip("plait_fairsam")
-    found = run(tmp_path / "run", plugins={"fairsam": {"rho": 0.05}})
-    assert found.metrics["glt/graph_sparsity"] > 0.45 and found.metrics["fairsam/clean_accuracy"] > 0
-    ticket = Ticket.load(found.export / "ticket.safetensors")
+    trained = run(tmp_path / "run", plugins={"fairsam": {"rho": 0.05}})
+    assert trained.metrics["glt/graph_sparsity"] > 0.45 and trained.metrics["fairsam/clean_accuracy"] > 0
+    ticket = Ticket.load(trained.export / "ticket.safetensors")
     for name, kept in ticket.weight_kept.items():
-        assert not dict(found.model.network.named_parameters())[name][~kept].any()
+        assert not dict(trained.model.network.named_parameters())[name][~kept].any()
 
 
 class Owner(plait.Plugin):
@@ -327,28 +329,28 @@ def test_a_network_that_ignores_edge_weights_is_refused(tmp_path: Path) -> None:
 
 
 def test_targets_end_the_run_early(tmp_path: Path) -> None:
-    found = run(tmp_path / "run", {"rounds": 20, "graph_target": 0.45})
-    assert [row["round"] for row in rounds_of(found)] == [0, 1, 2]
-    assert found.metrics["glt/graph_sparsity"] >= 0.45
+    trained = run(tmp_path / "run", {"rounds": 20, "graph_target": 0.45})
+    assert [row["round"] for row in rounds_of(trained)] == [0, 1, 2]
+    assert trained.metrics["glt/graph_sparsity"] >= 0.45
 
 
 # ---- tickets moved --------------------------------------------------------------------------------------------------
 def test_a_ticket_trained_again_gives_its_own_round(tmp_path: Path) -> None:
-    found = run(tmp_path / "find", settings={"model.dropout": 0.0})
-    path = str(found.export / "ticket.safetensors")
+    trained = run(tmp_path / "find", settings={"model.dropout": 0.0})
+    path = str(trained.export / "ticket.safetensors")
     again = run(tmp_path / "again", {"ticket": path}, settings={"model.dropout": 0.0})
-    assert again.metrics["glt/accuracy"] == found.metrics["glt/accuracy"]
-    assert again.metrics["glt/graph_sparsity"] == found.metrics["glt/graph_sparsity"]
+    assert again.metrics["glt/accuracy"] == trained.metrics["glt/accuracy"]
+    assert again.metrics["glt/graph_sparsity"] == trained.metrics["glt/graph_sparsity"]
 
 
 def test_a_ticket_moves_to_a_graph_with_other_inputs(tmp_path: Path) -> None:
     settings = {"model.layers": 3}
-    found = run(tmp_path / "find", settings=settings)
-    path = str(found.export / "ticket.safetensors")
+    trained = run(tmp_path / "find", settings=settings)
+    path = str(trained.export / "ticket.safetensors")
     for kind in ("ticket", "random"):
         options = {"ticket": path, "ticket_weights": kind}
         moved = run(tmp_path / kind, options, data=f"{__name__}:two_paths", model="gcn", settings=settings)
-        there, here = (Ticket.load(r.export / "ticket.safetensors") for r in (found, moved))
+        there, here = (Ticket.load(r.export / "ticket.safetensors") for r in (trained, moved))
         hidden = "convs.1.lin.weight"
         assert torch.equal(here.initial[hidden], there.initial[hidden] * here.weight_kept[hidden])
         assert here.weight_kept["convs.0.lin.weight"].all() and here.weight_kept["convs.2.lin.weight"].all()
@@ -360,11 +362,11 @@ def test_a_ticket_moves_to_a_graph_with_other_inputs(tmp_path: Path) -> None:
 def test_bad_tickets_are_refused_in_words(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"no ticket at .*nowhere"):
         run(tmp_path / "a", {"ticket": str(tmp_path / "nowhere")})
-    found = run(tmp_path / "find")
+    trained = run(tmp_path / "find")
     with pytest.raises(BadInput, match=r"hidden|architecture|no weight matrix"):
         run(
             tmp_path / "b",
-            {"ticket": str(found.export / "ticket.safetensors")},
+            {"ticket": str(trained.export / "ticket.safetensors")},
             data=f"{__name__}:two_paths",
             model="gcn",
         )
@@ -377,19 +379,19 @@ def rewired(seed: int) -> plait.Data:
 
     graph = karate_graph()
     edges = graph.edge_index.clone()
-    one = (edges[0] == 0) & (edges[1] == 1)
+    edge = (edges[0] == 0) & (edges[1] == 1)
     other = (edges[0] == 1) & (edges[1] == 0)
-    edges[1, one], edges[0, other] = 33, 33
+    edges[1, edge], edges[0, other] = 33, 33
     graph = make_graph(graph.x, edges, graph.y)
     return node_data("rewired", graph, *split_by_class(graph.y, 2, 13, 13, seed), num_classes=4)
 
 
 def test_a_checkpoint_of_another_graph_is_refused(tmp_path: Path) -> None:
-    found = run(tmp_path / "run")
-    text = (found.path / "recipe.toml").read_text()
+    trained = run(tmp_path / "run")
+    text = (trained.path / "recipe.toml").read_text()
     start = text.index("[data]")
     end = text.index("[", start + 1)
-    (found.path / "recipe.toml").write_text(f'{text[:start]}[data]\nname = "{__name__}:rewired"\n\n{text[end:]}')
-    newest = sorted((found.path / "checkpoints").glob("*.safetensors"))[-1].stem
+    (trained.path / "recipe.toml").write_text(f'{text[:start]}[data]\nname = "{__name__}:rewired"\n\n{text[end:]}')
+    newest = sorted((trained.path / "checkpoints").glob("*.safetensors"))[-1].stem
     with pytest.raises(BadCheckpoint, match="belong to the graph"):
-        plait.resume(found.path, checkpoint=newest)
+        plait.resume(trained.path, checkpoint=newest)

@@ -109,8 +109,8 @@ def test_drop_edges_and_magnitudes() -> None:
     assert int(removed.sum()) == 6 and bool((removed <= kept).all())
     assert not bool(drop_edges(kept, 0.0, generator()).any())
     weight = torch.tensor([[-2.0, 1.0]], requires_grad=True)
-    found = magnitude_scores({"w": weight})["w"]
-    assert found.tolist() == [[2, 1]] and not found.requires_grad
+    scores = magnitude_scores({"w": weight})["w"]
+    assert scores.tolist() == [[2, 1]] and not scores.requires_grad
     with pytest.raises(GLTError, match="dropedge"):
         drop_edges(kept, 1.0, generator())
 

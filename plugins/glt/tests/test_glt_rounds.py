@@ -68,48 +68,48 @@ def search(seed: int = 0, **options: Any) -> GraphLotteryTickets:
 
 
 def test_counts_rewinding_and_zeros_after_every_round() -> None:
-    found = search(rounds=3)
-    initial = {name: value.clone() for name, value in found.model.network.state_dict().items()}
-    edges, weights = found.edge_kept.numel(), 12 * 16 + 16 * 2
+    tickets = search(rounds=3)
+    initial = {name: value.clone() for name, value in tickets.model.network.state_dict().items()}
+    edges, weights = tickets.edge_kept.numel(), 12 * 16 + 16 * 2
     want_edges, want_weights = kept_after(edges, 0.3, 3), kept_after(weights, 0.4, 3)
-    before_edges, before_weights = found.edge_kept, found.weight_kept
+    before_edges, before_weights = tickets.edge_kept, tickets.weight_kept
     for number in range(4):
-        assert not found.finished
-        result = found.step()
-        assert result.round == number and result.edges == int(found.edge_kept.sum()) == want_edges[number]
-        assert sum(int(kept.sum()) for kept in found.weight_kept.values()) == want_weights[number]
+        assert not tickets.finished
+        result = tickets.step()
+        assert result.round == number and result.edges == int(tickets.edge_kept.sum()) == want_edges[number]
+        assert sum(int(kept.sum()) for kept in tickets.weight_kept.values()) == want_weights[number]
         assert result.graph_sparsity == pytest.approx(1 - want_edges[number] / edges)
         assert result.weight_sparsity == pytest.approx(1 - want_weights[number] / weights)
-        assert bool((found.edge_kept <= before_edges).all())
-        before_edges = found.edge_kept
-        for name, weight in found.model.weights().items():
-            kept = found.weight_kept[name]
+        assert bool((tickets.edge_kept <= before_edges).all())
+        before_edges = tickets.edge_kept
+        for name, weight in tickets.model.weights().items():
+            kept = tickets.weight_kept[name]
             assert bool((kept <= before_weights[name]).all())
-            assert bool((weight[~kept] == 0).all()) and bool((found.model.weight_mask(name)[~kept] == 0).all())
-        before_weights = found.weight_kept
-        assert bool((found.model.edge_mask[~found.edge_kept] == 0).all())
-        assert found.model.kept_index.shape[1] == 2 * result.edges
+            assert bool((weight[~kept] == 0).all()) and bool((tickets.model.weight_mask(name)[~kept] == 0).all())
+        before_weights = tickets.weight_kept
+        assert bool((tickets.model.edge_mask[~tickets.edge_kept] == 0).all())
+        assert tickets.model.kept_index.shape[1] == 2 * result.edges
         assert 0 <= result.accuracy <= 100 and result.macs is not None and result.seconds > 0
-        found.rewind()
-        for name, weight in found.model.weights().items():
-            assert torch.equal(weight.detach(), initial[name] * found.weight_kept[name])
-    assert found.finished
-    shares = [result.gradient_share for result in found.results]
+        tickets.rewind()
+        for name, weight in tickets.model.weights().items():
+            assert torch.equal(weight.detach(), initial[name] * tickets.weight_kept[name])
+    assert tickets.finished
+    shares = [result.gradient_share for result in tickets.results]
     assert shares[0] is None and shares[1] == 1.0
-    macs = [result.macs for result in found.results]
+    macs = [result.macs for result in tickets.results]
     assert macs == sorted(macs, reverse=True)  # type: ignore[type-var]
 
 
 def test_retraining_is_plain_pyg_on_the_kept_edges() -> None:
-    found = search()
+    tickets = search()
     graph, train, validation, test = communities()
-    found.run()
-    last = found.results[-1]
+    tickets.run()
+    last = tickets.results[-1]
     plain = network()
-    found.ticket().plant(plain)
-    edges = found.ticket().edge_index
+    tickets.ticket().plant(plain)
+    edges = tickets.ticket().edge_index
     optimizer = torch.optim.Adam(plain.parameters(), lr=0.02, weight_decay=8e-5)
-    masks = {name: found.weight_kept[name] for name, _ in plain.named_parameters()}
+    masks = {name: tickets.weight_kept[name] for name, _ in plain.named_parameters()}
     torch.manual_seed(phase_seed(0, 2, "retrain"))
     best, accuracy = -1.0, 0.0
     for _ in range(8):
@@ -127,20 +127,20 @@ def test_retraining_is_plain_pyg_on_the_kept_edges() -> None:
             best, accuracy = value, 100 * float(right[test].double().mean())
             state = {name: value.clone() for name, value in plain.state_dict().items()}
     assert (last.validation_accuracy, last.accuracy) == (best, accuracy)
-    for name, value in found.model.network.state_dict().items():
+    for name, value in tickets.model.network.state_dict().items():
         torch.testing.assert_close(value, state[name], atol=1e-6, rtol=1e-6)
 
 
-def results(found: GraphLotteryTickets) -> list[tuple[Any, ...]]:
+def results(tickets: GraphLotteryTickets) -> list[tuple[Any, ...]]:
     def key(result: RoundResult) -> tuple[Any, ...]:
         return (result.edges, result.accuracy, result.validation_accuracy, result.best_epoch, result.mask_epoch)
 
-    return [key(result) for result in found.run()]
+    return [key(result) for result in tickets.run()]
 
 
-def same_masks(one: GraphLotteryTickets, other: GraphLotteryTickets) -> bool:
-    return torch.equal(one.edge_kept, other.edge_kept) and all(
-        torch.equal(kept, other.weight_kept[name]) for name, kept in one.weight_kept.items()
+def same_masks(first: GraphLotteryTickets, other: GraphLotteryTickets) -> bool:
+    return torch.equal(first.edge_kept, other.edge_kept) and all(
+        torch.equal(kept, other.weight_kept[name]) for name, kept in first.weight_kept.items()
     )
 
 
@@ -166,9 +166,9 @@ def test_a_seed_decides_everything_and_the_global_generator_is_left_alone() -> N
 
 @pytest.mark.parametrize("variant", sorted(VARIANTS))
 def test_every_variant_runs_and_prunes_what_it_says(variant: str) -> None:
-    found = search(variant=variant, rounds=1)
-    last = found.run()[-1]
-    config = found.config
+    tickets = search(variant=variant, rounds=1)
+    last = tickets.run()[-1]
+    config = tickets.config
     assert last.round == 1
     assert (last.graph_sparsity > 0.25) == (config.edge_ranking != "keep")
     assert (last.weight_sparsity > 0.35) == (config.weight_ranking != "keep")
@@ -185,8 +185,8 @@ def test_cross_entropy_reaches_two_hops_and_the_auxiliary_loss_all_edges(variant
     graph = make_graph(torch.randn(n, 12), edges, label)
     ids = torch.arange(n)
     config = GLTConfig.variant(variant, **{**SHORT, "rounds": 1, "wd_samples": 0, "warmup": 0, "mask_epochs": 20})
-    found = GraphLotteryTickets(network(), graph, ids[:2], ids[2:8], ids[8:], config)
-    share = found.run()[-1].gradient_share
+    tickets = GraphLotteryTickets(network(), graph, ids[:2], ids[2:8], ids[8:], config)
+    share = tickets.run()[-1].gradient_share
     assert share is not None
     if variant in ("ce", "ugs", "delta-only"):
         assert 0 < share <= 4 / (n - 1)  # labels at nodes 0 and 1: edges 0-1, 1-2, 2-3, and 3-4 by the degree of 3
@@ -195,10 +195,10 @@ def test_cross_entropy_reaches_two_hops_and_the_auxiliary_loss_all_edges(variant
 
 
 def test_directed_masks_prune_directions_apart() -> None:
-    found = search(tied=False, rounds=1)
-    found.run()
-    kept = {tuple(pair) for pair in found.ticket().edge_index.T.tolist()}
-    assert len(kept) == int(found.edge_kept.sum()) and any((t, s) not in kept for s, t in kept)
+    tickets = search(tied=False, rounds=1)
+    tickets.run()
+    kept = {tuple(pair) for pair in tickets.ticket().edge_index.T.tolist()}
+    assert len(kept) == int(tickets.edge_kept.sum()) and any((t, s) not in kept for s, t in kept)
 
 
 def test_masks_do_not_decay_unless_told() -> None:
@@ -230,10 +230,10 @@ def test_a_flat_validation_curve_does_not_choose_the_first_epoch() -> None:
     task = NodeTask(graph.x, graph.edge_index, graph.y, train, validation, test)
     kept = {name: torch.ones_like(w, dtype=torch.bool) for name, w in model.weights().items()}
     config = GLTConfig(**SHORT)
-    found = train_masks(
+    masks = train_masks(
         model, task, torch.ones_like(model.edge_mask, dtype=torch.bool), kept, config, torch.Generator()
     )
-    assert found.epoch == config.warmup + 1 and found.gradient_share == 0.0
+    assert masks.epoch == config.warmup + 1 and masks.gradient_share == 0.0
 
 
 def test_resuming_between_rounds_gives_the_same_end() -> None:
@@ -252,9 +252,9 @@ def test_resuming_between_rounds_gives_the_same_end() -> None:
 
 
 def test_targets_end_the_search_early() -> None:
-    found = search(rounds=10, graph_target=0.5)
-    found.run()
-    assert [result.round for result in found.results] == [0, 1, 2] and found.results[-1].graph_sparsity >= 0.5
+    tickets = search(rounds=10, graph_target=0.5)
+    tickets.run()
+    assert [result.round for result in tickets.results] == [0, 1, 2] and tickets.results[-1].graph_sparsity >= 0.5
     with pytest.raises(GLTError, match=r"graph sparsity 0\.9 is not reachable"):
         search(rounds=2, graph_target=0.9)
     with pytest.raises(GLTError, match=r"weight sparsity 0\.1 is not reachable"):
@@ -264,8 +264,8 @@ def test_targets_end_the_search_early() -> None:
 def test_a_graph_without_edges_and_other_networks() -> None:
     graph, *splits = communities()
     empty = make_graph(graph.x, torch.empty(2, 0, dtype=torch.int64), graph.y)
-    found = find_ticket(network(), empty, *splits, GLTConfig(**SHORT))
-    assert found.results[-1].isolated == 80 and found.area is None and found.winning is not None
+    tickets = find_ticket(network(), empty, *splits, GLTConfig(**SHORT))
+    assert tickets.results[-1].isolated == 80 and tickets.area is None and tickets.winning is not None
     torch.manual_seed(2)
     assert find_ticket(GIN(12, 2, hidden=8), graph, *splits, GLTConfig(**{**SHORT, "rounds": 1})).results[-1].macs
     sparse = make_graph(graph.x, graph.edge_index, graph.y, sparse="yes")
@@ -275,7 +275,7 @@ def test_a_graph_without_edges_and_other_networks() -> None:
 def test_find_ticket_reports_the_curve() -> None:
     seen: list[int] = []
     masks = [torch.zeros(80, dtype=torch.bool).index_fill_(0, ids, True) for ids in communities()[1:]]
-    found = find_ticket(
+    tickets = find_ticket(
         network(),
         communities()[0],
         *masks,
@@ -283,9 +283,9 @@ def test_find_ticket_reports_the_curve() -> None:
         tolerance=100.0,
         on_round=lambda r: seen.append(r.round),
     )
-    assert seen == [0, 1, 2] and found.winning is True
-    assert found.extreme == found.results[-1].graph_sparsity
-    assert found.area is not None and 0 < found.area <= 100 * found.results[-1].graph_sparsity
+    assert seen == [0, 1, 2] and tickets.winning is True
+    assert tickets.extreme == tickets.results[-1].graph_sparsity
+    assert tickets.area is not None and 0 < tickets.area <= 100 * tickets.results[-1].graph_sparsity
 
 
 def test_bad_tasks_are_refused() -> None:

@@ -109,8 +109,8 @@ def test_envelope_gradient_is_that_of_the_regularised_optimum() -> None:
 def test_check_values_of_the_card() -> None:
     """glt.md section 3."""
     sinkhorn = Sinkhorn(0.05, 1000, 1e-6, DENSE)
-    one = sinkhorn.between(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]]))
-    assert float(one.cost) == pytest.approx(math.sqrt(2), abs=1e-6)
+    value = sinkhorn.between(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]]))
+    assert float(value.cost) == pytest.approx(math.sqrt(2), abs=1e-6)
     # on a line every matching in order costs the same, so entropy does not move this one
     two = sinkhorn.between(torch.tensor([[0.9, 0.1], [0.6, 0.4]]), torch.tensor([[0.2, 0.8], [0.5, 0.5]]))
     assert float(two.cost) == pytest.approx(0.565685, abs=1e-5)

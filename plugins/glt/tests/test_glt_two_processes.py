@@ -90,13 +90,13 @@ def test_two_processes_find_the_ticket_of_one(
         first, second = on_two(two, recipe(name))
     assert first == second and len(first["rounds"]) == 3
     execute(plait.plan(recipe(name)), places.at(tmp_path / "one"), artifacts=False)
-    one = tmp_path / "one"
-    tickets_agree(two, one)
-    mine, other = figures(two), figures(one)
+    unbroken = tmp_path / "one"
+    tickets_agree(two, unbroken)
+    mine, other = figures(two), figures(unbroken)
     assert mine.keys() == other.keys()
     for metric, value in mine.items():
         assert value == pytest.approx(other[metric], rel=1e-3, abs=1e-3), metric
-    weights = [final_state(path)["model"] for path in (two, one)]
+    weights = [final_state(path)["model"] for path in (two, unbroken)]
     for key, value in weights[0].items():
         torch.testing.assert_close(value, weights[1][key], rtol=1e-3, atol=1e-4, msg=key)
 
@@ -118,5 +118,5 @@ def test_links_on_two_processes(tmp_path: Path) -> None:
     wanted = recipe("delta", data={"name": "karate-links"})
     first, second = on_two(tmp_path / "two", wanted)
     assert first == second
-    found = plait.load_run(tmp_path / "two").metrics
-    assert found["glt/kept_edges"] == 27 and 0 <= found["glt/auc"] <= 100
+    trained = plait.load_run(tmp_path / "two").metrics
+    assert trained["glt/kept_edges"] == 27 and 0 <= trained["glt/auc"] <= 100

@@ -93,10 +93,10 @@ def test_a_run_there_is_the_run_here(
 ) -> None:
     root = f"file://{cache}/store" if where == "file" else request.getfixturevalue(where)
     url = f"{root}/one"
-    made = plait.run(RECIPE, out=url)
+    trained = plait.run(RECIPE, out=url)
     here = plait.run(RECIPE, out=cache / "local")
-    assert made.metrics == here.metrics
-    assert made.directory.shown == url
+    assert trained.metrics == here.metrics
+    assert trained.directory.shown == url
     elsewhere(monkeypatch, cache / "there")
     read = plait.load_run(url)
     assert read.metrics == here.metrics
@@ -106,9 +106,9 @@ def test_a_run_there_is_the_run_here(
     with pytest.raises(BadInput, match="already holds a run: choose another --out, or `plait resume"):
         plait.run(RECIPE, out=url)
     files, path = fsspec.core.url_to_fs(url)
-    found = {name.rpartition("one/")[2] for name in files.find(path)}
+    objects = {name.rpartition("one/")[2] for name in files.find(path)}
     manifest = json.loads(files.cat_file(f"{path}/{MANIFEST}"))
-    assert found == {MANIFEST} | {entry["object"] for entry in manifest["files"].values()}  # nothing is left over
+    assert objects == {MANIFEST} | {entry["object"] for entry in manifest["files"].values()}  # nothing is left over
 
 
 @pytest.mark.parametrize("where", ["s3", "memory"])
@@ -172,13 +172,13 @@ def test_a_file_that_was_changed_or_lost_is_refused(memory: str, cache: Path, mo
 def test_two_writers(memory: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     url = f"{memory}/two"
     plait.run(RECIPE, out=url)
-    one = StoredDirectory(url)
-    one.fetch()
+    stored = StoredDirectory(url)
+    stored.fetch()
     other = StoredDirectory(url)
     other.fetch()
     other.publish()
     with pytest.raises(RunFailed, match="is being published by another process"):
-        one.publish()
+        stored.publish()
 
 
 def test_a_store_that_fails_keeps_what_was_published(memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,10 +243,12 @@ def test_runs_are_found_and_compared_there(
         plait.run(RECIPE, seed=int(name[-1]), out=f"{root}/{name}")
     elsewhere(monkeypatch, cache / "there")
     seen = [catalog.look(directory) for directory in catalog.find(Path(f"{root}/sweep"))]
-    assert [one.shown for one in seen] == [f"{root}/sweep/seed-0", f"{root}/sweep/seed-1"]
-    assert [one.status for one in seen] == ["finished", "finished"]
+    assert [listed_run.shown for listed_run in seen] == [f"{root}/sweep/seed-0", f"{root}/sweep/seed-1"]
+    assert [listed_run.status for listed_run in seen] == ["finished", "finished"]
     assert not list((cache / "there").rglob("*.safetensors"))  # nothing large is fetched to look
-    assert [one.shown for one in catalog.finished([Path(f"{root}/sweep/seed-1")])] == [f"{root}/sweep/seed-1"]
+    assert [listed_run.shown for listed_run in catalog.finished([Path(f"{root}/sweep/seed-1")])] == [
+        f"{root}/sweep/seed-1"
+    ]
     assert plait.load_run(f"{root}/sweep/seed-1").metrics["task/loss"] == seen[1].details["task/loss"]["value"]
     with pytest.raises(BadInput, match="is not a run directory and holds none"):
         catalog.finished([Path(f"{root}/nothing")])

@@ -29,20 +29,20 @@ def batch(count: int, keys: tuple[str, ...], classes: int, as_bytes: bool, start
     data = np.random.default_rng(start).integers(0, 256, (count, 3072), np.uint8)
     data[:, 0] = start
     data[:, 1] = np.arange(count)
-    found: dict[Any, Any] = {
+    contents: dict[Any, Any] = {
         "data": data,
         "batch_label": "training batch",
         "filenames": [f"{n}.png" for n in range(count)],
     }
-    found |= {key: [n % (classes if key != "coarse_labels" else 20) for n in range(count)] for key in keys}
-    return {key.encode(): value for key, value in found.items()} if as_bytes else found
+    contents |= {key: [n % (classes if key != "coarse_labels" else 20) for n in range(count)] for key in keys}
+    return {key.encode(): value for key, value in contents.items()} if as_bytes else contents
 
 
 def cifar10(as_bytes: bool = True) -> CONTENT:
-    found = {f"data_batch_{n}": batch(20, ("labels",), 10, as_bytes, n) for n in range(1, 6)}
-    found["test_batch"] = batch(20, ("labels",), 10, as_bytes, 6)
-    found["batches.meta"] = {b"label_names": [b"airplane"] * 10, b"num_vis": 3072}
-    return found
+    files = {f"data_batch_{n}": batch(20, ("labels",), 10, as_bytes, n) for n in range(1, 6)}
+    files["test_batch"] = batch(20, ("labels",), 10, as_bytes, 6)
+    files["batches.meta"] = {b"label_names": [b"airplane"] * 10, b"num_vis": 3072}
+    return files
 
 
 def cifar100(as_bytes: bool = True) -> CONTENT:
@@ -224,9 +224,9 @@ def test_crop_flip_follows_the_generator(tmp_path: Path, load: Callable[..., Dat
     assert load("cifar10", path=str(tmp_path), augment=False).augment is None
     assert data.augment is not None
     got = data.train.__getitems__(range(32))
-    one, same, other = (data.augment(got, torch.Generator().manual_seed(seed))["input"] for seed in (1, 1, 2))
-    assert torch.equal(one, same)
-    assert not torch.equal(one, other)
+    first, same, other = (data.augment(got, torch.Generator().manual_seed(seed))["input"] for seed in (1, 1, 2))
+    assert torch.equal(first, same)
+    assert not torch.equal(first, other)
     assert data.prepare is not None
     ready = data.prepare(got)["input"]
     torch.testing.assert_close(ready[:, 1], (got["input"][:, 1] - 0.4822) / 0.2435)

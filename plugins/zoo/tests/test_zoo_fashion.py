@@ -69,11 +69,11 @@ def test_pooling_and_limit(tmp_path: Path, load: Callable[..., Data]) -> None:
 
 def test_seed_draws_the_split(tmp_path: Path, load: Callable[..., Data]) -> None:
     write(tmp_path, True)
-    one, same, other = (
+    first, same, other = (
         load("fashion-mnist", seed=seed, path=str(tmp_path)).train.__getitems__(range(90)) for seed in (1, 1, 2)
     )
-    assert torch.equal(one["input"], same["input"])
-    assert not torch.equal(one["input"], other["input"])
+    assert torch.equal(first["input"], same["input"])
+    assert not torch.equal(first["input"], other["input"])
 
 
 @pytest.mark.parametrize("compress", [True, False])

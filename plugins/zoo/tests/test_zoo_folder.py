@@ -172,10 +172,10 @@ def test_augmentations(tmp_path: Path, picture: Picture, load: Load) -> None:
     ramp = torch.linspace(0, 1, 32).expand(64, 1, 32, 32).contiguous()
     got = Batch({"input": ramp, "label": torch.arange(64)})
     for change in (ResizedCropFlip(0.3), Flip()):
-        one, same, other = (change(got, torch.Generator().manual_seed(seed))["input"] for seed in (0, 0, 1))
-        assert torch.equal(one, same)
-        assert not torch.equal(one, other)
-        assert 0 <= float(one.min()) <= float(one.max()) <= 1
+        first, same, other = (change(got, torch.Generator().manual_seed(seed))["input"] for seed in (0, 0, 1))
+        assert torch.equal(first, same)
+        assert not torch.equal(first, other)
+        assert 0 <= float(first.min()) <= float(first.max()) <= 1
     flipped = Flip()(got, torch.Generator().manual_seed(0))["input"]
     share = sum(torch.equal(image, ramp[0].flip(2)) for image in flipped) / 64
     assert 0.2 < share < 0.8
@@ -191,8 +191,8 @@ def test_parts_by_hash() -> None:
     keys = [f"person{n % 50}" for n in range(200)]
     parts = parts_by_hash(keys, [0.1, 0.2], "x")
     by_key = {key: {int(p) for k, p in zip(keys, parts, strict=True) if k == key} for key in keys}
-    assert all(len(found) == 1 for found in by_key.values())
-    counts = [sum(found == {part} for found in by_key.values()) for part in range(3)]
+    assert all(len(parts_here) == 1 for parts_here in by_key.values())
+    counts = [sum(parts_here == {part} for parts_here in by_key.values()) for part in range(3)]
     assert counts == [35, 5, 10]
     shuffled = parts_by_hash(keys[::-1], [0.1, 0.2], "x")
     assert shuffled[::-1].tolist() == parts.tolist()

@@ -31,9 +31,9 @@ ARRAYS = st.sampled_from(sorted(DTYPES)).flatmap(
 @given(array=ARRAYS, protocol=st.integers(2, 5), fortran=st.booleans(), encoding=st.sampled_from(["latin1", "bytes"]))
 def test_what_numpy_wrote_comes_back(array: Any, protocol: int, fortran: bool, encoding: Any) -> None:
     array = np.asfortranarray(array) if fortran else array
-    found = read(pickle.dumps({"a": [array, 3]}, protocol), encoding)["a"]
-    assert found[1] == 3 and isinstance(found[0], StoredArray)
-    back = found[0].numpy()
+    arrays = read(pickle.dumps({"a": [array, 3]}, protocol), encoding)["a"]
+    assert arrays[1] == 3 and isinstance(arrays[0], StoredArray)
+    back = arrays[0].numpy()
     assert back.dtype == array.dtype and back.shape == array.shape
     assert back.tobytes() == array.tobytes()  # also nan
 
