@@ -42,7 +42,7 @@ def _row(claim: Claim, result: Mapping[str, Any] | None) -> list[str]:
     source = claim.source + (" (thresholds ours)" if claim.ours else "")
     if "[inferred]" in claim.reconstruction:
         source += " [inferred]"
-    verdict = result["verdict"] if result else "not run"
+    verdict = _word(result) if result else "not run"
     said = f"**{verdict}**" if verdict != "not run" else verdict
     said += f": {_line(result['reason'])}" if result and result["reason"] else ""
     gate = "" if claim.gate else " (reported only)"
@@ -72,24 +72,40 @@ def _figures(claim: Claim, result: Mapping[str, Any]) -> list[str]:
     rows = []
     for name, arm in arms:
         point = ", ".join(f"{key}={value}" for key, value in arm.get("chosen", {}).items())
-        label = f"`{name}`" + (f" ({point}, chosen)" if point else "")
+        how = "a tie on validation" if arm.get("tie") else "chosen"
+        label = f"`{name}`" + (f" ({point}, {how})" if point else "")
         rows.append([label, *(_value(arm, m) for m in metrics)])
         paper = [result["paper"].get(f"{name}.{m}") for m in metrics]
         if any(value is not None for value in paper):
             rows.append(["the paper", *("-" if value is None else number(value) for value in paper)])
     seeds = len(result["seeds"])
     setting = f" The paper's figures: {claim.paper_setting}." if claim.paper and claim.paper_setting else ""
-    lead = f"**{claim.id}: {result['verdict']}.** Mean ± standard error over {seeds} seeds.{setting}"
+    lead = f"**{claim.id}: {_word(result)}.** Mean ± standard error over {seeds} seeds.{setting}"
     expected = [_expectation(e) for e in result["expectations"] if e["margin"] is not None]
-    return [lead, table(columns, rows), table(["expected", "margin [95 % interval]", "verdict"], expected)]
+    heads = ["expected", "margin [95 % interval]", "verdict", "paired SD", "seeds for 80 % power"]
+    return [lead, table(columns, rows), table(heads, expected)]
 
 
 def _expectation(judged: Mapping[str, Any]) -> list[str]:
     text = f"guard: `{judged['expectation']}`" if judged["guard"] else f"`{judged['expectation']}`"
-    margin = f"{'+' if judged['margin'] > 0 else ''}{number(judged['margin'])}"
+    margin = _signed(judged["margin"])
+    if judged.get("difference") is not None:
+        margin += f" wins; difference {_signed(judged['difference'])}"
     if judged["interval"]:
         margin += f" [{number(judged['interval']['low'])}, {number(judged['interval']['high'])}]"
-    return [text, margin, judged["verdict"]]
+    takes = judged.get("power")
+    if not takes:
+        return [text, margin, _word(judged), "-", "-"]
+    seeds = f"{takes['seeds']:,}" if takes["seeds"] is not None else "over 1,000,000"
+    return [text, margin, _word(judged), number(takes["deviation"]), seeds]
+
+
+def _word(judged: Mapping[str, Any]) -> str:
+    return "undecidable at this size" if judged.get("undecidable") else str(judged["verdict"])
+
+
+def _signed(value: float) -> str:
+    return f"{'+' if value > 0 else ''}{number(value)}"
 
 
 def _value(arm: Mapping[str, Any], metric: str) -> str:

@@ -69,6 +69,12 @@ def fine(recipe: Recipe, folder: Path, *, bonus: float = 0.0) -> dict[str, float
     return {"task/accuracy": 50.0 + recipe.seed + bonus, "task/accuracy@validation": bonus}
 
 
+def noisy(recipe: Recipe, folder: Path, *, gain: float = 1.0) -> dict[str, float]:
+    """The validation score of two tuning seeds moves by 4 from seed to seed where the gain is 2."""
+    score = 50.0 + gain + (4.0 * (recipe.seed - 100.5) if gain == 2.0 else 0.0)
+    return {"task/accuracy": 50.0 + recipe.seed + gain, "task/accuracy@validation": score}
+
+
 def crash(recipe: Recipe, folder: Path) -> dict[str, float]:
     """An arm with a bug, at one seed."""
     if recipe.seed == 1:

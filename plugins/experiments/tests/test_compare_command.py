@@ -49,7 +49,7 @@ def test_two_groups_and_their_paired_difference(call: Callable[..., Any], folder
     assert again.as_dict() == gap
     shown = call("compare", str(folder / "slow"), str(folder / "fast"))
     assert shown.code == 0
-    assert "paired by seed (3 pair(s)); in brackets the 95 % bootstrap interval" in shown.out
+    assert "paired by seed (3 pair(s)); in brackets the 95 % interval (Student's t)" in shown.out
     assert "±" in shown.out and "optimizer.lr=0.001" in shown.out
 
 

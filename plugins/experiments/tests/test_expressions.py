@@ -130,3 +130,38 @@ def test_any_text_is_parsed_or_bad_input(text: str) -> None:
 @given(st.sampled_from(["a.m", "2 * a.m", "a.m - b.m", "mean(a.m) - b.m"]), st.floats(-1e6, 1e6))
 def test_the_two_directions_mirror_each_other(side: str, threshold: float) -> None:
     assert margin(f"{side} >= {threshold!r}") == pytest.approx(-margin(f"{side} <= {threshold!r}"))
+
+
+def test_an_absolute_value_of_means_is_opened_into_its_two_thresholds() -> None:
+    columns = {("a", "m"): np.array([1.0, 2.0]), ("b", "m"): np.array([2.0, 4.0])}
+    comparison = parse("abs(mean(a.m) - mean(b.m)) / mean(b.m) <= 1")
+    near, far = comparison.opened(columns, 2)
+    assert far is not None
+    assert float(near.margin(columns, 2)) == float(comparison.margin(columns, 2)) == 0.5
+    assert float(far.margin(columns, 2)) == 1.5
+    swapped = {("a", "m"): columns["b", "m"], ("b", "m"): columns["a", "m"]}
+    assert float(near.margin(swapped, 2)) == 2.0  # the sign stays as it was: 1 - (a - b) / b, without abs
+    by_seed = parse("abs(a.m - b.m) <= 1")
+    assert by_seed.opened(columns, 2) == (by_seed, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "counted"),
+    [
+        ("wins(a.m < b.m) >= 4", ["a.m < b.m"]),
+        ("wins(a.m < b.m) <= 1", ["a.m >= b.m"]),
+        ("1 >= seeds - wins(a.m >= b.m)", ["a.m >= b.m"]),
+        ("2 > wins(a.m > b.m) + wins(mean(a.m) <= 3)", ["a.m <= b.m", "mean(a.m) > 3"]),
+    ],
+)
+def test_what_is_counted_is_turned_to_speak_for_the_expectation(text: str, counted: list[str]) -> None:
+    columns = {("a", "m"): np.array([1.0, 2.0]), ("b", "m"): np.array([2.0, 4.0])}
+    comparison = parse(text)
+    assert comparison.counts and not comparison.smooth
+    assert [inner.text for inner in comparison.counted(columns, 2)] == counted
+    assert comparison.text == text and float(comparison.margin(columns, 2)) == float(parse(text).margin(columns, 2))
+
+
+@pytest.mark.parametrize("text", ["a.m >= 1", "max(a.m) >= 1", "wins(a.m == b.m) >= 1", "wins(a.m < min(b.m)) >= 1"])
+def test_what_counts_nothing_that_has_an_interval(text: str) -> None:
+    assert not parse(text).counts

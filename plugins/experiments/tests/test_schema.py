@@ -50,6 +50,15 @@ def test_the_example_is_good() -> None:
         ({"claims__0__expect": ["trainde.accuracy > 1"]}, "no arm 'trainde'. Did you mean 'trained'?"),
         ({"claims__0__arms": ["nobody"]}, "claims.learns.arms: there is no arm 'nobody'"),
         ({"claims__0__show": ["nothing"]}, "claims.learns.show: there is no metric 'nothing'"),
+        ({"claims__0__required": {"trained.accuracy > 1": 1.0}}, "it is none of the claim's expectations"),
+        (
+            {
+                "claims__0__expect": ["max(trained.accuracy) > 1"],
+                "claims__0__required": {"max(trained.accuracy) > 1": 1},
+            },
+            "judged in every seed",
+        ),
+        ({"claims__0__required": {"trained.accuracy - untrained.accuracy > 0": 0}}, "claims.0.required"),
         ({"claims__0__paper": {"accuracy": 1.0}}, "write it as arm.metric"),
         ({"claims__0__paper": {"trained.loss": 1.0}}, "no metric 'loss'"),
         ({"claims__0__paper": {"trained.accuracy": float("nan")}}, "paper"),

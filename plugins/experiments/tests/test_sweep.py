@@ -15,7 +15,7 @@ import plait
 from plait import BadInput, Metric, Plugin, hookimpl
 from plait.declare.options import Options
 from plait_experiments.grid import Axis, Range, parse, points
-from plait_experiments.sweep import Sweep, sweep
+from plait_experiments.sweep import Row, Sweep, sweep
 
 BASE: dict[str, Any] = {
     "device": "cpu",
@@ -236,6 +236,37 @@ def test_a_search_over_values_and_seeds(bowl: dict[str, Any], tmp_path: Path) ->
             cache=tmp_path / "c",
             storage=storage,
         )
+
+
+def swept(scores: list[list[float | None]], default: dict[str, Any], direction: str = "maximize") -> Sweep:
+    rows = [
+        Row({"x": x, "seed": seed}, f"{x}-{seed}", "failed" if value is None else "done", {"m": value})
+        for x, values in enumerate(scores)
+        for seed, value in enumerate(values)
+    ]
+    return Sweep(("x", "seed"), tuple(rows), 0, 0, 0.0, "m", direction, (), default)
+
+
+def test_the_best_point_beats_the_recipes_own_by_more_than_the_standard_error() -> None:
+    tied = swept([[1.0, 2.0, 3.0], [3.0, 1.0, 4.0]], {"x": 0})
+    assert tied.best().point == {"x": 0}
+    nominal, gain = tied.tie()
+    assert nominal.point == {"x": 1} and gain.mean == pytest.approx(2 / 3) and gain.n == 3
+    assert tied.as_dict()["tie"]["point"] == {"x": 1} and tied.as_dict()["best"] == {"x": 0}
+    clear = swept([[1.0, 2.0, 3.0], [2.0, 3.0, 4.0]], {"x": 0})
+    assert clear.best().point == {"x": 1} and clear.tie() is None
+    assert swept([[1.0, 2.0, 3.0], [2.0, 3.0, 4.0]], {"x": 0}, "minimize").best().point == {"x": 0}
+    assert swept([[1.0, 2.0, 3.0], [3.0, 1.0, 4.0]], {"x": 7}).best().point == {"x": 1}  # its own was not run
+    assert swept([[1.0], [2.0]], {"x": 0}).best().point == {"x": 0}  # one seed has no standard error
+    assert swept([[1.0, 2.0], [9.0, None]], {"x": 7}).best().point == {"x": 0}  # a run that failed helps no point
+
+
+def test_a_sweep_knows_the_recipes_own_point(bowl: dict[str, Any], tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    over = ["bowl.x=0.0,0.3", "optimizer.lr=0.05", "seed=0:2"]
+    result = sweep(bowl, over, optimize="bowl/depth@validation", trials=8, workers=0, cache=tmp_path / "c")
+    assert result.default == {"bowl.x": 0.0, "optimizer.lr": 0.05}
+    assert result.best().point == {"bowl.x": 0.3, "optimizer.lr": 0.05} and result.tie() is None
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from plait.errors import BadInput
 from plait.hooks import hookimpl
 from plait.planning import discovery
 from plait.plugin import Plugin
+from plait_experiments import tables
 from plait_experiments.cells import Cache
 from plait_experiments.experiment import Experiment
 from plait_experiments.results import Verification
@@ -167,6 +168,84 @@ def test_a_grid_is_chosen_on_validation_with_seeds_of_its_own(cache: Path) -> No
     unknown = only(verify(book(**{**TUNED, "arms__trained__choose": "no/such@validation"}), cache=cache, **HERE))
     assert unknown.verdict is Verdict.NOT_RUN
     assert "no grid point has a validation score" in unknown.reason
+
+
+def noisy(grid: list[float], **arm: Any) -> dict[str, Any]:
+    by = {"function": "claims_book:noisy", "choose": "task/accuracy@validation", "grid": {"options.gain": grid}}
+    return {"arms__trained": {**by, **arm}}
+
+
+def test_a_best_point_within_the_standard_error_is_a_tie_and_the_default_is_taken(cache: Path) -> None:
+    result = only(verify(book(**noisy([0.0, 2.0, 1.0])), cache=cache, **HERE))
+    arm = result.arms[0]
+    assert arm.point == {"options.gain": 1.0}  # what the function does by itself
+    assert arm.values["accuracy"] == {0: 51.0, 1: 52.0, 2: 53.0}
+    assert arm.tie is arm.tuning[1] and [t.default for t in arm.tuning] == [False, False, True]
+    assert (arm.tie.gain.mean, arm.tie.gain.standard_error) == (1.0, 2.0)
+    (said,) = tables.ties(result)
+    assert said.startswith(
+        "Arm trained, a tie on validation: options.gain=2.0 minus the default options.gain=1.0 is 1 ±"
+    )
+    assert said.endswith("the default is taken.") and said in tables.remarks(result)
+    assert arm.as_dict()["tie"] and arm.as_dict()["tuning"][1]["gain"]["standard_error"] == 2.0
+    clear = only(verify(book(**noisy([0.0, 3.0, 1.0])), cache=cache, **HERE)).arms[0]
+    assert clear.point == {"options.gain": 3.0} and clear.tie is None
+    one = {**noisy([0.0, 3.0, 1.0]), "scales__laptop__tuning_seeds": [100]}
+    result = only(verify(book(**one), cache=cache, **HERE))
+    assert result.arms[0].point == {"options.gain": 1.0} and "one tuning seed has no" in tables.ties(result)[0]
+
+
+@pytest.mark.parametrize(
+    ("arm", "default"),
+    [
+        ({"grid": {"optimizer.lr": [0.2, 0.05]}}, {"optimizer.lr": 0.05}),  # the recipe's own
+        ({"grid": {"optimizer.lr": [0.2, 0.05]}, "set": {"optimizer.lr": 0.2}}, {"optimizer.lr": 0.2}),
+        ({"grid": {"optimizer.lr": [0.3, 0.2]}}, {"optimizer.lr": 0.3}),  # not in the grid: the first
+        ({"grid": {"model.width": [2, 4]}}, {"model.width": 4}),
+        ({"grid": {"quiet.strength": [0.5, 1.0]}, "plugins": {"quiet": {}}}, {"quiet.strength": 1.0}),
+        ({"grid": {"quiet.strength": [0.5, 1.0]}, "plugins": {"quiet": {"strength": 0.5}}}, {"quiet.strength": 0.5}),
+        ({**noisy([2.0, 1.0])["arms__trained"]}, {"options.gain": 1.0}),
+        ({**noisy([2.0, 1.0], options={"gain": 2.0})["arms__trained"]}, {"options.gain": 2.0}),
+        (
+            {"grid": {"optimizer.lr": [0.2, 0.05], "model.width": [8, 4]}},
+            {"optimizer.lr": 0.05, "model.width": 4},
+        ),
+    ],
+)
+def test_the_default_of_a_grid(
+    arm: dict[str, Any], default: dict[str, Any], install: Callable[..., None], tmp_path: Path
+) -> None:
+    install(Quiet)
+    claims = book(arms__trained={"choose": "task/accuracy@validation", **arm})
+    experiment = Experiment(claims, "laptop", list(claims.claims), Cache(tmp_path))
+    assert dict(experiment.default("trained")) == default and experiment.default("trained") in experiment.points(
+        "trained"
+    )
+
+
+def test_a_pilot_runs_three_seeds_takes_what_is_kept_and_judges_nothing(cache: Path) -> None:
+    many = {"scales__laptop__seeds": list(range(8)), "arms__trained": {"function": "claims_book:fine"}}
+    many |= {"arms__untrained": {"function": "claims_book:noisy"}}
+    pilot = verify(book(**many), pilot=True, cache=cache, **HERE)
+    result = only(pilot)
+    assert pilot.ran == 6 and result.verdict is Verdict.PILOT and result.seeds == (0, 1, 2)
+    (judgement,) = result.judgements
+    assert judgement.verdict is Verdict.PILOT and judgement.n == 3 and judgement.power is not None
+    assert (judgement.power.deviation, judgement.power.margin) == (0.0, 1.0)
+    five = verify(book(**many), seeds=5, pilot=True, cache=cache, **HERE)
+    assert five.ran == 4 and only(five).seeds == (0, 1, 2, 3, 4)
+    again = verify(book(**many), pilot=True, cache=cache, **HERE)
+    assert (
+        again.ran == 0
+        and only(again).judgements[0].n == 5
+        and set(only(again).arms[0].values["accuracy"]) == {*range(5)}
+    )
+    assert only(verify(book(**many), seeds=2, pilot=True, fresh=True, cache=cache, **HERE)).seeds == (0, 1)
+    assert (
+        only(verify(book(), seeds=1, pilot=True, cache=cache, **HERE)).judgements[0].power is not None
+    )  # all three kept
+    nothing = only(verify(book(arms__trained={"function": "claims_book:undefined"}), pilot=True, cache=cache, **HERE))
+    assert nothing.verdict is Verdict.PILOT and nothing.judgements[0].n == 2
 
 
 def test_functions_and_their_options(cache: Path) -> None:

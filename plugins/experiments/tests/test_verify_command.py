@@ -130,9 +130,38 @@ def test_everything_gives_a_scoreboard(call: Callable[..., Any], demo: None, tmp
     assert "beside the gate" in text and "| Training harms. | fails |" in text  # the earlier verdicts stay
     assert "from an earlier verification" in text and "page: board/scoreboard.html" in aside.out
 
+    board = tmp_path / "board" / "scoreboard.json"
+    document = json.loads(board.read_text())
+    judged = document["plugins"][0]["claims"][1]
+    kept = json.loads(json.dumps(document))
+    judged["verdict"] = judged["expectations"][0]["verdict"] = "holds"  # as another rule would have it
+    judged["expectations"][0]["interval"] = None
+    board.write_text(json.dumps(document))
+    again = call("verify", "--rejudge", "--out", "board")
+    assert again.code == 4 and "demo harms: holds, now fails" in again.out, again.err
+    assert (
+        json.loads(board.read_text()) == kept
+        and "| Training harms. | fails |" in (tmp_path / "board" / "scoreboard.md").read_text()
+    )
+
     shown = call("verify", "demo", "--workers", "0", "--cache", "cache")
     assert shown.code == 4 and "Reconstruction: [inferred]: all of it" in shown.out
     assert "trained.accuracy - untrained.accuracy > 0" in shown.out and "±" in shown.out
+    assert "seeds for 80 % power" in shown.out and "one-sided" in shown.out
+
+
+def test_a_pilot_says_what_a_verdict_takes_and_writes_nothing(
+    call: Callable[..., Any], demo: None, tmp_path: Path
+) -> None:
+    common = ("verify", "demo", "--claim", "harms", "--power", "--seeds", "2", "--workers", "0", "--cache", "cache")
+    pilot = call(*common)
+    assert pilot.code == 0, pilot.err
+    assert "pilot" in pilot.out and "seeds for 80 % power" in pilot.out and "fails" not in pilot.out
+    assert not (tmp_path / "verify").exists()
+    (claim,) = call(*common, "--json").document["claims"]
+    (expectation,) = claim["expectations"]
+    assert claim["verdict"] == expectation["verdict"] == "pilot" and expectation["n"] == 2
+    assert expectation["power"]["sides"] == "one-sided" and expectation["power"]["deviation"] >= 0
 
 
 def test_info_shows_claims_and_refuses_bad_ones(program: Program, site: Path) -> None:
@@ -158,6 +187,10 @@ def test_info_shows_claims_and_refuses_bad_ones(program: Program, site: Path) ->
         (["--all", "--claim", "x"], "--claim goes with one plugin"),
         (["chase", "--claim", "x", "--gating"], "give --claim or --gating"),
         (["chase", "--gating", "--extra"], "give --extra or --gating"),
+        (["chase", "--power", "--scoreboard"], "--power gives no verdict"),
+        (["chase", "--rejudge"], "--rejudge takes the figures as they are"),
+        (["--rejudge", "--seeds", "3"], "--rejudge takes the figures as they are"),
+        (["--rejudge", "--out", "nowhere"], "nowhere holds no scoreboard.json"),
         (["nobody"], "no plugin named 'nobody'"),
         (["task"], "brings no claims.toml"),
         (["task", "--scale", "moon"], "moon"),

@@ -4,5 +4,6 @@
 - `plait_experiments.schema`: ``load`` reads a plugin's ``claims.toml``.
 - `plait_experiments.experiment`: ``check`` tries the arms of a claims file without running them.
 - `plait_experiments.sweep`: ``sweep`` runs a recipe at many points, or searches for the best.
-- `plait_experiments.statistics`: means, paired differences and bootstrap intervals over seeds.
+- `plait_experiments.statistics`: means, paired differences and their intervals over seeds.
+- `plait_experiments.power`: ``plan`` counts the seeds that a verdict takes.
 """

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
-import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from plait.declare.options import load_object
 from plait.declare.recipe import Recipe, validated
 from plait.errors import BadInput, Refused
 from plait.planning import discovery
 from plait.planning.discovery import component_options, data_source, model_source
+from plait_experiments import choice as choosing
 from plait_experiments.cells import Cache, Job, Outcome
+from plait_experiments.grid import value_at
 from plait_experiments.schema import Arm, Book, Claim, ScaleName, ScaleTable
+from plait_experiments.statistics import Summary, summary
 
 OPTION = "options."
 """Dotted keys with this head belong to an arm's function, not to the recipe."""
+
+PILOT = 3
+"""Seeds of a pilot."""
 
 VARIABLE = re.compile(r"\$(?:([A-Z_][A-Z0-9_]*)|\{([A-Z_][A-Z0-9_]*)\})")
 """An environment variable in a text: ``$NAME`` or ``${NAME}``."""
@@ -35,13 +42,17 @@ class Tried:
         point: dotted key -> value.
         score: mean over the tuning seeds; None when a seed is missing or undefined, which puts the point out.
         scores: by tuning seed.
-        chosen: whether it won.
+        chosen: whether the arm takes it.
+        default: whether the arm takes it where no other point is better by more than the standard error.
+        gain: its score minus the default's, paired over the tuning seeds; None for the default, and where one is out.
     """
 
     point: dict[str, Any]
     score: float | None
     scores: dict[int, float | None]
     chosen: bool = False
+    default: bool = False
+    gain: Summary | None = None
 
 
 @dataclass
@@ -54,7 +65,8 @@ class Experiment:
         claims: those that have this scale.
         seeds: claim id -> its seeds.
         cache: of cells.
-        count: how many seeds, instead of each claim's own.
+        count: how many seeds, instead of each claim's own; of a pilot, how many to run.
+        pilot: whether only the first `count` seeds (default `PILOT`) of each claim are run.
         settings: dotted keys that the user changed.
         problems: arm -> why it cannot run at all.
     """
@@ -64,6 +76,7 @@ class Experiment:
     claims: list[Claim]
     cache: Cache
     count: int | None = None
+    pilot: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
 
@@ -71,8 +84,14 @@ class Experiment:
         if self.scale not in self.book.scales:
             raise BadInput(f"{self.book.where}: there is no scale {self.scale!r}.")
         self.table: ScaleTable = self.book.scales[self.scale]
-        self.seeds = {claim.id: seeds_of(claim, self.table, self.count) for claim in self.claims}
+        self.seeds = {claim.id: self._seeds(claim) for claim in self.claims}
+        first = [seed for seeds in self.seeds.values() for seed in seeds[: self.count or PILOT]]
+        self.run_now = set(first) if self.pilot else {seed for seeds in self.seeds.values() for seed in seeds}
         self._used: set[str] = set()
+
+    def _seeds(self, claim: Claim) -> list[int]:
+        own = seeds_of(claim, self.table)
+        return own if self.pilot and len(own) >= (self.count or 0) else seeds_of(claim, self.table, self.count)
 
     @property
     def arms(self) -> dict[str, list[int]]:
@@ -97,6 +116,22 @@ class Experiment:
                 if arm not in self.problems:
                     tuned[arm] = list(zip(points, jobs, strict=True))
         return tuned
+
+    def default(self, arm: str) -> Point:
+        """The grid point that an arm takes without a choice: what it does without its grid.
+
+        That is the arm's own setting, else the default of the recipe, of the plugin's option or of the function's
+        argument; for a key whose default is not in the grid its first value.
+        """
+        table = self.book.arms[arm]
+        grid = grid_of(table, self.scale)
+        try:
+            job = self.job(arm, (), 0)
+        except (BadInput, Refused):  # only the grid makes it complete
+            return self.points(arm)[0]
+        plain = {**_arguments(table.function, grid), **{OPTION + key: value for key, value in job.options.items()}}
+        own = {key: plain.get(key, value_at(job.recipe, key)) for key in grid}
+        return tuple((key, own[key] if own[key] in values else values[0]) for key, values in grid.items())
 
     def final(self, arm: str, point: Point) -> list[Job]:
         """The jobs of the final comparison; empty when the arm cannot run (see ``problems``)."""
@@ -142,10 +177,26 @@ class Experiment:
 
 
 def grid_points(arm: Arm, scale: ScaleName) -> list[Point]:
-    """The grid of an arm at a scale; one empty point without a grid."""
-    change = arm.at.get(scale)
-    grid = change.grid if change is not None and change.grid is not None else arm.grid
+    """The points of an arm's grid at a scale; one empty point without a grid."""
+    grid = grid_of(arm, scale)
     return [tuple(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+
+
+def grid_of(arm: Arm, scale: ScaleName) -> Mapping[str, Sequence[Any]]:
+    """The grid of an arm at a scale."""
+    change = arm.at.get(scale)
+    return change.grid if change is not None and change.grid is not None else arm.grid
+
+
+def _arguments(function: str | None, grid: Mapping[str, Any]) -> dict[str, Any]:
+    """The defaults of a function's arguments that a grid varies; none where it cannot be imported here."""
+    if function is None or not any(key.startswith(OPTION) for key in grid):
+        return {}
+    try:
+        parameters = inspect.signature(load_object(function, "function")).parameters
+    except BadInput:
+        return {}
+    return {OPTION + name: p.default for name, p in parameters.items() if p.default is not p.empty}
 
 
 def seeds_of(claim: Claim, scale: ScaleTable, count: int | None = None) -> list[int]:
@@ -209,21 +260,35 @@ def assembled(
     return recipe.merged(mine), options, set(mine)
 
 
-def choose(arm: Arm, tried: Sequence[tuple[Point, Sequence[Job]]], outcomes: Mapping[str, Outcome]) -> list[Tried]:
-    """The grid points with their validation scores; the best one is marked, the first of equals."""
+def choose(
+    arm: Arm, tried: Sequence[tuple[Point, Sequence[Job]]], outcomes: Mapping[str, Outcome], default: Point
+) -> list[Tried]:
+    """The grid points with their validation scores; the one to take is marked.
+
+    The best is taken where its score exceeds the default's by more than the standard error of that difference, paired
+    over the tuning seeds; else the default.
+    """
     assert arm.choose is not None
+    scores = [{job.seed: _value(outcomes.get(job.key), arm.choose) for job in jobs} for _, jobs in tried]
+    return compared([dict(point) for point, _ in tried], scores, dict(default), arm.choose_better == "higher")
+
+
+def compared(
+    points: Sequence[dict[str, Any]],
+    scores: Sequence[Mapping[int, float | None]],
+    default: Mapping[str, Any],
+    higher: bool,
+) -> list[Tried]:
+    """`choose`, given the scores by tuning seed."""
+    place = points.index(dict(default)) if default in points else None
+    choice = choosing.choose(scores, place, higher)
     results = []
-    for point, jobs in tried:
-        scores = {job.seed: _value(outcomes.get(job.key), arm.choose) for job in jobs}
-        known = [s for s in scores.values() if s is not None]
-        score = math.fsum(known) / len(known) if len(known) == len(scores) else None
-        results.append(Tried(dict(point), score, scores))
-    sign = 1 if arm.choose_better == "higher" else -1
-    able = [(sign * t.score, -position) for position, t in enumerate(results) if t.score is not None]
-    if not able:
-        return results
-    best = -max(able)[1]
-    return [Tried(t.point, t.score, t.scores, position == best) for position, t in enumerate(results)]
+    for position, (point, by_seed) in enumerate(zip(points, scores, strict=True)):
+        mean = summary(list(by_seed.values()))
+        score = None if mean.undefined else mean.mean
+        chosen, gain = position == choice.chosen, choice.gains[position]
+        results.append(Tried(point, score, dict(by_seed), chosen, position == place, gain))
+    return results
 
 
 def _value(outcome: Outcome | None, metric: str) -> float | None:

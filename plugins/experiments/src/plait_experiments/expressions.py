@@ -45,6 +45,12 @@ OPERATORS: Mapping[type[ast.operator], Operator] = {
 }
 REDUCTIONS = ("mean", "min", "max")
 FUNCTIONS = (*REDUCTIONS, "abs", "wins")
+CONTRARY: Mapping[type[ast.cmpop], type[ast.cmpop]] = {
+    ast.LtE: ast.Gt,
+    ast.Lt: ast.GtE,
+    ast.GtE: ast.Lt,
+    ast.Gt: ast.LtE,
+}
 ROUNDING = 1e-12
 """Relative size of what floating-point rounding may add to a margin."""
 
@@ -79,8 +85,18 @@ class Comparison:
     @property
     def smooth(self) -> bool:
         """Whether both sides are functions of means, so that an interval of the margin has a meaning."""
-        names = {node.id for node in ast.walk(self.tree) if isinstance(node, ast.Name)}
-        return self.operator != "==" and not names & {"min", "max", "wins"}
+        return self.operator != "==" and not self._names & {"min", "max", "wins"}
+
+    @property
+    def counts(self) -> bool:
+        """Whether it counts wins, each of a comparison of means, so that those have intervals."""
+        inner = [Comparison("", node.args[0]) for node in _wins(self.tree) if isinstance(node.args[0], ast.Compare)]
+        plain = self.operator != "==" and not self._names & {"min", "max"}
+        return plain and bool(inner) and all(comparison.smooth for comparison in inner)
+
+    @property
+    def _names(self) -> set[str]:
+        return {node.id for node in ast.walk(self.tree) if isinstance(node, ast.Name)}
 
     @property
     def strict(self) -> bool:
@@ -97,9 +113,73 @@ class Comparison:
         left, right = self.sides(columns, seeds)
         return right - left if self.operator in ("<=", "<") else left - right
 
+    def counted(self, columns: Columns, seeds: int) -> list[Comparison]:
+        """What `counts` counts, each turned so that more seeds in which it holds are better for this comparison."""
+        turned = []
+        for node in _wins(self.tree):
+            inner = node.args[0]
+            assert isinstance(inner, ast.Compare)
+            none, many = (
+                float(self._with({node: ast.Constant(count)}).margin(columns, seeds)) for count in (0.0, float(seeds))
+            )
+            if many < none:
+                inner = ast.Compare(inner.left, [CONTRARY[type(inner.ops[0])]()], inner.comparators)
+            turned.append(Comparison(ast.unparse(inner), inner))
+        return turned
+
+    def opened(self, columns: Columns, seeds: int) -> tuple[Comparison, Comparison | None]:
+        """The comparison without the kink of ``abs(x)`` where x is a function of means.
+
+        Such a bound is two thresholds, one for x and one for -x: near 0 an interval of ``abs(x)`` itself is too narrow.
+
+        Returns:
+            The comparison with ``x`` or ``-x`` for ``abs(x)``, as the sign of x is in these columns, and so with the
+            same margin; and the one with the other sign, None where there is no such ``abs``.
+        """
+        near: dict[ast.AST, ast.expr] = {}
+        far: dict[ast.AST, ast.expr] = {}
+        for node in ast.walk(self.tree):
+            if isinstance(node, ast.Call) and _called(node) == "abs" and not _by_seed(node.args[0]):
+                inner = node.args[0]
+                negative = ast.UnaryOp(ast.USub(), inner)
+                below = float(_value(inner, columns, seeds)[..., 0]) < 0
+                near[node], far[node] = (negative, inner) if below else (inner, negative)
+        return (self._with(near), self._with(far)) if near else (self, None)
+
+    def _with(self, parts: Mapping[ast.AST, ast.expr]) -> Comparison:
+        """The comparison with some nodes of its tree replaced."""
+        return Comparison(self.text, _replaced(self.tree, parts))
+
     def in_every_seed(self, columns: Columns, seeds: int) -> NDArray[np.bool_]:
         """Whether the comparison holds seed by seed, [..., n]."""
         return _held(self.tree, columns, seeds)
+
+
+def _replaced(tree: Any, parts: Mapping[ast.AST, ast.expr]) -> Any:
+    """A copy of a tree with some of its nodes replaced, also within what replaces others."""
+    while tree in parts:
+        tree = parts[tree]
+    fields = {}
+    for name, value in ast.iter_fields(tree):
+        if isinstance(value, list):
+            value = [_replaced(item, parts) for item in value]
+        fields[name] = _replaced(value, parts) if isinstance(value, ast.AST) else value
+    return ast.copy_location(type(tree)(**fields), tree)
+
+
+def _called(node: ast.Call) -> str:
+    return node.func.id if isinstance(node.func, ast.Name) else ""
+
+
+def _wins(tree: ast.AST) -> list[ast.Call]:
+    return [node for node in ast.walk(tree) if isinstance(node, ast.Call) and _called(node) == "wins"]
+
+
+def _by_seed(tree: ast.AST) -> bool:
+    """Whether a value depends on the seed, because no reduction stands between it and an ``arm.metric``."""
+    if isinstance(tree, ast.Call) and _called(tree) in (*REDUCTIONS, "wins"):
+        return False
+    return isinstance(tree, ast.Attribute) or any(_by_seed(part) for part in ast.iter_child_nodes(tree))
 
 
 # ---- parsing -----------------------------------------------------------------------------------------------------

@@ -120,3 +120,12 @@ def points(axes: Sequence[Axis]) -> Iterator[Point]:
         raise BadInput(f"--over asks for {total:,} runs; the most is {MOST:,}.")
     for values in itertools.product(*[axis.values for axis in axes]):
         yield {axis.key: value for axis, value in zip(axes, values, strict=True)}
+
+
+def value_at(recipe: Mapping[str, Any], key: str) -> Any:
+    """The value of a dotted key in a resolved recipe, as ``optimizer.lr`` or ``chase.density``; None without one."""
+    value: Any = recipe
+    parts = key.split(".")
+    for part in ["plugins", *parts] if parts[0] in recipe["plugins"] else parts:
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value

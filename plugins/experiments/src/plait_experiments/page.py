@@ -28,6 +28,7 @@ BADGES = {
     Verdict.GUARD_BROKEN: "failed",
     Verdict.UNDECIDED: "running",
     Verdict.NOT_RUN: "running",
+    Verdict.PILOT: "running",
 }
 """The report's badge class of each verdict."""
 
@@ -124,7 +125,8 @@ def _panels(result: ClaimResult, keys: count[int]) -> list[tuple[Chart, Markup, 
 
 def _whisker(judgement: Judgement) -> Whisker | None:
     interval = judgement.interval
-    if interval is None or judgement.margin is None:
+    margin = judgement.margin if judgement.difference is None else judgement.difference
+    if interval is None or margin is None:
         return None
     low, high = min(interval.low, 0.0), max(interval.high, 0.0)
     room = (high - low or 1.0) * 0.08
@@ -133,8 +135,8 @@ def _whisker(judgement: Judgement) -> Whisker | None:
     def at(value: float) -> float:
         return round(100 * (value - low) / (high - low), 2)
 
-    label = f"margin {number(judgement.margin)}, interval {tables.bracket(interval)}, threshold 0"
-    return Whisker(at(interval.low), at(interval.high), at(judgement.margin), at(0.0), label)
+    label = f"margin {number(margin)}, interval {tables.bracket(interval)}, threshold 0"
+    return Whisker(at(interval.low), at(interval.high), at(margin), at(0.0), label)
 
 
 def _nan(value: float | None) -> float:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from plait_experiments import statistics
+from plait_experiments.choice import exceeds
 from plait_experiments.experiment import Tried
 from plait_experiments.schema import Claim, MetricTable
 from plait_experiments.verdicts import Judgement, Verdict
@@ -23,6 +24,7 @@ class ArmResult:
         problem: why the arm did not run at all.
         tuning: grid points with their validation scores; empty without a grid.
         chosen_by: the validation metric that chose.
+        higher: whether a higher score is better.
     """
 
     name: str
@@ -32,6 +34,17 @@ class ArmResult:
     problem: str = ""
     tuning: tuple[Tried, ...] = ()
     chosen_by: str = ""
+    higher: bool = True
+
+    @property
+    def tie(self) -> Tried | None:
+        """The best point where it is not better than the default by more than the standard error; else None."""
+        best = max(
+            (t for t in self.tuning if t.score is not None),
+            key=lambda t: (t.score or 0.0) if self.higher else -(t.score or 0.0),
+            default=None,
+        )
+        return best if best and best.gain is not None and not exceeds(best.gain, self.higher) else None
 
     @property
     def point(self) -> dict[str, Any]:
@@ -54,8 +67,16 @@ class ArmResult:
             "problem": self.problem,
             "chosen": self.point,
             "chosen_by": self.chosen_by,
+            "higher": self.higher,
+            "tie": self.tie is not None,
             "tuning": [
-                {"point": t.point, "score": t.score, "by_seed": {str(s): v for s, v in t.scores.items()}}
+                {
+                    "point": t.point,
+                    "score": t.score,
+                    "by_seed": {str(s): v for s, v in t.scores.items()},
+                    "default": t.default,
+                    "gain": t.gain.as_dict() if t.gain else None,
+                }
                 for t in self.tuning
             ],
         }
@@ -83,6 +104,11 @@ class ClaimResult:
     seeds: tuple[int, ...] = ()
     reason: str = ""
 
+    @property
+    def undecidable(self) -> bool:
+        """Whether some expectation is undecided and would need more seeds than anybody runs."""
+        return self.verdict is Verdict.UNDECIDED and any(j.undecidable for j in self.judgements)
+
     def paper(self, arm: str, metric: str) -> float | None:
         """The paper's own figure."""
         return self.claim.paper.get(f"{arm}.{metric}")
@@ -93,6 +119,7 @@ class ClaimResult:
         return {
             "id": claim.id,
             "verdict": self.verdict.value,
+            "undecidable": self.undecidable,
             "sentence": claim.sentence,
             "source": claim.source,
             "ours": claim.ours,
@@ -104,6 +131,7 @@ class ClaimResult:
             "expectations": [j.as_dict() for j in self.judgements],
             "arms": {arm.name: arm.as_dict() for arm in self.arms},
             "metrics": {name: metric.model_dump() for name, metric in self.metrics.items()},
+            "required": dict(claim.required),
             "paper": dict(claim.paper),
             "paper_setting": claim.paper_setting,
         }

@@ -34,7 +34,7 @@ class Runner:
             raise BadInput(f"--workers {workers}: give a number from 1 on.")
         self._wanted = (workers, ray)
         self._workers: Workers | None = None
-        self._fresh, self._progress = fresh, progress
+        self.fresh, self._progress = fresh, progress
         self.outcomes: dict[str, Outcome] = {}
         self.ran = self.cached = 0
         self.stale: set[str] = set()
@@ -58,7 +58,7 @@ class Runner:
         """
         todo: dict[str, Job] = {}
         for job in jobs:
-            if self._fresh and job.key not in self.outcomes:
+            if self.fresh and job.key not in self.outcomes:
                 cells.discard(job)
             if self.kept(job) is None:
                 todo[job.key] = job

@@ -124,6 +124,11 @@ class Claim(FileTable):
     show: tuple[Name, ...] = Field((), description="metrics to show beside those in expressions")
     expect: tuple[Text, ...] = Field(description="all of these must hold; at least one")
     guards: tuple[Text, ...] = Field((), description="what must not be lost on the way")
+    required: dict[Text, Annotated[float, Field(gt=0)]] = Field(
+        default_factory=dict,
+        description="expectation -> the margin that a verdict must be able to see, in the unit of its sides (of what "
+        "wins counts); the seeds needed are counted for it instead of for the observed margin",
+    )
     minutes: dict[ScaleName, Annotated[float, Field(ge=0)]] = Field(
         min_length=1, description="scale -> minutes; a scale that is not here has no such experiment"
     )
@@ -293,6 +298,12 @@ def _claim_problems(claim: Claim, book: Book) -> Iterator[str]:
                 continue
             for arm, metric in comparison.references:
                 yield from _unknown(f"{key}.{kind}.{number} = {text!r}", arm, metric, book)
+    for text in claim.required:
+        place = f"{key}.required.{text!r}"
+        if text not in (*claim.expect, *claim.guards):
+            yield f"{place}: it is none of the claim's expectations; write it as it stands there."
+        elif _judged_exactly(text):
+            yield f"{place}: it is judged in every seed, without an interval; no margin can be required."
     for arm in claim.arms:
         yield from _unknown(f"{key}.arms", arm, None, book)
     for metric in claim.show:
@@ -303,6 +314,14 @@ def _claim_problems(claim: Claim, book: Book) -> Iterator[str]:
             yield f"{key}.paper.{name}: write it as arm.metric."
         else:
             yield from _unknown(f'{key}.paper."{name}"', arm, metric, book)
+
+
+def _judged_exactly(text: str) -> bool:
+    try:
+        comparison = parse(text)
+    except BadInput:  # said already
+        return False
+    return not (comparison.smooth or comparison.counts)
 
 
 def _unknown(place: str, arm: str | None, metric: str | None, book: Book) -> Iterator[str]:

@@ -11,12 +11,15 @@ from typing import Any
 from plait import __version__
 from plait.errors import BadInput
 from plait_experiments import tables
-from plait_experiments.experiment import Tried
+from plait_experiments.cells import Cache
+from plait_experiments.experiment import Experiment, Tried, compared
 from plait_experiments.page import as_json, rendered, write_files
+from plait_experiments.power import MOST, TWO_SIDED, Power
 from plait_experiments.results import ArmResult, ClaimResult, Verification
-from plait_experiments.schema import Claim, MetricTable
-from plait_experiments.statistics import Interval
+from plait_experiments.schema import Book, Claim, MetricTable, ScaleName
+from plait_experiments.statistics import FEW, Interval, Summary
 from plait_experiments.verdicts import Judgement, Verdict
+from plait_experiments.verification import judged
 
 SCOREBOARD = "scoreboard.json"
 
@@ -51,7 +54,9 @@ def markdown(verifications: Sequence[Verification]) -> str:
     parts = [
         "# Scoreboard",
         "Written by `plait verify`; nothing here is edited by hand. *holds* and *fails*: the 95 % interval of "
-        "the margin lies on that side of the threshold; *undecided*: it straddles it; a margin below 0 is a miss.",
+        "the margin lies on that side of the threshold; *undecided*: it straddles it; *undecidable at this size*: and "
+        f"a verdict would need more than {MOST} seeds; a margin below 0 is a miss. Below {FEW} seeds the interval is "
+        "Student's t on the paired differences, from there on a bootstrap (BCa).",
     ]
     for verification in verifications:
         parts.append(f"## {verification.plugin}")
@@ -75,12 +80,14 @@ def _details(result: ClaimResult) -> list[str]:
         return []
     columns, tried = tables.tuning_rows(result)
     parts = [
-        f"### {result.claim.id}: {result.verdict.value}",
+        f"### {result.claim.id}: {tables.word(result)}",
         tables.markdown_table(tables.ARM_COLUMNS, tables.arm_rows(result)),
         tables.markdown_table(tables.EXPECTATION_COLUMNS, tables.expectation_rows(result)),
+        tables.markdown_table(tables.POWER_COLUMNS, tables.power_rows(result)),
     ]
     if tried:
         parts.append(tables.markdown_table(columns, tried))
+        parts += tables.ties(result)
     return parts
 
 
@@ -122,14 +129,16 @@ def from_dict(document: Mapping[str, Any]) -> Verification:
     )
 
 
-def _claim(entry: Mapping[str, Any], scale: str) -> ClaimResult:
+def _claim(entry: Mapping[str, Any], scale: ScaleName) -> ClaimResult:
     judgements = tuple(_judgement(j) for j in entry["expectations"])
+    required = {text: float(margin) for text, margin in entry.get("required", {}).items()}
     fields = ("id", "sentence", "source", "ours", "reconstruction", "gate", "notes", "paper", "paper_setting")
     claim = Claim(
         **{name: entry[name] for name in fields},
         expect=tuple(j.text for j in judgements if not j.guard),
         guards=tuple(j.text for j in judgements if j.guard),
         minutes={scale: 0},
+        required=required,
     )
     return ClaimResult(
         claim,
@@ -150,25 +159,87 @@ def _judgement(entry: Mapping[str, Any]) -> Judgement:
         text=entry["expectation"],
         verdict=Verdict(entry["verdict"]),
         interval=interval,
+        difference=entry.get("difference"),
+        power=_power(entry.get("power")),
         **{name: entry[name] for name in same},
     )
 
 
 def _arm(name: str, entry: Mapping[str, Any]) -> ArmResult:
-    chosen = entry["chosen"] or None
     return ArmResult(
         name,
         entry["about"],
         {metric: _by_seed(values["by_seed"]) for metric, values in entry["metrics"].items()},
         {int(seed): text for seed, text in entry["failures"].items()},
         entry["problem"],
-        tuple(Tried(t["point"], t["score"], _by_seed(t["by_seed"]), t["point"] == chosen) for t in entry["tuning"]),
+        tuple(_tried(tried, entry["chosen"]) for tried in entry["tuning"]),
         entry["chosen_by"],
+        entry.get("higher", True),
     )
+
+
+def _tried(entry: Mapping[str, Any], chosen: Mapping[str, Any]) -> Tried:
+    point, gain = entry["point"], entry.get("gain")
+    return Tried(
+        point,
+        entry["score"],
+        _by_seed(entry["by_seed"]),
+        bool(chosen) and point == chosen,
+        entry.get("default", False),
+        Summary(**gain) if gain else None,
+    )
+
+
+def _power(entry: Mapping[str, Any] | None) -> Power | None:
+    if entry is None:
+        return None
+    two_sided = entry["sides"] == TWO_SIDED
+    return Power(entry["deviation"], entry["margin"], entry["required"], two_sided, entry["seeds"])
 
 
 def _by_seed(values: Mapping[str, float | None]) -> dict[int, float | None]:
     return {int(seed): value for seed, value in values.items()}
+
+
+# ---- judging again -----------------------------------------------------------------------------------------------
+def judged_again(verification: Verification, book: Book | None) -> Verification:
+    """The same figures under today's rules; nothing runs.
+
+    Verdicts, intervals and power are made anew from the figures by seed. The choices among grid points stay, because
+    the figures are theirs; where one is no better than the default by more than its standard error, the claim says so.
+
+    Args:
+        verification: as from `stored`.
+        book: the plugin's claims, for the defaults of the grids and the margins that are required; None where it is not
+            installed.
+    """
+    scale = next((name for name in book.scales if name == verification.scale), None) if book is not None else None
+    experiment = Experiment(book, scale, [], Cache()) if book is not None and scale is not None else None
+    claims = tuple(_claim_again(result, experiment) for result in verification.claims)
+    return dataclasses.replace(verification, claims=claims)
+
+
+def _claim_again(result: ClaimResult, experiment: Experiment | None) -> ClaimResult:
+    if not result.arms:
+        return result
+    claim, arms = result.claim, result.arms
+    if experiment is not None:
+        today = next((c.required for c in experiment.book.claims if c.id == claim.id), claim.required)
+        said = {judgement.text for judgement in result.judgements}
+        claim = claim.model_copy(update={"required": {text: m for text, m in today.items() if text in said}})
+        arms = tuple(_choice_again(arm, experiment) for arm in arms)
+    return judged(claim, arms, result.metrics, result.seeds, result.reason)
+
+
+def _choice_again(arm: ArmResult, experiment: Experiment) -> ArmResult:
+    table = experiment.book.arms.get(arm.name)
+    if not arm.tuning or table is None:
+        return arm
+    higher = table.choose_better == "higher"
+    points, scores = [t.point for t in arm.tuning], [t.scores for t in arm.tuning]
+    today = compared(points, scores, dict(experiment.default(arm.name)), higher)
+    kept = tuple(dataclasses.replace(t, chosen=k.chosen) for t, k in zip(today, arm.tuning, strict=True))
+    return dataclasses.replace(arm, tuning=kept, higher=higher)
 
 
 # ---- joining -----------------------------------------------------------------------------------------------------

@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 from plait.declare.recipe import Recipe, assemble
 from plait.errors import BadInput, Interrupted, nearest
+from plait.planning.plan import make_plan
 from plait.storage.files import write_atomically, write_text
 from plait_experiments import statistics
 from plait_experiments.cells import Cache, Job, Outcome
-from plait_experiments.grid import SEED, Axis, Point, Range, parse_all, points
+from plait_experiments.choice import Choice, choose
+from plait_experiments.grid import SEED, Axis, Point, Range, parse_all, points, value_at
 from plait_experiments.progress import Progress
 from plait_experiments.runner import Runner
 from plait_experiments.search import Search, Visit
@@ -102,7 +104,17 @@ def sweep(
         optimize,
         search.direction if search is not None else "",
         tuple(notes),
+        _own(base, keys) if optimize else {},
     )
+
+
+def _own(recipe: Recipe, keys: Sequence[str]) -> Point:
+    """What a recipe says of these keys by itself, the seed aside; nothing where it is incomplete without them."""
+    try:
+        plain = make_plan(recipe).recipe.model_dump(mode="json")
+    except BadInput:
+        return {}
+    return {key: value_at(plain, key) for key in keys if key != SEED}
 
 
 def _grid(axes: Sequence[Axis | Range]) -> list[Point]:
@@ -157,6 +169,10 @@ class Group:
         """Mean and standard error over the seeds."""
         return statistics.summary([row.metrics.get(metric) for row in self.rows if row.status == "done"])
 
+    def scores(self, metric: str) -> dict[int, float | None]:
+        """A metric by seed; None where a run gave none."""
+        return {row.point[SEED]: row.metrics.get(metric) if row.status == "done" else None for row in self.rows}
+
 
 @dataclass(frozen=True)
 class Sweep:
@@ -170,6 +186,7 @@ class Sweep:
         optimized: the metric that was optimised, or empty.
         direction: ``maximize`` or ``minimize``.
         notes: lines for the user.
+        default: what the recipe says of the keys by itself.
     """
 
     keys: tuple[str, ...]
@@ -180,6 +197,7 @@ class Sweep:
     optimized: str = ""
     direction: str = ""
     notes: tuple[str, ...] = ()
+    default: Point = field(default_factory=dict)
 
     @property
     def metrics(self) -> list[str]:
@@ -202,10 +220,28 @@ class Sweep:
         return [Group({k: v for k, v in rows[0].point.items() if k != SEED}, tuple(rows)) for rows in together.values()]
 
     def best(self) -> Group | None:
-        """The best point by the mean of the optimised metric; None without one."""
-        sign = 1 if self.direction == "maximize" else -1
-        able = [(sign * mean, g) for g in self.groups() if (mean := g.summary(self.optimized).mean) is not None]
-        return max(able, key=lambda item: item[0])[1] if able and self.optimized else None
+        """The point to take by the optimised metric; None without one.
+
+        That is the point with the best mean; but where the recipe's own point was run too, at the same seeds, and the
+        best does not exceed it by more than the standard error of their paired difference, the recipe's own.
+        """
+        choice = self._choice()
+        return self.groups()[choice.chosen] if choice.chosen is not None else None
+
+    def tie(self) -> tuple[Group, Summary] | None:
+        """The point with the best mean and its difference to the recipe's own, where `best` is the latter for that."""
+        choice = self._choice()
+        if choice.best is None or choice.best == choice.chosen:
+            return None
+        gain = choice.gains[choice.best]
+        assert gain is not None
+        return self.groups()[choice.best], gain
+
+    def _choice(self) -> Choice:
+        groups = self.groups()
+        scores = [group.scores(self.optimized) for group in groups]
+        default = next((i for i, group in enumerate(groups) if group.point == self.default), None)
+        return choose(scores, default, self.direction == "maximize")
 
     def main_metric(self) -> str:
         """The metric that tables and plots show when none is asked for."""
@@ -237,7 +273,7 @@ class Sweep:
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON form."""
-        best = self.best()
+        best, tie = self.best(), self.tie()
         return {
             "keys": list(self.keys),
             "rows": [asdict(row) for row in self.rows],
@@ -248,6 +284,7 @@ class Sweep:
             "optimized": self.optimized or None,
             "direction": self.direction or None,
             "best": best.point if best is not None else None,
+            "tie": {"point": tie[0].point, "minus_default": tie[1].as_dict()} if tie is not None else None,
             "ran": self.ran,
             "cached": self.cached,
             "seconds": self.seconds,

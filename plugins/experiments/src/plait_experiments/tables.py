@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from plait_experiments.expressions import parse
+from plait_experiments.power import LARGEST, POWER, Power
 from plait_experiments.results import ArmResult, ClaimResult, Verification
 from plait_experiments.statistics import Interval, Summary
-from plait_experiments.verdicts import Judgement
+from plait_experiments.verdicts import UNDECIDABLE, Judgement, Verdict
 from plait_report.formatting import duration, number
 
 Row = list[str]
 NONE = "-"
 ARM_COLUMNS = ("arm", "metric", "seeds", "mean ± SE", "paper", "unit")
 EXPECTATION_COLUMNS = ("expectation", "value", "threshold", "margin, 95 % interval", "paper's margin", "verdict")
-SCORE_COLUMNS = ("claim", "verdict", "what was expected: margin [95 % interval]", "seeds", "source")
+POWER_COLUMNS = (
+    "expectation",
+    "seeds",
+    "paired SD",
+    "margin to see",
+    "test",
+    f"seeds for {100 * POWER:.0f} % power",
+)
+SCORE_COLUMNS = (
+    "claim",
+    "verdict",
+    f"what was expected: margin [95 % interval] (paired SD, seeds for {100 * POWER:.0f} % power)",
+    "seeds",
+    "source",
+)
 
 
 def figure(value: float | None) -> str:
@@ -59,13 +74,50 @@ def expectation_rows(result: ClaimResult) -> list[Row]:
     return rows
 
 
+def word(judged: Judgement | ClaimResult) -> str:
+    """The verdict; ``undecidable at this size`` where no number of seeds that anybody runs would give one."""
+    return UNDECIDABLE if judged.undecidable else judged.verdict.value
+
+
+def power_rows(result: ClaimResult) -> list[Row]:
+    """`POWER_COLUMNS` for every expectation and guard: what a verdict takes."""
+    rows = []
+    for j in result.judgements:
+        text = f"guard: {j.text}" if j.guard else j.text
+        if (takes := j.power) is None:
+            why = "judged in every seed" if j.exact else "one seed has no spread" if j.n == 1 else NONE
+            rows.append([text, str(j.n), NONE, NONE, NONE, why])
+            continue
+        seeds = _needed(takes) + (f": {UNDECIDABLE}" if takes.undecidable else "")
+        seen = figure(takes.margin) + (" (required)" if takes.required else "")
+        rows.append([text, str(j.n), figure(takes.deviation), seen, takes.sides, seeds])
+    return rows
+
+
+def _needed(takes: Power) -> str:
+    return f"{takes.seeds:,}" if takes.seeds is not None else f"over {LARGEST:,}"
+
+
+def _takes(takes: Power | None) -> str:
+    """`` (SD 0.4, 27 seeds)``."""
+    if takes is None:
+        return ""
+    sides = f", {takes.sides}" if takes.two_sided else ""
+    said = f": {UNDECIDABLE}" if takes.undecidable else ""
+    return f" (SD {figure(takes.deviation)}, {_needed(takes)} seeds{sides}{said})"
+
+
 def margin(judgement: Judgement) -> str:
-    """``+0.35 [-0.1, 0.8]``; ``exact`` where no interval is needed."""
+    """``+0.35 [-0.1, 0.8]``; ``(no interval)`` where none is needed; of counted wins the interval of the difference."""
     if judgement.margin is None:
         return NONE
     sign = "+" if judgement.margin > 0 else ""
     if judgement.exact:
         return f"{sign}{number(judgement.margin)} (no interval)"
+    if judgement.difference is not None:
+        plus = "+" if judgement.difference > 0 else ""
+        counted = f"{plus}{number(judgement.difference)} {bracket(judgement.interval)}".strip()
+        return f"{sign}{number(judgement.margin)} wins; difference {counted}"
     return f"{sign}{number(judgement.margin)} {bracket(judgement.interval)}".strip()
 
 
@@ -79,15 +131,37 @@ def tuning_rows(result: ClaimResult) -> tuple[list[str], list[Row]]:
     rows = [
         [
             arm.name,
-            ", ".join(f"{key}={value}" for key, value in t.point.items()),
+            _point(t.point),
             figure(t.score),
             str(len(t.scores)),
-            "chosen" if t.chosen else "",
+            spread(t.gain) if t.gain is not None else NONE,
+            ", ".join(said for said, on in (("default", t.default), ("chosen", t.chosen), ("tie", t is arm.tie)) if on),
         ]
         for arm in result.arms
         for t in arm.tuning
     ]
-    return ["arm", "tried", "validation score (mean)", "tuning seeds", ""], rows
+    return ["arm", "tried", "validation score (mean)", "tuning seeds", "minus the default (mean ± SE)", ""], rows
+
+
+def ties(result: ClaimResult) -> list[str]:
+    """A sentence for every arm whose best grid point is no better than its default beyond the standard error."""
+    texts = []
+    for arm in result.arms:
+        best = arm.tie
+        if best is None or best.gain is None:
+            continue
+        taken = "the default is taken" if not best.chosen else "its figures are shown, as chosen by an earlier rule"
+        error = "one tuning seed has no standard error" if best.gain.n < 2 else "no more than its standard error"
+        default = next(_point(t.point) for t in arm.tuning if t.default)
+        texts.append(
+            f"Arm {arm.name}, a tie on validation: {_point(best.point)} minus the default {default} is "
+            f"{spread(best.gain)} ({error}); {taken}."
+        )
+    return texts
+
+
+def _point(point: Mapping[str, object]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in point.items())
 
 
 def remarks(result: ClaimResult) -> list[str]:
@@ -100,8 +174,8 @@ def remarks(result: ClaimResult) -> list[str]:
         for seed, text in arm.failures.items():
             texts.append(f"Arm {arm.name}, seed {seed}, failed: {text}")
         if arm.tuning and arm.point:
-            chosen = ", ".join(f"{key}={value}" for key, value in arm.point.items())
-            texts.append(f"Arm {arm.name}: {chosen}, chosen among {len(arm.tuning)} by {arm.chosen_by}.")
+            texts.append(f"Arm {arm.name}: {_point(arm.point)}, chosen among {len(arm.tuning)} by {arm.chosen_by}.")
+    texts += ties(result)
     if claim.ours:
         texts.append("The thresholds are ours, not the paper's.")
     if claim.reconstruction:
@@ -117,9 +191,18 @@ def remarks(result: ClaimResult) -> list[str]:
 
 def score_row(result: ClaimResult) -> Row:
     """`SCORE_COLUMNS` of a claim."""
-    seen = "; ".join(f"{j.text}: {margin(j)}" for j in result.judgements if j.margin is not None)
-    verdict = result.verdict.value + ("" if result.claim.gate else " (reported only)")
+    seen = "; ".join(f"{j.text}: {margin(j)}{_takes(j.power)}" for j in result.judgements if j.margin is not None)
+    verdict = word(result) + open_for(result) + ("" if result.claim.gate else " (reported only)")
     return [result.claim.sentence, verdict, seen or result.reason or NONE, str(len(result.seeds)), _source(result)]
+
+
+def open_for(result: ClaimResult) -> str:
+    """How many seeds would decide an undecided claim, where that can be said; else nothing."""
+    takes = [None if j.missing else j.power for j in result.judgements if j.verdict is Verdict.UNDECIDED]
+    if result.verdict is not Verdict.UNDECIDED or result.undecidable or any(t is None for t in takes):
+        return ""
+    most = max((t.seeds or 0 for t in takes if t is not None), default=0)
+    return f", {most} seeds for {100 * POWER:.0f} % power" if most else ""
 
 
 def _source(result: ClaimResult) -> str:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from plait_experiments import statistics
-from plait_experiments.expressions import ROUNDING, Comparison
+from plait_experiments import power, statistics
+from plait_experiments.expressions import ROUNDING, Columns, Comparison
+from plait_experiments.power import Power
 from plait_experiments.statistics import Interval
 
 if TYPE_CHECKING:
@@ -30,6 +31,12 @@ class Verdict(StrEnum):
     GUARD_BROKEN = "guard broken"
     """What was expected is there, but something else was lost for it."""
     NOT_RUN = "not run"
+    PILOT = "pilot"
+    """A few seeds, run to learn how many it takes: nothing is judged."""
+
+
+UNDECIDABLE = "undecidable at this size"
+"""Said instead of *undecided* where a verdict needs more seeds than `plait_experiments.power.MOST`."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +49,11 @@ class Judgement:
         verdict: of this expectation alone.
         left, right: its sides at the means; None when nothing ran.
         margin: by how much it holds (negative: fails), in the unit of its sides.
-        interval: of the margin, paired over seeds; None for counts, extremes and equalities, and for too few seeds.
-        exact: whether it is judged without an interval.
+        interval: of the margin, paired over seeds; of the difference where wins are counted; None for extremes and
+            equalities, and for one seed.
+        difference: where wins are counted, the mean of what is counted, positive for a win.
+        power: what a verdict takes; None where there is no interval.
+        exact: whether it is judged without an interval, in every seed that ran.
         n: seeds that count.
         missing: ``arm.metric`` -> seeds without a value.
         paper_margin: the margin at the paper's own figures, where they are known.
@@ -57,11 +67,18 @@ class Judgement:
     right: float | None = None
     margin: float | None = None
     interval: Interval | None = None
+    difference: float | None = None
+    power: Power | None = None
     exact: bool = False
     n: int = 0
     missing: Mapping[str, Sequence[int]] | None = None
     paper_margin: float | None = None
     note: str = ""
+
+    @property
+    def undecidable(self) -> bool:
+        """Whether it is undecided, and would need more seeds than anybody runs."""
+        return self.verdict is Verdict.UNDECIDED and self.power is not None and self.power.undecidable
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON form."""
@@ -73,6 +90,9 @@ class Judgement:
             "right": self.right,
             "margin": self.margin,
             "interval": self.interval.as_dict() if self.interval else None,
+            "difference": self.difference,
+            "power": self.power.as_dict() if self.power else None,
+            "undecidable": self.undecidable,
             "exact": self.exact,
             "n": self.n,
             "missing": {name: list(seeds) for name, seeds in (self.missing or {}).items()},
@@ -88,8 +108,12 @@ def judge(
     *,
     guard: bool = False,
     paper: Mapping[str, float] | None = None,
+    required: float | None = None,
 ) -> Judgement:
     """Judge one expectation.
+
+    It holds or fails where its interval excludes the threshold; else it is undecided. A count of wins needs both: the
+    count on one side of its threshold, and the interval of what is counted on the same side of its own.
 
     Only seeds with a finite value everywhere in the expectation count, so that arms stay paired. With a seed missing an
     expectation can fail, but not hold: a run that crashed or diverged must not improve an average.
@@ -100,6 +124,7 @@ def judge(
         seeds: the seeds that were planned.
         guard: whether it is a guard.
         paper: ``arm.metric`` -> the paper's figure.
+        required: the margin that a verdict must be able to see, for its power; default the observed one.
     """
     import numpy as np
 
@@ -118,17 +143,24 @@ def judge(
     }
     left, right = (float(side) for side in comparison.sides(columns, len(seeds)))
     margin = float(comparison.margin(columns, len(seeds)))
-    exact = not comparison.smooth
-    margins: Interval | None = None
+    exact = not comparison.smooth and not comparison.counts
+    evidence: Evidence | None = None
     if comparison.operator == "==":
         verdict, note = _of(bool(comparison.in_every_seed(columns, len(seeds)).all())), ""
     elif not math.isfinite(margin):
         verdict, note = Verdict.UNDECIDED, "the margin is undefined (a division by zero)"
     elif exact:
         verdict, note = _of(_reached(margin, comparison, left, right)), ""
+    elif comparison.counts:
+        reached = _reached(margin, comparison, left, right)
+        evidence = _of_wins(comparison, columns, len(seeds), reached, required)
+        verdict, note = evidence.verdict, evidence.note
+        if verdict not in (_of(reached), Verdict.UNDECIDED):
+            verdict = Verdict.UNDECIDED
+            note = "; ".join(filter(None, ["the count says otherwise than the interval of the difference", note]))
     else:
-        margins = _interval(comparison, columns, len(seeds))
-        verdict, note = _by_interval(margins, comparison, left, right, len(common))
+        evidence = _evidence(comparison, columns, len(seeds), required)
+        verdict, note = evidence.verdict, evidence.note
     if missing and verdict is Verdict.HOLDS:
         verdict = Verdict.UNDECIDED
     if missing:
@@ -141,7 +173,9 @@ def judge(
         _or_none(left),
         _or_none(right),
         _or_none(margin),
-        margins,
+        evidence.interval if evidence else None,
+        evidence.margin if evidence and comparison.counts else None,
+        evidence.power if evidence else None,
         exact,
         len(common),
         missing,
@@ -161,7 +195,10 @@ def combine(judgements: Iterable[Judgement]) -> Verdict:
         return Verdict.GUARD_BROKEN
     if Verdict.NOT_RUN in everything or not everything:
         return Verdict.NOT_RUN
-    return Verdict.UNDECIDED if Verdict.UNDECIDED in everything else Verdict.HOLDS
+    for word in (Verdict.PILOT, Verdict.UNDECIDED):
+        if word in everything:
+            return word
+    return Verdict.HOLDS
 
 
 def paper_margin(comparison: Comparison, paper: Mapping[str, float]) -> float | None:
@@ -175,21 +212,62 @@ def paper_margin(comparison: Comparison, paper: Mapping[str, float]) -> float | 
 
 
 # ---- inside ------------------------------------------------------------------------------------------------------
-def _interval(
-    comparison: Comparison, columns: Mapping[tuple[str, str], NDArray[np.float64]], seeds: int
-) -> Interval | None:
-    names = list(columns)
-    return statistics.interval(
-        list(columns.values()),
-        lambda *drawn: comparison.margin(dict(zip(names, drawn, strict=True)), seeds),
-    )
+@dataclass(frozen=True)
+class Evidence:
+    """What the seeds say of one margin: its interval, the verdict by it, and the power."""
+
+    margin: float | None
+    interval: Interval | None
+    power: Power | None
+    verdict: Verdict
+    note: str
+
+
+def _evidence(comparison: Comparison, columns: Columns, seeds: int, required: float | None) -> Evidence:
+    """Of a comparison of means."""
+    names, values = list(columns), list(columns.values())
+    near, far = comparison.opened(columns, seeds)
+
+    def statistic(*drawn: NDArray[np.float64]) -> NDArray[np.float64]:
+        return near.margin(dict(zip(names, drawn, strict=True)), seeds)
+
+    margin = float(statistic(*values))
+    if not math.isfinite(margin):
+        return Evidence(None, None, None, Verdict.UNDECIDED, "the difference is undefined (a division by zero)")
+    interval = statistics.interval(values, statistic)
+    deviation = statistics.deviation(values, statistic)
+    beyond = None if far is None else float(far.margin(columns, seeds))
+    takes = None if deviation is None else power.plan(margin, deviation, beyond, required)
+    left, right = (float(side) for side in comparison.sides(columns, seeds))
+    verdict, note = _by_interval(interval, comparison, left, right, len(values[0]))
+    if verdict is Verdict.UNDECIDED and takes is not None:
+        note = "; ".join(filter(None, [note, needs(takes)]))
+    return Evidence(_or_none(margin), interval, takes, verdict, note)
+
+
+def _of_wins(comparison: Comparison, columns: Columns, seeds: int, reached: bool, required: float | None) -> Evidence:
+    """Of what a count of wins counts; with several counts, of the one that says least for the count."""
+    counted = [_evidence(inner, columns, seeds, required) for inner in comparison.counted(columns, seeds)]
+    if reached:
+        return next((e for e in counted if e.verdict is not Verdict.HOLDS), counted[0])
+    return next((e for e in counted if e.verdict is Verdict.FAILS), counted[0])
+
+
+def needs(takes: Power) -> str:
+    """How many seeds a verdict takes, in words."""
+    if takes.seeds is None:
+        return f"{UNDECIDABLE}: more than {power.LARGEST:,} seeds for {100 * power.POWER:.0f} % power"
+    many = f"{takes.seeds:,} seeds for {100 * power.POWER:.0f} % power"
+    return f"{UNDECIDABLE}: {many}" if takes.undecidable else f"it takes {many}"
 
 
 def _by_interval(
     margins: Interval | None, comparison: Comparison, left: float, right: float, n: int
 ) -> tuple[Verdict, str]:
+    if margins is None and n < statistics.LEAST:
+        return Verdict.UNDECIDED, "one seed gives no interval"
     if margins is None:
-        return Verdict.UNDECIDED, f"an interval needs {statistics.LEAST} seeds, there {'are' if n > 1 else 'is'} {n}"
+        return Verdict.UNDECIDED, "the interval is undefined (a division by zero without one of the seeds)"
     few = f"few seeds ({n})" if margins.few else ""
     if _reached(margins.low, comparison, left, right):
         return Verdict.HOLDS, few

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ from plait.errors import BadInput, Interrupted
 from plait.planning import discovery
 from plait_experiments.cells import Cache, Job, Outcome
 from plait_experiments.experiment import Experiment, Point, Tried, choose
+from plait_experiments.expressions import parse
 from plait_experiments.progress import Progress
 from plait_experiments.results import ArmResult, ClaimResult, Verification
 from plait_experiments.runner import Runner
-from plait_experiments.schema import Book, Claim, ScaleName, load
+from plait_experiments.schema import Book, Claim, MetricTable, ScaleName, load
 from plait_experiments.verdicts import Values, Verdict, combine, judge
 
 __all__ = ["Verification", "verify"]
@@ -27,6 +29,7 @@ def verify(
     extra: bool = False,
     scale: ScaleName = "laptop",
     seeds: int | None = None,
+    pilot: bool = False,
     workers: int | None = None,
     ray: str | None = None,
     cache: Path | str | None = None,
@@ -44,6 +47,8 @@ def verify(
         extra: also the claims that are marked as extra, which take long.
         scale: ``laptop`` or ``paper``.
         seeds: how many, instead of the claim's own.
+        pilot: run only a few seeds (``seeds``, default `plait_experiments.experiment.PILOT`), take in what the cache
+            holds of the others, and say what a verdict takes, without giving one.
         workers: local processes of one thread each; default one a core, 0 for this process.
         ray: address of a Ray cluster, or ``local``.
         cache: folder of the cells; default as of `plait_experiments.cells.Cache`.
@@ -64,7 +69,7 @@ def verify(
     asked = [book.claim(name) for name in only] or list(book.claims)
     able = [claim for claim in asked if scale in claim.minutes and (only or extra or not claim.extra)]
     runner = Runner(workers, ray, fresh, Progress("verifying" if progress else ""))
-    experiment = Experiment(book, scale, able, Cache(cache), seeds, settings or {}) if able else None
+    experiment = Experiment(book, scale, able, Cache(cache), seeds, pilot, settings or {}) if able else None
     try:
         tuned, jobs = _run(experiment, runner) if experiment is not None else ({}, {})
     except KeyboardInterrupt:
@@ -81,6 +86,31 @@ def verify(
     return _verification(book, scale, experiment, results, runner, time.monotonic() - start)
 
 
+def judged(
+    claim: Claim,
+    arms: Sequence[ArmResult],
+    metrics: Mapping[str, MetricTable],
+    seeds: Sequence[int],
+    reason: str = "",
+) -> ClaimResult:
+    """A claim with its verdict, from the figures of its arms.
+
+    Args:
+        claim: what was claimed.
+        arms: with a value of every metric at every seed that gave one.
+        metrics: short name -> what it is.
+        seeds: that were planned.
+        reason: why it did not run.
+    """
+    table: Values = {(arm.name, short): arm.values.get(short, {}) for arm in arms for short in metrics}
+    judgements = tuple(
+        judge(parse(text), table, seeds, guard=guard, paper=claim.paper, required=claim.required.get(text))
+        for texts, guard in ((claim.expect, False), (claim.guards, True))
+        for text in texts
+    )
+    return ClaimResult(claim, combine(judgements), judgements, tuple(arms), metrics, tuple(seeds), reason)
+
+
 def _run(experiment: Experiment, runner: Runner) -> tuple[dict[str, list[Tried]], dict[str, dict[int, Job]]]:
     """Everything that the experiment needs; arm -> its tuning, and arm -> seed -> final job."""
     tuning = experiment.tuning()
@@ -90,12 +120,12 @@ def _run(experiment: Experiment, runner: Runner) -> tuple[dict[str, list[Tried]]
         if arm not in tuning and arm not in experiment.problems:
             final[arm] = {job.seed: job for job in experiment.final(arm, experiment.points(arm)[0])}
     experiment.check_settings()
-    first += [job for jobs in final.values() for job in jobs.values()]
-    runner.run(first, sum(len(experiment.arms[arm]) for arm in tuning))
+    first += [job for jobs in final.values() for job in jobs.values() if job.seed in experiment.run_now]
+    runner.run(first, sum(len(experiment.run_now.intersection(experiment.arms[arm])) for arm in tuning))
     chosen: dict[str, list[Tried]] = {}
     second: list[Job] = []
     for arm, points in tuning.items():
-        chosen[arm] = choose(experiment.book.arms[arm], points, runner.outcomes)
+        chosen[arm] = choose(experiment.book.arms[arm], points, runner.outcomes, experiment.default(arm))
         best: Point | None = next((p for (p, _), t in zip(points, chosen[arm], strict=True) if t.chosen), None)
         if best is None:
             errors = {o.error for _, js in points for j in js if (o := runner.outcomes[j.key]).error}
@@ -103,8 +133,12 @@ def _run(experiment: Experiment, runner: Runner) -> tuple[dict[str, list[Tried]]
             experiment.problems[arm] = f"no grid point has a validation score at every tuning seed{said}"
             continue
         final[arm] = {job.seed: job for job in experiment.final(arm, best)}
-        second += final[arm].values()
+        second += [job for job in final[arm].values() if job.seed in experiment.run_now]
     runner.run(second)
+    if experiment.pilot and not runner.fresh:
+        for jobs in final.values():
+            for job in jobs.values():
+                runner.kept(job)
     return chosen, final
 
 
@@ -124,6 +158,9 @@ def _result(
 ) -> ClaimResult:
     book, seeds = experiment.book, experiment.seeds[claim.id]
     metrics = {name: book.metrics[name] for name in book.metrics_of(claim)}
+    if experiment.pilot:
+        keys = [{seed: job.key for seed, job in jobs.get(name, {}).items()} for name in book.arms_of(claim)]
+        seeds = [seed for seed in seeds if all(of_arm.get(seed) in outcomes for of_arm in keys)]
     arms = []
     for name in book.arms_of(claim):
         by_seed = {s: outcomes[job.key] for s, job in jobs.get(name, {}).items() if s in seeds and job.key in outcomes}
@@ -137,18 +174,21 @@ def _result(
             problem, failures = next(iter(failures.values())), {}
         arm = book.arms[name]
         tried = tuple(tuned.get(name, ()))
-        arms.append(ArmResult(name, arm.about, values, failures, problem, tried, arm.choose or "" if tried else ""))
-    table: Values = {(arm.name, short): arm.values.get(short, {}) for arm in arms for short in metrics}
-    judgements = tuple(
-        judge(comparison, table, seeds, guard=guard, paper=claim.paper)
-        for comparison, guard in book.expectations(claim)
-    )
+        chosen_by = arm.choose or "" if tried else ""
+        higher = arm.choose_better == "higher"
+        arms.append(ArmResult(name, arm.about, values, failures, problem, tried, chosen_by, higher))
     problems: dict[str, list[str]] = {}
     for result in arms:
         if result.problem:
             problems.setdefault(result.problem, []).append(result.name)
     reason = "; ".join(f"{', '.join(names)}: {problem}" for problem, names in problems.items())
-    return ClaimResult(claim, combine(judgements), judgements, tuple(arms), metrics, tuple(seeds), reason)
+    verdict = judged(claim, arms, metrics, seeds, reason)
+    if not experiment.pilot:
+        return verdict
+    ran = [
+        j if j.verdict is Verdict.NOT_RUN else replace(j, verdict=Verdict.PILOT, note="") for j in verdict.judgements
+    ]
+    return replace(verdict, judgements=tuple(ran), verdict=combine(ran))
 
 
 def _verification(

@@ -63,8 +63,8 @@ def compare(
 ) -> None:
     """Put runs side by side; runs that differ only in the seed are averaged (mean ± standard error).
 
-    Two groups also get their difference, second minus first, paired by seed, with a bootstrap interval from three seeds
-    on: the statistics of `plait verify`.
+    Two groups also get their difference, second minus first, paired by seed, with a 95 % interval from two seeds on
+    (Student's t, beyond ten seeds a bootstrap): the statistics of `plait verify`.
 
     Examples:
 
@@ -98,8 +98,9 @@ def compare(
     if len(groups) == 2:
         pairs = max((difference["n"] for difference in differences if difference["paired"]), default=0)
         how = f"paired by seed ({pairs} pair(s))" if pairs else "of the means (no common seed)"
-        brackets = any(difference["interval"] for difference in differences)
-        more = "; in brackets the 95 % bootstrap interval" if brackets else ""
+        methods = {difference["interval"]["method"] for difference in differences if difference["interval"]}
+        few = "Student's t" if "t" in methods else "bootstrap" if methods - {"constant"} else "every seed agrees"
+        more = f"; in brackets the 95 % interval ({few})" if methods else ""
         typer.echo(f"difference: {groups[1].name} minus {groups[0].name}, {how}{more}")
 
 

@@ -120,6 +120,14 @@ def show(result: Sweep, metrics: list[str]) -> None:
         point = ", ".join(f"{key}={output.figure(value)}" for key, value in best.point.items())
         mean = output.figure(best.summary(result.optimized).mean)
         typer.echo(f"best:    {point} ({result.optimized} {mean}, {result.direction}d)")
+    if (tie := result.tie()) is not None:
+        nominal, gain = tie
+        point = ", ".join(f"{key}={output.figure(value)}" for key, value in nominal.point.items())
+        error = f"± {output.figure(gain.standard_error)}" if gain.standard_error is not None else "at one seed"
+        typer.echo(
+            f"tie:     {point} is best by {output.figure(gain.mean)} {error} against the recipe's own point, "
+            "no more than the standard error, so the recipe's own is taken"
+        )
     for row in result.failed:
         point = " ".join(f"{key}={value}" for key, value in row.point.items())
         output.complain("failed", f"{point}: {row.error}")

@@ -40,6 +40,16 @@ def verify(
     join: Annotated[
         bool, typer.Option("--scoreboard", help="Put the result into the scoreboard in --out, beside what is there.")
     ] = False,
+    rejudge: Annotated[
+        bool,
+        typer.Option("--rejudge", help="Judge the figures of the scoreboard in --out by today's rules; runs nothing."),
+    ] = False,
+    power: Annotated[
+        bool,
+        typer.Option(
+            "--power", help="Run a pilot of three seeds (or --seeds N) and say how many a verdict takes; no verdict."
+        ),
+    ] = False,
     claims: Annotated[
         list[str] | None, typer.Option("--claim", metavar="ID", help="Only this claim; repeatable.")
     ] = None,
@@ -72,18 +82,27 @@ def verify(
     Examples:
 
       plait verify chase
+      plait verify fairsam --claim fair --power
       plait verify fairsam --claim fair --seeds 10 --workers 4
       plait verify chase --scale paper --ray auto
       plait verify --all --extra --out docs/scoreboard
       plait verify fairsam --extra --scoreboard --out docs/scoreboard
+      plait verify --rejudge --out docs/scoreboard
     """
     from plait.errors import BadInput
     from plait_experiments import scoreboard, verification
     from plait_experiments.page import write_pages
     from plait_experiments.schema import load
 
+    if rejudge:
+        if name is not None or any([everything, join, power, claims, gating, extra, seeds is not None, settings]):
+            raise BadInput("--rejudge takes the figures as they are: it goes with --out and --json only.")
+        judge_again(out, as_json)
+        return
     if everything == (name is not None):
         raise BadInput("give one plugin, or --all.")
+    if power and join:
+        raise BadInput("--power gives no verdict that --scoreboard could keep; give one of them.")
     if everything and claims:
         raise BadInput("--claim goes with one plugin, not with --all.")
     if join and everything:
@@ -107,6 +126,7 @@ def verify(
                 extra=extra,
                 scale=scale.value,
                 seeds=seeds,
+                pilot=power,
                 workers=workers,
                 ray=ray,
                 cache=cache,
@@ -115,8 +135,8 @@ def verify(
                 progress=True,
             )
         )
-    files = write_pages(verifications, out)
-    if everything or join:
+    files = [] if power else write_pages(verifications, out)
+    if not power and (everything or join):
         files += scoreboard.write_scoreboard(scoreboard.join(earlier, verifications), out)
     if as_json:
         documents = [v.as_dict() for v in verifications]
@@ -127,7 +147,37 @@ def verify(
         for path in files:
             if path.suffix == ".html":
                 typer.echo(f"page: {path}")
-    if not all(v.holds for v in verifications):
+    if not power and not all(v.holds for v in verifications):
+        raise typer.Exit(NOT_HELD)
+
+
+def judge_again(folder: Path, as_json: bool) -> None:
+    """Judge a scoreboard's figures anew, write it, and print what changed.
+
+    Raises:
+        BadInput: there is no scoreboard.
+        typer.Exit: a claim that gates does not hold.
+    """
+    from plait.errors import BadInput
+    from plait.planning import discovery
+    from plait_experiments import scoreboard, tables
+    from plait_experiments.schema import load
+
+    before = scoreboard.stored(folder)
+    if not before:
+        raise BadInput(f"{folder} holds no {scoreboard.SCOREBOARD}; give its folder with --out.")
+    usable = discovery.active_registry()
+    after = [scoreboard.judged_again(v, load(v.plugin) if v.plugin in usable else None) for v in before]
+    files = scoreboard.write_scoreboard(after, folder)
+    if as_json:
+        output.emit({"plugins": [v.as_dict() for v in after]})
+    else:
+        for old, new in zip(before, after, strict=True):
+            for was, now in zip(old.claims, new.claims, strict=True):
+                if tables.word(was) != tables.word(now):
+                    typer.echo(f"{new.plugin} {now.claim.id}: {tables.word(was)}, now {tables.word(now)}")
+        typer.echo(f"page: {files[0]}")
+    if not all(v.holds for v in after):
         raise typer.Exit(NOT_HELD)
 
 
@@ -155,21 +205,23 @@ def show(verified: Verification) -> None:
     typer.echo()
     for result in verified.claims:
         reported = "" if result.claim.gate else " (reported only)"
-        typer.echo(f"{verdict(result)}  {result.claim.id}{reported}")
+        typer.echo(f"{verdict(result)}{tables.open_for(result)}  {result.claim.id}{reported}")
 
 
 def show_claim(result: ClaimResult) -> None:
-    """Print one claim."""
+    """Print one claim; of a pilot what a verdict takes, and no expectation is judged."""
     from plait_experiments import tables
+    from plait_experiments.verdicts import Verdict
 
     typer.echo(f"\n{output.heading(result.claim.id)}: {result.claim.sentence}  {verdict(result)}")
     if any(arm.values for arm in result.arms):
         arms = output.table("", tables.ARM_COLUMNS, tables.arm_rows(result), right=(2, 3, 4))
         expectations = output.table("", tables.EXPECTATION_COLUMNS, tables.expectation_rows(result), right=(1, 2, 3, 4))
-        output.show(arms, expectations)
+        takes = output.table("", tables.POWER_COLUMNS, tables.power_rows(result), right=(1, 2, 3))
+        output.show(arms, takes) if result.verdict is Verdict.PILOT else output.show(arms, expectations, takes)
         columns, tried = tables.tuning_rows(result)
         if tried:
-            output.show(output.table("", columns, tried, right=(2, 3)))
+            output.show(output.table("", columns, tried, right=(2, 3, 4)))
     typer.echo(f"source: {result.claim.source}")
     for text in tables.remarks(result):
         typer.echo(f"- {text}")
@@ -177,4 +229,6 @@ def show_claim(result: ClaimResult) -> None:
 
 def verdict(result: ClaimResult) -> str:
     """The verdict, coloured where the terminal can."""
-    return typer.style(result.verdict.value, fg=COLOURS.get(result.verdict.value, "yellow"), bold=True)
+    from plait_experiments import tables
+
+    return typer.style(tables.word(result), fg=COLOURS.get(result.verdict.value, "yellow"), bold=True)
