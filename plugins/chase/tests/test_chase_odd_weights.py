@@ -309,6 +309,11 @@ def test_lazy_layers_are_refused_in_words() -> None:
     model = nn.Sequential(nn.LazyConv2d(8, 3), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.LazyLinear(3))
     with pytest.raises(ChaseError, match="lazy layer"):
         Chase(model, torch.optim.SGD(model[1].parameters(), 0.1), 12, channel_sparsity=0.0)
+    with pytest.raises(ChaseError, match=r"lazy layer.*run a batch"):
+        find_channel_groups(model)
+    model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.LazyBatchNorm2d(affine=False), nn.Conv2d(8, 8, 3))
+    with pytest.raises(ChaseError, match=r"'1.running_mean' has no shape yet"):
+        chase_of(model)
 
 
 # ---- MACs ----------------------------------------------------------------------------------------------------------
@@ -414,3 +419,43 @@ def test_counting_leaves_the_model_and_the_random_numbers_as_they_were() -> None
     state = torch.get_rng_state()
     layer_costs(model, X[:2])
     assert model.calls == 0 and model.training and torch.equal(torch.get_rng_state(), state)
+
+
+# ---- wrappers ------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("wrap", ["compiled", "parallel", "compiled and parallel"])
+@pytest.mark.parametrize("shrink_during", [False, True])
+def test_wrapped_models_are_taken_out_of_their_wrappers(wrap: str, shrink_during: bool) -> None:
+    plain, wrapped = Net(), Net()
+    wrapped.load_state_dict(plain.state_dict())
+    module: nn.Module = wrapped
+    if wrap != "parallel":
+        module = torch.compile(module, backend="eager")  # type: ignore[assignment]
+    if wrap != "compiled":
+        module = nn.DataParallel(module)
+    chases = [chase_of(model, shrink_during=shrink_during, example_input=X[:2]) for model in (plain, module)]
+    assert list(chases[1].masks) == list(chases[0].masks) and chases[1].model is wrapped
+    for chase, model in zip(chases, (plain, module), strict=True):
+        for _ in range(12):
+            chase.optimizer.zero_grad()
+            F.cross_entropy(model(X), Y).backward()  # the wrapper goes on being called
+            chase.optimizer.step()
+            chase.step()
+        assert_exact(chase)
+    for name, mask in chases[0].masks.items():
+        assert torch.equal(mask, chases[1].masks[name])
+    assert chases[1].report()["macs_shrunk"] == chases[0].report()["macs_shrunk"]
+    assert list(chases[1].shrink().state_dict()) == list(plain.state_dict())
+    assert find_channel_groups(module) == find_channel_groups(plain)
+
+
+def test_scripted_models_are_refused_in_words() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(8 * 16, 3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scripted = [torch.jit.script(model), torch.jit.trace(model, X)]
+    for each in scripted:
+        for options in ({}, {"channel_sparsity": 0.0}):
+            with pytest.raises(ChaseError, match=r"the model is scripted .*made from"):
+                chase_of(each, **options)
+        with pytest.raises(ChaseError, match="scripted"):
+            find_channel_groups(each)

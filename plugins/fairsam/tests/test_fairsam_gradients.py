@@ -201,3 +201,38 @@ def test_a_data_parallel_model_does_not_synchronise_in_the_probe(tmp_path):
         assert losses[-1] < losses[0]
     finally:
         torch.distributed.destroy_process_group()
+
+
+def test_autocast_around_the_step_is_autocast_around_each_pass():
+    x, y, ends = torch.randn(16, 8), torch.randint(4, (16,)), []
+    for around in ("step", "pass"):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 4))
+        fairsam = FairSAM(model.parameters(), torch.optim.SGD(model.parameters(), lr=0.1), rho=1.0)
+
+        def loss(outputs, targets):
+            return CE(outputs.float(), targets)
+
+        if around == "step":
+            gradients = ModelGradients(model, loss).on(x, y)
+            for _ in range(3):
+                with torch.autocast("cpu", dtype=torch.bfloat16):
+                    fairsam.step(gradients)
+        else:
+            gradients = ModelGradients(Cast(model), loss).on(x, y)
+            for _ in range(3):
+                fairsam.step(gradients)
+        ends.append([p.detach().clone() for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+
+
+class Cast(nn.Module):
+    """Opens an autocast of its own for each pass."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return self.inner(x)

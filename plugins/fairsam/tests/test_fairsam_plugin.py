@@ -17,6 +17,8 @@ from plait.storage import places
 from plait_fairsam.presets import BASELINES
 
 DATA = """
+from dataclasses import replace
+
 import torch
 from plait import Data, DataInfo, TensorSplit
 
@@ -42,6 +44,34 @@ def single():
 
 def three():
     return make(3, classes=3)
+
+
+def odd(change):
+    data = make(2)
+    change(data.test.fields, torch.arange(96) == 90)
+    return data
+
+
+def bright():
+    return odd(lambda fields, row: fields["input"].masked_fill_(row[:, None, None, None], 200))
+
+
+def missing():
+    return odd(lambda fields, row: fields["input"].masked_fill_(row[:, None, None, None], torch.nan))
+
+
+def stranger():
+    data = odd(lambda fields, row: fields["group"].masked_fill_(row, 2))
+    data.info = replace(data.info, num_groups=0)
+    return data
+
+
+def vectors():
+    data = make(2)
+    for split in (data.train, data.validation, data.test):
+        split.fields["input"] = split.fields["input"].flatten(1) - 0.5
+    data.info = replace(data.info, input_shape=(64,))
+    return data
 
 
 def linear(num_classes):
@@ -199,3 +229,28 @@ def test_collapse_is_told(tmp_path: Path) -> None:
 def test_plugin_imports_no_torch() -> None:
     code = "import sys, plait_fairsam.plugin; assert not {'torch', 'numpy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+# ---- what the end would refuse ---------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("bright", r"test split cannot be corrupted: images must lie in \[0, 1\], found .* to 200"),
+        ("missing", r"nan"),
+        ("vectors", r"must be float \[N, C, H, W\], got torch.float32 \(96, 64\).*--set fairsam.corruptions=\[\]"),
+        ("stranger", r"group 2 is in the test split and not in the training split, whose groups are 0\.\.1"),
+    ],
+)
+def test_what_the_end_would_refuse_is_refused_before_training(
+    tmp_path: Path, sets: str, source: str, message: str
+) -> None:
+    with pytest.raises(BadInput, match=message) as caught:
+        run(tmp_path, {}, data=f"{sets}:{source}")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "r").exists()
+
+
+def test_data_without_images_go_without_corrupted_views(tmp_path: Path, sets: str) -> None:
+    done = run(tmp_path, {"corruptions": []}, data=f"{sets}:vectors", model=f"{sets}:linear")
+    assert 0 <= done.metrics["fairsam/clean_accuracy"] <= 100
+    assert "fairsam/mcdd" not in done.metrics

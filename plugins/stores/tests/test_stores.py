@@ -290,3 +290,15 @@ def test_reading_leaves_a_copy_alone_that_is_being_written(memory: str) -> None:
 
 def test_a_path_of_this_machine_needs_no_store(tmp_path: Path) -> None:
     assert type(places.at(tmp_path / "r")) is RunDirectory
+
+
+def test_what_hidden_folders_hold_is_not_published(memory: str) -> None:
+    here = StoredDirectory(f"{memory}/one")
+    here.create()
+    for name in ("recipe.toml", "export/model.bin", ".cache/x", "export/.ipynb_checkpoints/model.bin", ".lock"):
+        (here.path / name).parent.mkdir(parents=True, exist_ok=True)
+        (here.path / name).write_text(name)
+    here.publish()
+    published = json.loads(fsspec.filesystem("memory").cat_file(f"{memory}/one/{MANIFEST}"))
+    assert set(published["files"]) == {"recipe.toml", "export/model.bin"}
+    assert not [name for name in fsspec.filesystem("memory").find(memory) if "/." in name]

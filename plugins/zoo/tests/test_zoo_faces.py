@@ -328,8 +328,8 @@ def test_file_split_is_picklable_and_alike_in_workers(tmp_path: Path, picture: P
 def test_unreadable_image_is_named(tmp_path: Path, picture: Picture, load: Load) -> None:
     celeba(tmp_path, picture, count=24)
     bad = tmp_path / "img_align_celeba" / "000002.jpg"
-    bad.write_bytes(bad.read_bytes()[:60])
     data = load("celeba", root=str(tmp_path))
+    bad.write_bytes(bad.read_bytes()[:60])
     for rows in ([1], range(12)):
         with pytest.raises(BadInput, match=r"000002\.jpg: not a readable image") as caught:
             data.train.__getitems__(rows)

@@ -6,8 +6,10 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from plait.data import Batch, Data
 from plait.errors import BadInput
@@ -63,6 +65,38 @@ def test_train_val_test_and_train_val(tmp_path: Path, picture: Picture, load: Lo
     data = load("image-folder", root=str(tmp_path), size=16)
     assert (len(data.train), len(data.validation), len(data.test)) == (20, 4, 6)
     assert not data.notes
+
+
+@pytest.mark.parametrize("part", ["val", "test"])
+@pytest.mark.parametrize(
+    "damage",
+    [lambda whole: whole[: len(whole) * 2 // 3], lambda whole: b"", lambda whole: b"<html>404</html>" * 20],
+    ids=["cut", "empty", "page"],
+)
+@pytest.mark.parametrize("ending", ["png", "JPEG"])
+def test_a_damaged_image_deep_in_a_split_is_named_before_training(
+    tmp_path: Path, part: str, damage: Callable[[bytes], bytes], ending: str, load: Load
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (24, 30, 3), np.uint8)
+    for name in ("train", "val", "test"):
+        for number in range(12):
+            file = tmp_path / name / "ant" / f"{number:02}.{ending}"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(noise).save(file)
+    assert len(load("image-folder", root=str(tmp_path), size=16).test) == 12
+    bad = tmp_path / part / "ant" / f"11.{ending}"
+    bad.write_bytes(damage(bad.read_bytes()))
+    with pytest.raises(BadInput, match=f"{part}/ant/11.{ending}: not a readable image") as caught:
+        load("image-folder", root=str(tmp_path), size=16)
+    assert "\n" not in str(caught.value)
+
+
+def test_bytes_behind_the_end_of_an_image_are_no_damage(tmp_path: Path, picture: Picture, load: Load) -> None:
+    for name in ("train", "val", "test"):
+        fill(tmp_path, picture, name)
+    for file in (tmp_path / "test").rglob("*.*"):
+        file.write_bytes(file.read_bytes() + bytes(40))
+    assert len(load("image-folder", root=str(tmp_path), size=16).test) == 20
 
 
 @pytest.mark.parametrize(

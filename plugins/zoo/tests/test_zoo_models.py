@@ -153,17 +153,27 @@ def test_resnet_stems_and_groups(build: Build) -> None:
     assert {c for *_, consumers in bottleneck for c in consumers} >= {"layer4.2.conv3"}
 
 
-@pytest.mark.parametrize("kind", ["pt", "safetensors", "wrapped"])
+RENAMED: dict[str, Callable[[str], str]] = {
+    "parallel": lambda name: f"module.{name}",
+    "compiled": lambda name: f"_orig_mod.{name}",
+    "compiled, then parallel": lambda name: f"module._orig_mod.{name}",
+    "parallel, then compiled": lambda name: f"_orig_mod.module.{name}",
+    "a compiled layer": lambda name: name.replace("layer1.", "layer1._orig_mod."),
+}
+
+
+@pytest.mark.parametrize("kind", ["pt", "safetensors", "wrapped", *RENAMED])
 def test_weights_from_a_file(tmp_path: Path, kind: str, build: Build) -> None:
     from safetensors.torch import save_file
 
     source = tv.resnet18(num_classes=1000)
     state = source.state_dict()
     path = tmp_path / ("w.safetensors" if kind == "safetensors" else "w.pth")
+    stored = {RENAMED[kind](name): value for name, value in state.items()} if kind in RENAMED else state
     if kind == "safetensors":
         save_file(state, path)
     else:
-        torch.save({"state_dict": {f"module.{k}": v for k, v in state.items()}} if kind == "wrapped" else state, path)
+        torch.save({"state_dict": stored} if kind == "wrapped" else stored, path)
     same = build("resnet18", info((3, 224, 224), 1000), weights=str(path))
     assert all(torch.equal(value, state[name]) for name, value in same.state_dict().items())
     images = torch.rand(1, 3, 64, 64)
@@ -191,6 +201,11 @@ def test_weights_that_cannot_be_used(tmp_path: Path, build: Build) -> None:
     refused("holds weights of another model: it has no layer1.2.conv1.weight", name="resnet34")
     torch.save({**state, "extra": torch.zeros(1)}, path)
     refused("it has extra, which the model has not")
+    fewer = {name: value for name, value in state.items() if not name.startswith("layer1.0")}
+    torch.save({**fewer, "head.bias": torch.zeros(1)}, path)
+    refused(r"no layer1.0.conv1.weight, layer1.0.bn1.weight, .* and 5 more, and has head.bias, which the model has not")
+    torch.save({**state, "module.fc.bias": state["fc.bias"]}, path)
+    refused("holds fc.bias twice, once as module.fc.bias")
     path = tmp_path / "w.safetensors"
     path.write_bytes(b"\xff" * 40)
     refused("neither safetensors nor a plain torch state dict")

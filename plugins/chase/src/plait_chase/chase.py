@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from plait_chase.channels import ChannelGroup, rounded_alive, tensor_name
 from plait_chase.config import ChaseConfig
@@ -14,7 +15,16 @@ from plait_chase.engine import ChaseEngine, Update, present_channels
 from plait_chase.errors import ChaseError
 from plait_chase.flops import computed_weights, dense_macs, layer_costs, layer_table, sparse_macs
 from plait_chase.groups import computed_in_graph, find_channel_groups
-from plait_chase.shrink import Plan, apply_shrink, copied, require_sliceable, reslice_optimizer, shrink_plan
+from plait_chase.shrink import (
+    Plan,
+    apply_shrink,
+    copied,
+    require_shapes,
+    require_sliceable,
+    reslice_optimizer,
+    shrink_plan,
+    unwrapped,
+)
 from plait_chase.weights import owned_weights, unreached
 
 __all__ = ["Chase", "initialise"]
@@ -70,7 +80,8 @@ class Chase:
     them and they get their values back. The channels of a group with such a layer stay.
 
     Args:
-        model: the network, on its final device.
+        model: the network, on its final device. Out of the wrappers of ``torch.compile``, ``DataParallel`` and
+            ``DistributedDataParallel``, which may go on being called: names are the plain ones, ``shrink()`` is plain.
         optimizer: any optimizer over its parameters; state tensors shaped like their parameter are masked along.
         total_steps: T, optimizer steps of the whole run.
         density: D, share of non-zero weights at the end, in (0, 1]; default 0.1.
@@ -94,7 +105,7 @@ class Chase:
         masks: tensor name -> 0/1 tensor.
 
     Raises:
-        ChaseError: bad options, or a model that has no prunable channel.
+        ChaseError: bad options, or a model that has no prunable channel, is scripted, or has a lazy layer.
     """
 
     def __init__(
@@ -123,13 +134,16 @@ class Chase:
         if unknown:
             raise ChaseError(f"unknown option {', '.join(sorted(unknown))}")
         config = config or ChaseConfig(**given)
-        self.model = model
+        if shrink_during and any(isinstance(each, DistributedDataParallel) for each in model.modules()):
+            raise ChaseError("shrink_during=True replaces parameters, which DistributedDataParallel does not follow")
+        self.model = model = unwrapped(model)
         self.optimizer = optimizer
         self.shrink_during = shrink_during
         self._example_input = example_input
         if groups is None:
             wanted = config.channel_sparsity > 0
             groups = find_channel_groups(model, example_input, prune_residual=prune_residual) if wanted else ()
+        require_shapes(model)
         copied(model)  # what cannot be copied cannot be shrunk in the end
         require_sliceable(model, groups)
         self._config, self._groups, self._total_steps = config, tuple(groups), total_steps

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from plait_chase.channels import tensor_name
-from plait_chase.shrink import copied, same_random_numbers
+from plait_chase.shrink import copied, same_random_numbers, unwrapped
 
 __all__ = ["TrainFlops", "computed_weights", "layer_costs", "layer_table"]
 
@@ -182,7 +182,7 @@ def _plain_attention() -> Iterator[None]:
 def _watched(model: nn.Module, example_input: Any) -> tuple[_Products, dict[str, Tensor], int]:
     """One pass in eval mode over a copy: what it multiplied, the weights by name, and the batch size."""
     inputs = example_input if isinstance(example_input, tuple) else (example_input,)
-    copy = copied(model).eval()  # a stranger's layer may count its calls
+    copy = copied(unwrapped(model)).eval()  # a stranger's layer may count its calls
     with same_random_numbers(copy), parametrize.cached(), _plain_attention():
         weights: dict[str, Tensor] = dict(copy.named_parameters())
         for path, module in copy.named_modules():

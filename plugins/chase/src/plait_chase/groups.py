@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from plait_chase.channels import ChannelGroup
 from plait_chase.errors import ChaseError, brief
-from plait_chase.shrink import check_groups, copied, example_output, require_shapes, require_sliceable
+from plait_chase.shrink import check_groups, copied, example_output, require_shapes, require_sliceable, unwrapped
 
 __all__ = ["find_channel_groups"]
 
@@ -103,9 +103,10 @@ def find_channel_groups(
             convolution alone (default).
 
     Raises:
-        ChaseError: lazy layers, no prunable group, a declared group that does not fit or cannot be sliced, a missing
-            example input, or a model that does not run on it.
+        ChaseError: a scripted model, lazy layers, no prunable group, a declared group that does not fit or cannot be
+            sliced, a missing example input, or a model that does not run on it.
     """
+    model = unwrapped(model)
     require_shapes(model)
     declare = getattr(model, "channel_groups", None)
     declared: list[ChannelGroup] = []

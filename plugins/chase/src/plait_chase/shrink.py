@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 from torch.optim.swa_utils import update_bn
@@ -74,10 +75,23 @@ def shrink_plan(model: nn.Module, groups: Sequence[ChannelGroup], alive: Mapping
     return plan
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside the wrappers of ``torch.compile`` and (distributed) data parallelism, with the plain names."""
+    while True:
+        if isinstance(model, DataParallel | DistributedDataParallel):
+            model = model.module
+        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
+            model = model._orig_mod  # type: ignore[assignment]
+        else:
+            return model
+
+
 def require_shapes(model: nn.Module) -> None:
-    """Raise :class:`ChaseError` for a model with lazy parameters."""
-    for name, parameter in model.named_parameters():
-        if is_lazy(parameter):
+    """Raise :class:`ChaseError` for a scripted model, and for one with lazy parameters or buffers."""
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ChaseError("the model is scripted and cannot be narrowed: give the module that it was made from")
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
             raise ChaseError(f"{name!r} has no shape yet (a lazy layer): run a batch through the model first")
 
 

@@ -20,7 +20,7 @@ from plait_chase.errors import ChaseError
 from plait_chase.flops import TrainFlops, computed_weights, dense_macs, layer_costs, layer_table, sparse_macs
 from plait_chase.groups import find_channel_groups
 from plait_chase.options import ChaseOptions
-from plait_chase.shrink import Plan, apply_shrink, bn_recalibrate, copied, shrink_plan, update_sizes
+from plait_chase.shrink import Plan, apply_shrink, bn_recalibrate, copied, shrink_plan, unwrapped, update_sizes
 from plait_chase.timing import compare_throughput
 from plait_chase.weights import NOT_INCLUDED, owned_weights, unreached
 
@@ -33,7 +33,8 @@ TIMED_WORK = 2e9
 
 
 def initialised(options: ChaseOptions, model: nn.Module) -> nn.Module:
-    """The model, re-initialised when the options say so."""
+    """The model out of its wrappers (``torch.compile``, data parallelism), re-initialised when the options say so."""
+    model = unwrapped(model)
     if options.initialise is not None:
         initialise(model, options.initialise)
     return model

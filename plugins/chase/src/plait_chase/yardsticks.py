@@ -20,7 +20,7 @@ from plait_chase.channels import (
 )
 from plait_chase.errors import ChaseError
 from plait_chase.flops import dense_macs, layer_costs
-from plait_chase.shrink import apply_shrink, shrink_plan
+from plait_chase.shrink import apply_shrink, shrink_plan, unwrapped
 
 __all__ = ["prune_with_torch_pruning", "random_channels"]
 
@@ -69,7 +69,7 @@ def prune_with_torch_pruning(
         if value is not None and not 0.0 < value < 1.0:
             raise ChaseError(f"{option}={value} is outside (0, 1)")
     tp = import_module("torch_pruning")
-    copy = deepcopy(model).eval()
+    copy = deepcopy(unwrapped(model)).eval()
     linears = [module for module in copy.modules() if isinstance(module, nn.Linear)]
     kept = [copy.get_submodule(name) for name in ignored] + linears[-1:]
     importance = tp.importance.MagnitudeImportance(p=2) if kind == "magnitude" else tp.importance.BNScaleImportance()
@@ -135,6 +135,6 @@ def random_channels(
     scores = [torch.rand(w, dtype=torch.float64, generator=generator, device=generator.device) for w in widths.values()]
     floors = [min_channels(width, channel_sparsity, min_layer_factor) for width in widths.values()]
     gone = select_channels(scores, alive, total - kept_channels(total, channel_sparsity), floors)
-    copy = deepcopy(model)
+    copy = deepcopy(unwrapped(model))
     apply_shrink(copy, shrink_plan(copy, groups, {name: ~dead for name, dead in zip(widths, gone, strict=True)}))
     return copy

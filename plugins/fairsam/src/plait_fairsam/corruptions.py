@@ -139,7 +139,7 @@ class Corruption:
             FairsamError: images of another rank, dtype or range, a negative start; for a corruption of the package also
                 images below 32x32 or with other than 1 or 3 channels.
         """
-        _check_images(images)
+        check_images(images)
         check_integer("start", start, 0)
         if self._package is not None and len(images):
             return self._external(images, start)
@@ -196,7 +196,12 @@ def corrupt(images: Tensor, name: str, severity: int, *, base_seed: int = 0, sta
     return Corruption(name, severity, base_seed=base_seed)(images, start)
 
 
-def _check_images(images: Tensor) -> None:
+def check_images(images: Tensor) -> None:
+    """Refuse what cannot be corrupted.
+
+    Raises:
+        FairsamError: no float [N, C, H, W], or values outside [0, 1].
+    """
     if images.ndim != 4 or not images.is_floating_point():
         hint = "; divide by 255" if images.dtype == torch.uint8 else ""
         raise FairsamError(f"images must be float [N, C, H, W], got {images.dtype} {tuple(images.shape)}{hint}")

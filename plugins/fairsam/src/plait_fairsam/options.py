@@ -41,7 +41,8 @@ class FairsamOptions(PresetOptions):
     penalty: float = Field(0.0, ge=0, description="factor on the gap between the groups' mean losses (baseline)")
     sync_perturbation: bool = Field(False, description="over several ranks: one perturbation (True) or m-SAM (False)")
     corruptions: tuple[str, ...] = Field(
-        ("gaussian_noise", "impulse_noise", "shot_noise"), min_length=1, description="corruptions of the test views"
+        ("gaussian_noise", "impulse_noise", "shot_noise"),
+        description="corruptions of the test views; [] for data that are no images in [0, 1]",
     )
     severities: tuple[Severity, ...] = Field((2, 3, 4), min_length=1, description="their severities, 1..5")
     corruption_seed: int = Field(0, ge=0, description="base seed of the views' noise, the same for every method")

@@ -143,8 +143,10 @@ class SavedWeights:
 
     @contextmanager
     def displaced(self, parameters: Sequence[Tensor], perturbation: Sequence[Tensor]) -> Iterator[None]:
-        """Hold ``parameters`` (a list of leaves, changed in place) at ``w + e``; restore them even after an
-        exception."""
+        """Hold ``parameters`` (a list of leaves, changed in place) at ``w + e``; restore them even after an exception.
+
+        Around the whole step, ``torch.autocast`` would go on with casts of the weights as they were: they are dropped.
+        """
         with torch.no_grad():
             parameters = _own(parameters)
             saved = self._like(parameters)
@@ -154,12 +156,14 @@ class SavedWeights:
             with torch.no_grad():
                 if parameters:
                     torch._foreach_add_(parameters, _own(perturbation))
+            torch.clear_autocast_cache()
             del perturbation  # not needed on the way back, and as large as the model
             yield
         finally:
             with torch.no_grad():
                 if parameters:
                     torch._foreach_copy_(parameters, saved)
+            torch.clear_autocast_cache()
 
     def _like(self, parameters: list[Tensor]) -> list[Tensor]:
         fits = len(self._buffers) == len(parameters) and all(

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from plait.data import Batch, Data
-from plait.data.streams import column
+from plait.data.streams import column, in_order
 from plait.declare.results import Metric, Plot, Table
 from plait.training.evaluation import Predicted, Predictions, View
 from plait.training.woven import LossReport
 
 from .baselines import GroupDRO, group_gap_penalty
-from .corruptions import Corruption
+from .corruptions import Corruption, check_images
 from .errors import FairsamError
 from .metrics import FairnessReport, collapse_warnings, fairness_report, gap, group_rate
 from .options import FairsamOptions
@@ -51,7 +51,8 @@ class Weave:
         trainer: the run, its data transformed and its model built.
 
     Raises:
-        FairsamError: a single group in the training split, labels or groups out of range, an unknown corruption.
+        FairsamError: a single group in the training split, labels or groups out of range, an unknown corruption, test
+            data that cannot be corrupted.
     """
 
     def __init__(self, options: FairsamOptions, trainer: Trainer) -> None:
@@ -70,9 +71,13 @@ class Weave:
         for name in options.corruptions:
             Corruption(name, options.severities[0])
         info = trainer.info
+        if options.corruptions and "input" in info.fields:
+            require_images(trainer.data)
         groups, labels = column(trainer.data.train, "group"), column(trainer.data.train, "label")
         counts = cell_counts(groups, labels, num_groups=info.num_groups or None, num_classes=info.num_classes)
         self.num_groups = counts.shape[0]
+        if not info.num_groups:
+            require_groups(trainer.data, self.num_groups)
         self.names = list(trainer.data.names.get("group", ())) or [str(a) for a in range(self.num_groups)]
         self.rule: TableWeights | AdaptiveWeights
         reduce = trainer.sum_over_ranks if trainer.world > 1 else None
@@ -246,13 +251,46 @@ class _Passes:
         return Losses(report.loss, report.per_example, report.gradients)
 
 
+def require_images(data: Data) -> None:
+    """Refuse, before training, test inputs that the views could not corrupt; of splits in files the first batch only.
+
+    Raises:
+        FairsamError: they are no float images, or lie outside [0, 1].
+    """
+    in_memory = getattr(data.test, "in_memory", False)
+    for batch in in_order(data.test, 256 if in_memory else 8):
+        try:
+            check_images(batch["input"])
+        except FairsamError as error:
+            raise FairsamError(
+                f"the test split cannot be corrupted: {error}. Without such views: --set fairsam.corruptions=[]"
+            ) from error
+        if not in_memory:
+            return
+
+
+def require_groups(data: Data, num_groups: int) -> None:
+    """Refuse, before training, groups that the training split has not; for data that do not say their number.
+
+    Raises:
+        FairsamError: the group and its split are named.
+    """
+    for part in ("validation", "test"):
+        highest = int(column(getattr(data, part), "group").max())
+        if highest >= num_groups:
+            raise FairsamError(
+                f"group {highest} is in the {part} split and not in the training split, whose groups are "
+                f"0..{num_groups - 1}: leave its rows out, or count it in DataInfo's num_groups to measure it as well"
+            )
+
+
 def corruption_views(options: FairsamOptions, trainer: Trainer) -> dict[str, View]:
     """One view per corruption and severity; the noise depends on nothing but names, seed and image index.
 
     Data without images to corrupt (the nodes of a graph) has none: the figures are of the clean split alone then.
     """
     views: dict[str, View] = {}
-    if "input" not in trainer.info.fields:
+    if options.corruptions and "input" not in trainer.info.fields:
         trainer.note("fairsam: the data has no images to corrupt, so the figures are of the clean test split alone")
         return views
     for name in options.corruptions:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from plait.data import Batch, Data, DataInfo
 from plait.declare.results import Metric
 from plait.errors import BadInput
 from plait_glt.errors import GLTError
-from plait_glt.graphs import Graph, degrees
+from plait_glt.graphs import Graph, check_features, check_labelled, degrees, node_ids, node_labels
 from plait_glt.measures import mean_roc_auc
 
 FIELDS = frozenset({"graph", "node", "label", "group", "index"})
@@ -100,17 +101,25 @@ def node_data(
 
     Args:
         source: name for messages.
-        graph: from `graphs.make_graph`.
-        train, validation, test: node ids, int64.
+        graph: from `graphs.make_graph`, or another one of PyG with ``x``, ``edge_index`` and ``y``; labels may be
+            [n, 1], and -1 at nodes of no split.
+        train, validation, test: node ids, or bool masks [n].
         num_classes: C, or K.
         class_names: C names, or none.
         notes: lines shown to the user.
         extra: more facts for ``info.extra``, beside ``nodes``, ``edges`` (undirected) and ``directed_entries``.
 
     Raises:
-        BadInput: as `check_splits`.
+        BadInput: features that are not finite, labels that are no whole numbers, splits that are neither ids nor masks,
+            and as `check_splits`.
     """
-    check_splits(source, graph, {"train": train, "validation": validation, "test": test}, num_classes)
+    graph = _checked(source, graph)
+    splits = {"train": train, "validation": validation, "test": test}
+    try:
+        splits = {name: node_ids(name, nodes, int(graph.num_nodes or 0)) for name, nodes in splits.items()}
+    except GLTError as error:
+        raise BadInput(f"data {source}: {error}") from None
+    check_splits(source, graph, splits, num_classes)
     n, entries = int(graph.num_nodes or 0), int(graph.edge_index.shape[1])
     many = graph.y.ndim == 2
     info = DataInfo(
@@ -124,10 +133,24 @@ def node_data(
     names: dict[str, Sequence[str]] = {"group": GROUPS}
     if class_names:
         names["label"] = list(class_names)
-    first, second, third = (NodeSplit(graph, nodes) for nodes in (train, validation, test))
+    first, second, third = (NodeSplit(graph, nodes) for nodes in splits.values())
     data = Data(info, first, second, third, forward=forward, readout=readout, names=names, notes=notes)
     data.figures = label_figures if many else None
     return data
+
+
+def _checked(source: str, graph: Graph) -> Graph:
+    """The graph with labels as `graphs.node_labels` has them; a copy where they were not so."""
+    try:
+        check_features(graph.x)
+        label = node_labels(graph.y, int(graph.x.shape[0]))
+    except GLTError as error:
+        raise BadInput(f"data {source}: {error}") from None
+    if label.dtype == graph.y.dtype and label.shape == graph.y.shape:
+        return graph
+    graph = copy.copy(graph)
+    graph.y = label
+    return graph
 
 
 def label_figures(outputs: Tensor, fields: Mapping[str, Any]) -> dict[str, Metric]:
@@ -148,7 +171,7 @@ def check_splits(source: str, graph: Graph, splits: Mapping[str, Tensor], num_cl
 
     Raises:
         BadInput: a node out of range, twice in a split or in two splits, a label out of range, a class without a
-            training label. Many labels of a node must be zeros and ones.
+            training label, a node without a label (-1). Many labels of a node must be zeros and ones.
     """
     n = int(graph.num_nodes or 0)
     owner = torch.full((n,), -1, dtype=torch.int64)
@@ -169,7 +192,12 @@ def check_splits(source: str, graph: Graph, splits: Mapping[str, Tensor], num_cl
         if len(torch.unique(nodes)) < len(nodes):
             raise BadInput(f"data {source}: the {name} split lists a node twice.")
         owner[nodes] = number
+        try:
+            check_labelled(name, nodes, graph.y)
+        except GLTError as error:
+            raise BadInput(f"data {source}: {error}") from None
     low, high = int(graph.y.min()), int(graph.y.max())
+    low = 0 if low == -1 else low  # of nodes in no split
     if graph.y.ndim == 2:
         if low < 0 or high > 1:
             raise BadInput(f"data {source}: labels {low}..{high}; many labels of a node must be zeros and ones.")
@@ -188,7 +216,7 @@ def split_by_class(
     """Node ids of the Planetoid kind of division: so many training labels per class, then counts of the rest.
 
     Args:
-        label: int64 [n].
+        label: int64 [n]; nodes with -1 are in no part.
         labels_per_class: training nodes of each class.
         validation, test: nodes of either, any class.
         seed: of the draw.
@@ -197,14 +225,15 @@ def split_by_class(
         BadInput: too few nodes.
     """
     order = np.random.default_rng(seed).permutation(len(label))
+    order = order[label.numpy()[order] >= 0]
     shuffled = label.numpy()[order]
     by_class = np.argsort(shuffled, kind="stable")
     sizes = np.bincount(shuffled)
     if int(sizes.min()) <= labels_per_class:
         small = int(sizes.argmin())
         raise BadInput(f"class {small} has {int(sizes[small])} nodes, too few for {labels_per_class} training labels.")
-    rank = np.empty(len(label), np.int64)
-    rank[by_class] = np.arange(len(label)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    rank = np.empty(len(order), np.int64)
+    rank[by_class] = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     chosen = rank < labels_per_class
     train, rest = order[chosen], order[~chosen]
     if len(rest) < validation + test:

@@ -28,25 +28,102 @@ def make_graph(x: Tensor, edge_index: Tensor, label: Tensor, *, sparse: Sparse =
     Args:
         x: features, float [n, F], dense or a sparse CSR or COO tensor.
         edge_index: int64 [2, E], in any order and direction.
-        label: int64 [n], or [n, K] for many labels of a node.
+        label: whole numbers [n] or [n, 1], or [n, K] for many labels of a node; -1 for a node without a label.
         sparse: keep ``x`` as a CSR tensor; ``auto`` does so under 5 % non-zero entries.
 
     Raises:
-        GLTError: features and labels of different length, features that are not finite, edges out of range.
+        GLTError: as `check_features` and `node_labels`, or edges out of range.
     """
-    if x.dim() != 2 or not x.is_floating_point():
-        raise GLTError(f"the features must be a float matrix [nodes, F], got {x.dtype} of shape {tuple(x.shape)}.")
-    if label.dim() not in (1, 2) or label.dtype != torch.int64:
-        raise GLTError(
-            f"the labels must be int64 [nodes] or [nodes, K], got {label.dtype} of shape {tuple(label.shape)}."
-        )
-    if len(label) != x.shape[0]:
-        raise GLTError(f"there are {x.shape[0]} rows of features but {len(label)} labels; each node needs one of both.")
-    values = x if x.layout == torch.strided else x.values() if x.layout == torch.sparse_csr else x.coalesce().values()
-    if not bool(torch.isfinite(values).all()):
-        raise GLTError("the features hold values that are not finite (nan or inf).")
+    check_features(x)
+    label = node_labels(label, x.shape[0])
     n = len(label)
     return Graph(x=store_features(x, sparse), edge_index=clean_edges(edge_index, n), y=label, num_nodes=n)
+
+
+def check_features(x: Tensor) -> None:
+    """Refuse what are no features.
+
+    Raises:
+        GLTError: no float matrix [nodes, F], or values that are not finite.
+    """
+    if x.dim() != 2 or not x.is_floating_point():
+        hint = " Convert whole numbers with x.float()." if x.dim() == 2 and not x.is_complex() else ""
+        raise GLTError(f"the features must be a float matrix [nodes, F], got {x.dtype} of {tuple(x.shape)}.{hint}")
+    values = x if x.layout == torch.strided else x.values() if x.layout == torch.sparse_csr else x.coalesce().values()
+    finite = torch.isfinite(values)
+    if not bool(finite.all()):
+        where = f"; first in node {int((~finite).any(1).nonzero()[0])}" if x.layout == torch.strided else ""
+        raise GLTError(f"the features hold values that are not finite (nan or inf{where}).")
+
+
+def node_labels(label: Tensor | None, n: int) -> Tensor:
+    """Labels as int64 [n], or [n, K] for many labels of a node.
+
+    Args:
+        label: whole numbers of any width, or bool, [n], [n, 1] (as OGB has them) or [n, K]. -1 stands for no label.
+        n: number of nodes.
+
+    Raises:
+        GLTError: none, another shape, not as many as nodes, or numbers that are not whole by their type.
+    """
+    if label is None:
+        raise GLTError("the graph has no labels y.")
+    if label.dim() not in (1, 2) or label.is_floating_point() or label.is_complex():
+        missing = label.isnan().nonzero()
+        nan = f"; node {int(missing[0, 0])} has nan: write -1 for a label that is missing" if len(missing) else ""
+        hint = "; convert whole numbers with y.long()" if label.is_floating_point() and not nan else nan
+        raise GLTError(
+            f"the labels must be int64 [nodes] or [nodes, K], got {label.dtype} of shape {tuple(label.shape)}{hint}."
+        )
+    if len(label) != n:
+        raise GLTError(f"there are {n} rows of features but {len(label)} labels; each node needs one of both.")
+    return (label.squeeze(1) if label.shape[1:] == (1,) else label).long()
+
+
+def node_ids(name: str, nodes: Tensor, n: int) -> Tensor:
+    """The nodes of a split, int64 [m].
+
+    Args:
+        name: of the split, for messages.
+        nodes: ids of any whole type, or a bool mask [n] or [n, 1].
+        n: number of nodes.
+
+    Raises:
+        GLTError: a mask of another shape (several divisions side by side are told apart), or anything else.
+    """
+    nodes = torch.as_tensor(nodes)
+    if nodes.dtype == torch.bool:
+        if nodes.dim() == 2 and nodes.shape[0] == n and nodes.shape[1] != 1:
+            raise GLTError(
+                f"split {name!r} is a mask of shape {tuple(nodes.shape)}: {nodes.shape[1]} divisions side by side. "
+                "Take one of them, mask[:, 0]."
+            )
+        if nodes.shape not in ((n,), (n, 1)):
+            raise GLTError(f"split {name!r} is a mask of shape {tuple(nodes.shape)} for {n} nodes.")
+        return nodes.reshape(n).nonzero().squeeze(1)
+    if nodes.dim() != 1 or nodes.is_complex() or (nodes.is_floating_point() and len(nodes)):
+        raise GLTError(
+            f"split {name!r} must be node ids, int64 [m], or a bool mask [{n}], "
+            f"got {nodes.dtype} of shape {tuple(nodes.shape)}."
+        )
+    if nodes.dtype == torch.uint8 and len(nodes) == n and n > 1 and int(nodes.max()) <= 1:
+        raise GLTError(f"split {name!r} looks like a mask of zeros and ones: convert it with mask.bool().")
+    return nodes.long()
+
+
+def check_labelled(name: str, nodes: Tensor, label: Tensor) -> None:
+    """Refuse a split with nodes that have no label.
+
+    Raises:
+        GLTError: the first of them are named.
+    """
+    bare = nodes[(label[nodes] < 0).reshape(len(nodes), -1).any(1)]
+    if len(bare):
+        first = ", ".join(str(node) for node in bare[:5].tolist())
+        raise GLTError(
+            f"{len(bare)} nodes of the {name} split have no label (it is below 0; first: {first}); "
+            "take them out of the split."
+        )
 
 
 def check_edges(edge_index: Tensor, n: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from types import SimpleNamespace
 
@@ -12,7 +12,19 @@ from torch.func import functional_call
 
 from plait_glt.errors import GLTError
 from plait_glt.graphs import check_edges, graph_hash, undirected_ids
-from plait_glt.models.conv import probe_edge_weight, weight_names
+from plait_glt.models.conv import probe_edge_weight
+from plait_glt.models.weights import (
+    COMPUTED,
+    NOT_REACHED,
+    PARAMETRIZED,
+    computed_tensors,
+    drop_effective,
+    effective_names,
+    left_alone,
+    matrix_names,
+    plain_network,
+    seen_alone,
+)
 
 
 class MaskedGNN(nn.Module):
@@ -22,21 +34,26 @@ class MaskedGNN(nn.Module):
     has the value exactly 0, in the masks and in Theta. Self-loops are the network's own affair and are never pruned.
 
     Args:
-        network: ``forward(x, edge_index, edge_weight=None)`` -> logits [n, C]; used as it is, not copied.
+        network: ``forward(x, edge_index, edge_weight=None)`` -> logits [n, C]; used as it is, not copied, but out of
+            the wrappers of ``torch.compile`` and ``DataParallel``.
         edge_index: int64 [2, E], without self-loops and duplicates.
         num_nodes: n.
         tied: one mask entry per undirected edge (default), pruned in both directions together; needs both directions of
             every edge. False gives every directed entry its own, which is what UGS does.
-        prunable: names of the weight matrices that get a mask; default all (`weight_names`).
+        prunable: names of the weight matrices that get a mask, frozen ones if named; default all (`weight_names`) but
+            those that `probe` finds to be no weights of the network.
 
     Attributes:
+        names: of the weight matrices that have a mask.
+        alone: name -> why it has none, of the other weight matrices.
         edge_mask: m_g [U]; U is E / 2 when tied, else E.
         weight_masks: m_theta by name, ``.`` written ``/``; `weight_mask` takes the plain name.
         edge_index, edge_id: the graph [2, E], and the mask entry of each directed entry [E].
         removed: bool [U] or None; edges switched off for the passes to come (the delta adversary, DropEdge).
 
     Raises:
-        GLTError: edges out of range, self-loops, duplicates, a missing direction when tied, an unknown weight name.
+        GLTError: edges out of range, self-loops, duplicates, a missing direction when tied, an unknown weight name, a
+            parametrized one, a scripted network or one with a lazy layer.
     """
 
     edge_index: Tensor
@@ -55,11 +72,19 @@ class MaskedGNN(nn.Module):
     ) -> None:
         super().__init__()
         _check_graph(edge_index, num_nodes, tied)
+        network = plain_network(network)
         parameters = dict(network.named_parameters())
-        self.names = list(weight_names(network) if prunable is None else prunable)
+        self.alone = left_alone(network)
+        self.asked = prunable is not None
+        wanted = [name for name in matrix_names(network) if name not in self.alone] if prunable is None else prunable
+        self.names = list(wanted)
         for name in self.names:
             if name not in parameters:
                 raise GLTError(f"prunable: the network has no parameter {name!r}.")
+            if self.alone.pop(name, None) == PARAMETRIZED:
+                raise GLTError(f"prunable: {name!r} is {PARAMETRIZED}.")
+        if effective_names(network):
+            network.register_state_dict_post_hook(drop_effective)  # type: ignore[no-untyped-call]
         self.network = network
         self.num_nodes, self.tied = num_nodes, tied
         edges = edge_index.detach().clone()
@@ -99,16 +124,78 @@ class MaskedGNN(nn.Module):
         return {name: parameters[name] for name in self.names}
 
     def probe(self, x: Tensor, seed: int = 0) -> None:
-        """Refuse a network with a layer that ignores edge weights; a few passes in eval mode.
+        """Look at the network on its features [n, F]: before training, as masks may go.
+
+        A network with a layer that ignores edge weights is refused. Matrices that the pass computes its weights from,
+        or that its outputs do not depend on, are left alone; named as ``prunable``, the first kind is refused.
 
         Raises:
-            GLTError: naming the network.
+            GLTError: naming the network or the matrix.
         """
         graph = SimpleNamespace(x=x, edge_index=self.edge_index)
-        if self.edge_index.shape[1] and not probe_edge_weight(self.network, graph, seed):
+        try:
+            listens = not self.edge_index.shape[1] or probe_edge_weight(self.network, graph, seed)
+        except RuntimeError as error:
+            if x.dtype == self.edge_mask.dtype:
+                raise
+            raise GLTError(
+                f"the features are {x.dtype} and the network's weights {self.edge_mask.dtype}: convert the features "
+                f"with x.to({self.edge_mask.dtype}), or the network with network.to({x.dtype})."
+            ) from error
+        if not listens:
             raise GLTError(
                 f"{type(self.network).__name__} ignores edge weights in at least one layer, so its edges cannot be "
                 "masked: every convolution must take edge_weight (plait_glt.models has GCN, GIN, GAT and ResGCN)."
+            )
+        for name, why in seen_alone(self.network, x, self.edge_index).items():
+            if name not in self.names:
+                continue
+            if self.asked and why == COMPUTED:
+                raise GLTError(f"prunable: {name!r} is no weight of the network: {why}.")
+            if not self.asked:
+                self.alone[name] = why
+                self.names.remove(name)
+                del self.weight_masks[_key(name)]
+
+    def effective(self, kept: Mapping[str, Tensor]) -> list[Tensor]:
+        """Masks of all the matrices that the network multiplies by, in order: ones for those left alone.
+
+        Args:
+            kept: b_theta by name.
+        """
+        left = set(matrix_names(self.network)) - set(kept)
+        left -= {name for name, why in self.alone.items() if why in (PARAMETRIZED, NOT_REACHED)}
+        masks = []
+        for path, module in self.network.named_modules():
+            for name, p in module.named_parameters(path, recurse=False):
+                if name in kept or name in left:
+                    masks.append(kept[name] if name in kept else torch.ones_like(p.detach()))
+            masks += [torch.ones_like(w.detach()) for w in computed_tensors(module) if w.dim() == 2]
+        return masks
+
+    @property
+    def remarks(self) -> list[str]:
+        """A line for each reason why matrices have no mask."""
+        lines = []
+        for why in dict.fromkeys(self.alone.values()):
+            names = [name for name, reason in self.alone.items() if reason == why]
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            lines.append(f"{names[0]!r}{more} left alone ({why})")
+        return lines
+
+    def require_trainable(self, prunes: bool) -> None:
+        """Refuse a network without a trained parameter, and one without a maskable weight if weights are pruned.
+
+        Raises:
+            GLTError: why each is left alone.
+        """
+        if not any(parameter.requires_grad for parameter in self.network.parameters()):
+            raise GLTError(f"all parameters of {type(self.network).__name__} are frozen: there is nothing to train.")
+        if prunes and not self.names:
+            why = "; ".join(self.remarks) or "it has no weight matrix"
+            raise GLTError(
+                f"{type(self.network).__name__} has no weight that can be pruned: {why}. With weight_ranking = 'keep' "
+                "only edges are pruned."
             )
 
     def soft_masks(self, train: bool) -> None:

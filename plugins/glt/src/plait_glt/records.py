@@ -52,7 +52,7 @@ def record(
         "best_epoch": best["step"] - phase.start if best is not None else phase.end - phase.start,
         "gradient_share": share,
         "isolated_nodes": len(isolated_nodes(kept_entries.cpu(), gnn.num_nodes)),
-        "macs": _macs(kept, int(kept_entries.shape[1]), gnn, x),
+        "macs": _macs(gnn.effective(dict(zip(gnn.names, kept, strict=True))), int(kept_entries.shape[1]), gnn, x),
     }
 
 

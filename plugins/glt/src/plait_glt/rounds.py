@@ -59,6 +59,9 @@ class RoundResult:
 class GraphLotteryTickets:
     """Hui et al., ICLR 2023, with its ablations and baselines (`GLTConfig`).
 
+    Weights that are frozen, parametrized, computed in the forward pass, or without effect are left alone
+    (``model.remarks``).
+
     Random numbers come from ``seed`` only, apart for each round and phase; the global generator is left as it was.
 
     Args:
@@ -69,8 +72,8 @@ class GraphLotteryTickets:
         seed: of everything random.
 
     Raises:
-        GLTError: splits that overlap, a class without a training label, a network that ignores edge weights, targets
-            that the rounds do not reach, and what `MaskedGNN` refuses.
+        GLTError: splits that overlap, a class without a training label, a network that ignores edge weights or
+            has no weight to prune, targets that the rounds do not reach, and what `MaskedGNN` refuses.
     """
 
     def __init__(
@@ -100,6 +103,8 @@ class GraphLotteryTickets:
         self.seed, self.task = seed, task
         self.model = MaskedGNN(network, task.edge_index, task.x.shape[0], tied=self.config.tied)
         self.model.probe(task.x, seed)
+        self.model.require_trainable(self.config.weight_ranking != "keep")
+        network = self.model.network
         self.initial = {name: value.detach().clone() for name, value in network.state_dict().items()}
         self.edge_kept = torch.ones_like(self.model.edge_mask, dtype=torch.bool)
         self.weight_kept = {name: torch.ones_like(w, dtype=torch.bool) for name, w in self.model.weights().items()}
@@ -151,7 +156,7 @@ class GraphLotteryTickets:
         known = propagations(self.model.network)
         macs: int | None = None
         if known is not None:
-            masks = [self.weight_kept[name] for name in self.model.names]
+            masks = self.model.effective(self.weight_kept)
             macs = inference_macs(masks, kept_index.shape[1], self.model.num_nodes, self.task.x, propagated=known)
         result = RoundResult(
             round=number,
@@ -276,6 +281,7 @@ class TicketSearch:
         area: under accuracy against graph sparsity, from 0; None without a dense network or without pruned edges.
         winning: whether the last ticket is as accurate as the dense network, within the tolerance; None without one.
         extreme: largest graph sparsity of a winning ticket; None without one.
+        remarks: which weight matrices were left alone, and why.
     """
 
     results: list[RoundResult]
@@ -283,6 +289,7 @@ class TicketSearch:
     area: float | None
     winning: bool | None
     extreme: float | None
+    remarks: tuple[str, ...] = ()
 
 
 def find_ticket(
@@ -314,4 +321,5 @@ def find_ticket(
         area_under_curve(sparsities, accuracies) if curve else None,
         None if dense is None else is_winning(accuracies[-1], dense, tolerance),
         None if dense is None else extreme_sparsity(sparsities[1:], accuracies[1:], dense, tolerance),
+        tuple(search.model.remarks),
     )

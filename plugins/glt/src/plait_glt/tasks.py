@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from plait_glt.errors import GLTError
+from plait_glt.graphs import check_features, check_labelled, node_ids, node_labels
 from plait_glt.links import Absent, Links, pair_logits, pair_numbers
 from plait_glt.measures import hits_at, mean_roc_auc, roc_auc
 
@@ -64,19 +65,24 @@ class NodeTask:
     """Node classification on one graph.
 
     Args:
-        x, edge_index, y: features [n, F], directed entries [2, E], labels [n].
+        x, edge_index, y: features [n, F], directed entries [2, E], labels [n] or [n, 1]; -1 for nodes without one.
         train, validation, test: node ids, or bool masks [n].
 
     Raises:
-        GLTError: lengths that differ, splits that overlap or are empty, a class without a training label.
+        GLTError: features that are not finite, lengths that differ, splits that overlap or are empty or have a node
+            without a label, labels that are no whole numbers, a class without a training label.
     """
 
     def __init__(
         self, x: Tensor, edge_index: Tensor, y: Tensor, train: Tensor, validation: Tensor, test: Tensor
     ) -> None:
+        check_features(x)
+        y = node_labels(y, x.shape[0])
+        if y.dim() != 1:
+            raise GLTError(f"the labels are of shape {tuple(y.shape)}; LabelTask takes many labels of a node.")
         self.x, self.edge_index, self.y = x, edge_index, y
-        self.train, self.validation, self.test = _node_ids(x, y, train, validation, test)
-        missing = set(y.tolist()) - set(y[self.train].tolist())
+        self.train, self.validation, self.test = _node_ids(y, train, validation, test)
+        missing = set(y[y >= 0].tolist()) - set(y[self.train].tolist())
         if missing:
             raise GLTError(f"class {min(missing)} has no training label.")
         self.target = y[self.train]
@@ -110,20 +116,27 @@ class LabelTask:
 
     Args:
         x, edge_index: features [n, F], directed entries [2, E].
-        y: zeros and ones [n, C].
+        y: zeros and ones [n, C]; -1 at nodes of no split.
         train, validation, test: node ids, or bool masks [n].
 
     Raises:
-        GLTError: labels that are no zeros and ones, lengths that differ, splits that overlap or are empty.
+        GLTError: features that are not finite, labels that are no zeros and ones, lengths that differ, splits that
+            overlap or are empty or have a node without a label.
     """
 
     def __init__(
         self, x: Tensor, edge_index: Tensor, y: Tensor, train: Tensor, validation: Tensor, test: Tensor
     ) -> None:
-        if y.ndim != 2 or not bool(((y == 0) | (y == 1)).all()):
-            raise GLTError(f"the labels {tuple(y.shape)} must be zeros and ones [nodes, labels].")
+        check_features(x)
+        if y.ndim != 2 or not bool(((y == 0) | (y == 1) | (y == -1)).all()):
+            nan = (
+                " Some are nan: write -1 for the labels of nodes that are in no split." if bool(y.isnan().any()) else ""
+            )
+            raise GLTError(f"the labels {tuple(y.shape)} must be zeros and ones [nodes, labels].{nan}")
+        if len(y) != x.shape[0]:
+            raise GLTError(f"there are {x.shape[0]} rows of features but {len(y)} labels.")
         self.x, self.edge_index, self.y = x, edge_index, y
-        self.train, self.validation, self.test = _node_ids(x, y, train, validation, test)
+        self.train, self.validation, self.test = _node_ids(y, train, validation, test)
         self.target = y[self.train].to(x.dtype)
 
     def renew(self, generator: torch.Generator) -> None:
@@ -156,10 +169,11 @@ class LinkTask:
         hits: judge by Hits@K for this K instead of ROC-AUC; default None.
 
     Raises:
-        GLTError: an edge of validation or test in the graph.
+        GLTError: features that are not finite, or an edge of validation or test in the graph.
     """
 
     def __init__(self, x: Tensor, links: Links, *, hits: int | None = None) -> None:
+        check_features(x)
         graph = pair_numbers(links.edge_index)
         if bool(torch.isin(pair_numbers(torch.cat([links.validation, links.test], 1)), graph).any()):
             raise GLTError("an edge that is held out is in the graph that the network sees.")
@@ -198,17 +212,14 @@ class LinkTask:
         return 100 * float(roc_auc(torch.cat([above, below]), label))
 
 
-def _node_ids(x: Tensor, y: Tensor, *splits: Tensor) -> tuple[Tensor, ...]:
+def _node_ids(y: Tensor, *splits: Tensor) -> tuple[Tensor, ...]:
     n = len(y)
-    if x.shape[0] != n:
-        raise GLTError(f"there are {x.shape[0]} rows of features but {n} labels.")
     ids: list[Tensor] = []
     for name, nodes in zip(("train", "validation", "test"), splits, strict=True):
-        if nodes.dtype == torch.bool and nodes.shape != (n,):
-            raise GLTError(f"split {name!r} is a mask of shape {tuple(nodes.shape)} for {n} nodes.")
-        ids.append(nodes.nonzero().squeeze(1) if nodes.dtype == torch.bool else nodes)
+        ids.append(node_ids(name, nodes, n))
         if not len(ids[-1]) or int(ids[-1].min()) < 0 or int(ids[-1].max()) >= n:
             raise GLTError(f"split {name!r} is empty or names a node outside 0..{n - 1}.")
+        check_labelled(name, ids[-1], y)
     times = torch.bincount(torch.cat(ids), minlength=n)
     if int(times.max()) > 1:
         raise GLTError(f"splits overlap: node {int(times.argmax())} is listed {int(times.max())} times.")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from plait.storage.files import write_atomically
 from plait.training.masks import pack, unpack
 from plait_glt.errors import GLTError
-from plait_glt.models.conv import weight_names
+from plait_glt.models.weights import drop_effective, matrix_names, plain_network
 
 FORMAT = "plait-glt-ticket-1"
 
@@ -66,6 +66,7 @@ class Ticket:
     @torch.no_grad()
     def plant(self, network: nn.Module) -> None:
         """Rewind a network of the ticket's own shape: ``Theta_0 * b_theta``, and the buffers."""
+        network = plain_network(network)
         network.load_state_dict(self.initial)
         parameters = dict(network.named_parameters())
         for name, kept in self.weight_kept.items():
@@ -173,11 +174,13 @@ def transfer(
     Raises:
         GLTError: another architecture, a hidden layer of another width, nothing to carry, or another node set.
     """
+    network = plain_network(network)
     state = network.state_dict()
+    drop_effective(network, state)
     if set(state) != set(ticket.initial):
         odd = sorted(set(state) ^ set(ticket.initial))[0]
         raise GLTError(f"transfer: another architecture, {odd!r} is in only one of ticket and network.")
-    names = weight_names(network)
+    names = matrix_names(network)
     differ = [name for name in state if state[name].shape != ticket.initial[name].shape]
     hidden = [name for name in differ if name in names[1:-1]]
     if hidden:

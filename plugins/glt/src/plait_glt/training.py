@@ -194,8 +194,8 @@ class MaskStep:
                 edge_mask.grad.add_(edge_mask.sign(), alpha=config.l1_edges)
         if config.l1_weights and self.learn_weights:
             for mask in self.masks:
-                assert mask.grad is not None
-                mask.grad.add_(mask.sign(), alpha=config.l1_weights)
+                if mask.grad is not None:
+                    mask.grad.add_(mask.sign(), alpha=config.l1_weights)
         pairs = [(p.grad, hard) for p, hard in zip(self.held, self.holders, strict=True) if p.grad is not None]
         torch._foreach_mul_([grad for grad, _ in pairs], [hard for _, hard in pairs])
         self.optimizer.step()

@@ -39,11 +39,12 @@ def masked(options: GltOptions, model: nn.Module, data: Data) -> MaskedGNN:
     """The model with a soft mask for every edge of the data's graph and for every weight.
 
     Raises:
-        GLTError: a network with a layer that ignores edge weights.
+        GLTError: a network with a layer that ignores edge weights, or without a weight that can be pruned.
     """
     graph = data.train.__getitems__([0])["graph"]
     gnn = MaskedGNN(model, graph.edge_index, int(graph.num_nodes), tied=not options.directed_masks)
     gnn.probe(graph.x)
+    gnn.require_trainable(options.weight_ranking != "keep" and options.ticket is None)
     return gnn
 
 
@@ -58,6 +59,8 @@ class Weave:
     def __init__(self, options: GltOptions, trainer: Trainer) -> None:
         assert isinstance(trainer.model, MaskedGNN)
         self.options, self.gnn = options, trainer.model
+        for remark in self.gnn.remarks:
+            trainer.note(f"glt: {remark}")
         names = [f"network.{name}" for name in self.gnn.names]
         soft = self.gnn.mask_names()
         self.hard = trainer.masks.own("glt", ["edge_mask", *names, *soft])
@@ -160,7 +163,8 @@ class Weave:
         if self.moved is not None:
             if self.moved.edge_kept is not None:
                 edges.copy_(self.moved.edge_kept)
-            self._keep([self.moved.weight_kept[name] for name in gnn.names])
+            carried = self.moved.weight_kept  # of the weights that were not left alone where the ticket was found
+            self._keep([carried.get(n, w) for n, w in zip(gnn.names, weights, strict=True)])
             return
         if options.edge_ranking != "keep":
             scores = [self._edge_scores(trainer)]
@@ -280,8 +284,10 @@ class Weave:
         if "wasserstein" not in self.silent and self._compares(trainer, phase):
             terms["wasserstein"] = self._wasserstein(trainer, raw, outputs)
         if "l1" not in self.silent and (options.l1_edges or options.l1_weights):
-            weights = torch.stack([mask.abs().sum() for mask in self.gnn.weight_masks.values()]).sum()
-            terms["l1"] = options.l1_edges * self.gnn.edge_mask.abs().sum() + options.l1_weights * weights
+            terms["l1"] = options.l1_edges * self.gnn.edge_mask.abs().sum()
+            if self.gnn.names:
+                weights = torch.stack([mask.abs().sum() for mask in self.gnn.weight_masks.values()]).sum()
+                terms["l1"] = terms["l1"] + options.l1_weights * weights
         if self.implicit is not None:
             terms["implicit"] = self._implicit(trainer, batch)
         return terms

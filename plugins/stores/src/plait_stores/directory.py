@@ -215,10 +215,9 @@ class StoredDirectory(RunDirectory):
         return manifest
 
     def _local(self) -> list[str]:
-        """The files of the copy, relative; not the lock, the launch or half-written files."""
-        every = sorted(p for p in self.path.rglob("*") if p.is_file())
-        names = [p.relative_to(self.path).as_posix() for p in every]
-        return [name for name in names if not PurePosixPath(name).name.startswith(".")]
+        """The files of the copy, relative; not the lock, the launch, half-written files or hidden folders."""
+        every = sorted(p.relative_to(self.path) for p in self.path.rglob("*") if p.is_file())
+        return [name.as_posix() for name in every if not any(part.startswith(".") for part in name.parts)]
 
 
 def published_below(url: str, depth: int) -> Iterator[StoredDirectory]:

@@ -213,7 +213,8 @@ def assemble(
         label, group: int64 [n].
 
     Raises:
-        BadInput: images are missing (see `on_disk`), or a split is empty.
+        BadInput: images are missing (see `on_disk`), a split is empty, or an image of validation or test is damaged
+            (`FileSplit.check`).
     """
     used = np.flatnonzero(part >= 0)
     there, told = on_disk(root, [files[int(row)] for row in used], skip_missing, source)
@@ -235,6 +236,8 @@ def assemble(
             fields["group"] = torch.from_numpy(group[rows])
         splits.append(FileSplit(root, [files[int(row)] for row in rows], fields, size, margin))
     train, validation, test = splits
+    for late in (validation, test):  # a training reads its own images first
+        late.check()
     known = {"input", "label", "index"} | ({"group"} if group is not None else set())
     names = {"label": list(label_names)}
     if group is not None:

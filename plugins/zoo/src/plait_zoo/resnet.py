@@ -11,9 +11,12 @@ from torchvision.models import resnet as tv  # type: ignore[import-untyped,unuse
 
 from plait.data import DataInfo
 from plait.errors import BadInput
+from plait_zoo.files import named
 from plait_zoo.networks import Group, image_shape
 from plait_zoo.options import ResNetOptions
 
+WRAPPERS = ("module", "_orig_mod")
+"""Parts of names by data parallelism and ``torch.compile``; no network here has a module of such a name."""
 CIFAR_SIDE = 64
 """Up to this side ``stem = "auto"`` takes the stem for small images."""
 
@@ -82,10 +85,11 @@ def load_weights(model: ResNet, path: str, name: str) -> None:
     """Put weights from a local file into the model; a classifier of another width is left as it was made.
 
     The file is safetensors, or a torch state dict read with ``weights_only=True``: no code in it is executed. A dict
-    under ``state_dict`` or ``model`` and the prefix ``module.`` are understood.
+    under ``state_dict`` or ``model`` is understood, and so are the names that data parallelism (``module.``) and
+    ``torch.compile`` (``_orig_mod.``) give to weights, of the network or of its layers.
 
     Raises:
-        BadInput: no such file, neither format, or tensors that do not fit; the first is named.
+        BadInput: no such file, neither format, one weight under two names, or tensors that do not fit; they are named.
     """
     state = _read(os.path.expanduser(path), name)
     own = model.state_dict()
@@ -99,8 +103,9 @@ def load_weights(model: ResNet, path: str, name: str) -> None:
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
     foreign = [key for key in state if key not in own]
     if missing or foreign:
-        first = f"has no {missing[0]}" if missing else f"has {foreign[0]}, which the model has not"
-        raise BadInput(f"model {name}: {path} holds weights of another model: it {first}.")
+        faults = [f"has no {named(missing)}"] if missing else []
+        faults += [f"has {named(foreign)}, which the model has not"] if foreign else []
+        raise BadInput(f"model {name}: {path} holds weights of another model: it {', and '.join(faults)}.")
     model.load_state_dict(state, strict=False)
 
 
@@ -122,4 +127,10 @@ def _read(path: str, name: str) -> dict[str, Tensor]:
             content = content[key]
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise BadInput(f"model {name}: {path} holds no state dict (names to tensors).")
-    return {str(key).removeprefix("module."): value for key, value in content.items()}
+    state: dict[str, Tensor] = {}
+    for key, value in content.items():
+        plain = ".".join(part for part in str(key).split(".") if part not in WRAPPERS)
+        if plain in state:
+            raise BadInput(f"model {name}: {path} holds {plain} twice, once as {key}.")
+        state[plain] = value
+    return state

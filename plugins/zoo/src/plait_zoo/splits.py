@@ -76,6 +76,19 @@ class FileSplit:
     def __len__(self) -> int:
         return len(self.files)
 
+    def check(self) -> None:
+        """Look at the beginning and the end of every file, and read those that look damaged.
+
+        Raises:
+            BadInput: one cannot be read; it is named.
+        """
+        names = [os.path.join(self.root, os.fsdecode(name)) for name in self.files]
+        with ThreadPoolExecutor(THREADS) as pool:
+            whole = list(pool.map(images.looks_whole, names))
+        for name, fine in zip(names, whole, strict=True):
+            if not fine:
+                images.read(name, self.size, self.margin)
+
     def __getitems__(self, rows: Sequence[int] | Tensor) -> Batch:
         """The batch of these rows.
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from plait_glt.models.conv import GATConv, GCNConv, GINConv, gcn_norm, probe_edge_weight, weight_names
+from plait_glt.models.conv import GATConv, GCNConv, GINConv, gcn_norm, probe_edge_weight
 from plait_glt.models.gat import GAT
 from plait_glt.models.gcn import GCN
 from plait_glt.models.gin import GIN
 from plait_glt.models.propagation import neighbour_sum
 from plait_glt.models.resgcn import ResGCN
+from plait_glt.models.weights import weight_names
 
 __all__ = [
     "GAT",

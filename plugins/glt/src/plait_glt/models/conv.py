@@ -213,13 +213,3 @@ def _scale_rows(x: Tensor, scale: Tensor) -> Tensor:
 
 def _moved(before: Tensor, after: Tensor, rows: Tensor) -> bool:
     return bool(((before - after)[rows].abs() > 1e-5 * (1 + before[rows].abs())).any())
-
-
-def weight_names(model: nn.Module) -> list[str]:
-    """Names of the parameters that are weight matrices and so can be pruned: 2-D, not of a norm or an embedding.
-
-    Biases, norms and GAT's attention vectors (3-D in PyG) are left out, as the weight sparsity counts matrices only.
-    """
-    norms = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.Embedding)
-    left_out = {id(p) for m in model.modules() if isinstance(m, norms) for p in m.parameters(recurse=False)}
-    return [name for name, p in model.named_parameters() if p.dim() == 2 and id(p) not in left_out]
