@@ -4,4 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from plait_authoring.fixtures import lone_process
+
+__all__ = ["lone_process"]
+
 torch.set_num_threads(1)

@@ -175,6 +175,7 @@ def test_evaluation_is_exact_over_uneven_shares(tmp_path: Path) -> None:
     plait.run(wanted, out=tmp_path / "one")
     for rank in range(3):
         evaluated = [line for line in witnessed(tmp_path / "three", 3, rank) if "evaluated" in line]
+        evaluated = evaluated[-2:]  # after the rehearsal's few rows
         assert [line["evaluated"] for line in evaluated] == [list(range(125)), list(range(62))]  # test, validation
         assert [line["outputs"] for line in evaluated] == [125, 62]
     assert samples(tmp_path / "three", 3) == samples(tmp_path / "one", 1)

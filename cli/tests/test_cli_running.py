@@ -154,8 +154,9 @@ def test_a_failing_run_is_code_1_and_undefined_is_null(
     assert answer.code == 1 and answer.document["error"]["type"] == "RunFailed" and "step 1" in answer.err
     assert call("runs", "nan", "--json").document[0]["status"] == "failed"
     answer = call("run", "--steps", "1", *QUICK, "--model", "home_made:Worse", "--out", "worse")
-    said = "raised in your own file home_made.py, line 7: RuntimeError: shapes [/do] not fit\n"
-    assert answer.code == 1 and said in answer.err and "Traceback" not in answer.err
+    assert "tried before the training: RuntimeError: shapes [/do] not fit." in answer.err
+    assert "\n  It comes from your own file home_made.py, line 7.\n" in answer.err
+    assert answer.code == 2 and "Traceback" not in answer.err and not (tmp_path / "worse").exists()
     untrained = call("run", "--steps", "0", *QUICK, "--model", "home_made:Bad", "--out", "zero", "--json")
     assert untrained.code == 0 and untrained.document["metrics"]["task/loss"] is None
 

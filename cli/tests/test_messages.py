@@ -132,11 +132,13 @@ class Files:
 
     def __getitems__(self, rows):
         rows = torch.as_tensor(rows)
-        if self.bad and len(rows) > 1:
+        if self.bad and rows.max() >= first:
             eval(self.bad)
         return Batch(input=torch.zeros(len(rows), 1, 8, 8), label=rows % 4, index=rows)
 
-def load(bad):
+def load(bad, where=16):
+    global first  # the rehearsal reads the rows before 16
+    first = where
     info = DataInfo(task="classification", input_shape=(1, 8, 8), num_classes=4)
     return Data(train=Files(bad), validation=Files(""), test=Files(""), info=info)
 """
@@ -158,6 +160,16 @@ def test_a_split_says_the_same_in_a_loader_process(
     answer = call("run", *QUICK, *given, "--out", "r")
     assert answer.code == 1 and f"raised in your own file own_files.py, line 15: {reason}" in answer.err, answer.err
     assert "Traceback" not in answer.err and "Caught" not in answer.err
+
+
+@pytest.mark.parametrize("where", [0, 12])
+def test_a_split_that_fails_is_found_before_training(call: Call, home_made: Any, tmp_path: Path, where: int) -> None:
+    home_made("own_files", FILES)
+    given = ("--data", "own_files:load", "--set", "data.bad=[][3]", "--set", f"data.where={where}")
+    answer = call("run", *QUICK, *given, "--out", "r")
+    assert answer.code == 2 and "IndexError: list index out of range" in answer.err, answer.err
+    assert "It comes from your own file own_files.py, line 15." in answer.err
+    assert "Traceback" not in answer.err and not (tmp_path / "r").exists()
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,8 @@
 
 import torch
 
-from plait_authoring.fixtures import install
+from plait_authoring.fixtures import call, install, lone_process
 
-__all__ = ["install"]
+__all__ = ["call", "install", "lone_process"]
 
 torch.set_num_threads(1)

@@ -22,8 +22,8 @@ def report(error: BaseException, *, as_json: bool) -> int:
     """
     from plait.errors import Interrupted, PlaitError, Refused, first_line
 
-    if isinstance(error, PlaitError) and error.shown:  # another process of the run has told the user
-        return error.exit_code
+    if getattr(error, "shown", False):  # another process of the run has told the user
+        return int(getattr(error, "exit_code", 1))
     extra: dict[str, Any] = {}
     kind = type(error).__name__
     word = "error"
@@ -84,7 +84,7 @@ def unexpected(error: BaseException) -> str:
 
 
 def beneath(error: BaseException) -> str:
-    """The place in the user's own code that an error has come from, on a line of its own, or nothing."""
+    """The place in the user's own code or in a plugin that an error has come from, on a line of its own, or nothing."""
     from plait.errors import PlaitError
 
     deepest: BaseException | None = error
@@ -98,7 +98,11 @@ def beneath(error: BaseException) -> str:
         place = origin.origin(deepest)
     except Exception:  # as above
         return ""
-    return f"\nIt comes from your own file {place.place}." if place and place.owner.kind == "own" else ""
+    said = place is not None and place.owner.kind == "plugin" and isinstance(deepest, ValueError)
+    if place is None or place.owner.kind not in ("own", "plugin") or said:  # a method's ValueError says all itself
+        return ""
+    whose = "your own file" if place.owner.kind == "own" else f"{place.owner.name},"
+    return f"\nIt comes from {whose} {place.place}."
 
 
 def shortened(text: str) -> str:

@@ -22,7 +22,8 @@ def main(arguments: list[str]) -> int:
 
         shown = current().rank == 0
         if "resume" in order:
-            plait.resume(order["resume"], checkpoint=order["checkpoint"], device=order["device"], progress=shown)
+            chosen = {name: order[name] for name in ("checkpoint", "device", "anyway")}
+            plait.resume(order["resume"], **chosen, progress=shown)
         else:
             plait.run(order["recipe"], out=order["out"], go_on=order["go_on"], progress=shown)
     except (Exception, KeyboardInterrupt) as error:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import save_model
-from torch import nn
+from torch import Tensor, nn
 
-from plait.errors import RunFailed
-from plait.storage.files import write_atomically, write_text
+from plait.errors import BadInput, first_line
+from plait.storage.files import write_atomically
 
 if TYPE_CHECKING:
     from plait.training.trainer import Trainer
@@ -20,7 +26,18 @@ FILES = {"torch_export": "model.pt2", "torchscript": "model.torchscript", "onnx"
 
 
 def write(trainer: Trainer, model: nn.Module, folder: Path) -> None:
-    """Write ``model`` (on the CPU, in eval mode) to ``folder`` in the recipe's formats.
+    """Write ``model`` (on the CPU, in eval mode) to ``folder`` in the recipe's formats, each file whole or not at all.
+
+    Raises:
+        BadInput: as the functions of `forms`.
+        RunFailed: the disk is full.
+    """
+    for name, put in forms(trainer, model).items():
+        write_atomically(folder / name, put)
+
+
+def forms(trainer: Trainer, model: nn.Module) -> dict[str, Callable[[Path], object]]:
+    """What is exported: file name -> a function that writes it to a path.
 
     ``model.safetensors`` + ``config.json`` always; ``model.pt2``, ``model.torchscript`` and ``model.onnx`` run without
     plait and without the model's source, for any batch size. They take the model's own input, after the data's
@@ -28,46 +45,74 @@ def write(trainer: Trainer, model: nn.Module, folder: Path) -> None:
     ``export_metadata``, text -> text; it is written into the header of the safetensors file and into the config.
 
     Raises:
-        RunFailed: a format cannot express this model, or the disk is full.
+        BadInput: a state that is no tensor; from the functions: a format that cannot express this model.
     """
-    write_atomically(folder / "model.safetensors", lambda path: save_model(model, str(path), metadata=_metadata(model)))
-    write_text(folder / "config.json", json.dumps(_config(trainer, model), indent=2))
-    for kind in trainer.recipe.export.formats:
-        if kind != "safetensors":
-            try:
-                _write_program(trainer, model, kind, folder / FILES[kind])
-            except RunFailed:
-                raise
-            except Exception as error:
-                raise RunFailed(
-                    f"export as {kind} failed: {type(error).__name__}: {str(error).splitlines()[0]}. "
-                    "The trained weights are in export/model.safetensors; choose export.formats without it."
-                ) from error
+    require_tensors(model)
+    config = json.dumps(_config(trainer, model), indent=2)
+    kinds = [kind for kind in trainer.recipe.export.formats if kind in FILES]
+    return {
+        "model.safetensors": lambda path: save_model(model, str(path), metadata=_metadata(model)),
+        "config.json": lambda path: path.write_text(config, encoding="utf-8"),
+        **{FILES[kind]: partial(_program, trainer, model, kind) for kind in kinds},
+    }
+
+
+def require_tensors(model: nn.Module) -> None:
+    """Refuse a model whose state is not of tensors alone.
+
+    Raises:
+        BadInput: naming the first such entry.
+    """
+    for name, value in model.state_dict().items():
+        if not isinstance(value, Tensor):
+            given = f"a {type(value).__name__} at {name!r}"
+            whose = " (of get_extra_state)" if name.rpartition(".")[2] == "_extra_state" else ""
+            raise BadInput(
+                f"the model's state_dict holds {given}{whose}; weights files hold tensors alone: make it a tensor, or "
+                "keep it out of the state."
+            )
 
 
 def _metadata(model: nn.Module) -> dict[str, str]:
     return {str(k): str(v) for k, v in getattr(model, "export_metadata", {}).items()}
 
 
-def _write_program(trainer: Trainer, model: nn.Module, kind: str, target: Path) -> None:
+def _program(trainer: Trainer, model: nn.Module, kind: str, path: Path) -> None:
     batch = trainer.data.test.__getitems__([0, 0])
     example = (trainer.data.prepare(batch) if trainer.data.prepare else batch)["input"]
-    if kind == "torchscript":
-        traced = torch.jit.trace(model, example)  # type: ignore[no-untyped-call]
-        write_atomically(target, lambda path: traced.save(str(path)))
-        return
-    sizes = ({0: torch.export.Dim("batch", min=1, max=65536)},)
-    program = torch.export.export(model, (example,), dynamic_shapes=sizes)
-    if kind == "torch_export":
-        write_atomically(target, lambda path: _save_program(program, path))
-    else:
-        onnx: Any = torch.onnx.export(program, (example,), dynamo=True, verbose=False)
-        write_atomically(target, lambda path: onnx.save(str(path)))
+    try:
+        with _quiet_where_it_fails():
+            if kind == "torchscript":
+                torch.jit.trace(model, example).save(str(path))  # type: ignore[no-untyped-call]
+                return
+            sizes = ({0: torch.export.Dim("batch", min=1, max=65536)},)
+            program = torch.export.export(model, (example,), dynamic_shapes=sizes)
+            if kind == "torch_export":
+                with open(path, "wb") as file:
+                    torch.export.save(program, file)
+            else:
+                onnx: Any = torch.onnx.export(program, (example,), dynamo=True, verbose=False)
+                onnx.save(str(path))
+    except OSError:
+        raise
+    except Exception as error:  # a tracer may raise anything
+        raise BadInput(
+            f"export as {kind} failed: {type(error).__name__}: {first_line(error)}. "
+            f"Choose export.formats without {kind!r}; model.safetensors is written with any choice."
+        ) from error
 
 
-def _save_program(program: torch.export.ExportedProgram, path: Path) -> None:
-    with open(path, "wb") as file:
-        torch.export.save(program, file)
+@contextlib.contextmanager
+def _quiet_where_it_fails() -> Iterator[None]:
+    """What torch writes to stderr is shown when it succeeds; when it fails, its error says the same in a line."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()) as written:
+            yield
+        sys.stderr.write(written.getvalue())
+    finally:
+        logging.disable(before)
 
 
 def _config(trainer: Trainer, model: nn.Module) -> dict[str, Any]:

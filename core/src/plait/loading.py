@@ -8,13 +8,14 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 
 from plait.data import Data, DataInfo
 from plait.declare.options import load_object
 from plait.declare.recipe import Component
 from plait.declare.sources import DataSource, ModelSource
-from plait.errors import BadInput
+from plait.errors import BadInput, PlaitError, first_line
 from plait.planning import discovery
 
 
@@ -30,7 +31,14 @@ def load_data(component: Component, seed: int) -> Data:
     data = _called("data", component, discovery.data_source(name), seed, {"seed": seed})
     if not isinstance(data, Data):
         raise BadInput(f"data {name}: expected a plait.data.Data, got {type(data).__name__}.")
-    data.check(name)
+    try:
+        data.check(name)
+    except PlaitError:
+        raise
+    except Exception as error:  # a stranger's split may raise anything
+        raise BadInput(
+            f"data {name}: reading its first rows failed: {type(error).__name__}: {first_line(error)}"
+        ) from error
     return data
 
 
@@ -41,7 +49,7 @@ def build_model(component: Component, info: DataInfo) -> nn.Module:
     ``in_channels`` that it takes, and the recipe's options.
 
     Raises:
-        BadInput: it cannot be built, or is not a ``torch.nn.Module``.
+        BadInput: it cannot be built, is not a ``torch.nn.Module``, or is a scripted one.
     """
     name = str(component.name)
     offers = {"info": info, "num_classes": info.num_classes, "input_shape": info.input_shape}
@@ -49,6 +57,25 @@ def build_model(component: Component, info: DataInfo) -> nn.Module:
     model = _called("model", component, discovery.model_source(name), info, offers)
     if not isinstance(model, nn.Module):
         raise BadInput(f"model {name}: expected a torch.nn.Module, got {type(model).__name__}.")
+    return plain(model, f"model {name}")
+
+
+def plain(model: nn.Module, what: str) -> nn.Module:
+    """A model without what torch wraps around it and its parts: DataParallel, DistributedDataParallel, torch.compile.
+
+    Raises:
+        BadInput: a scripted module, whose layers cannot be changed.
+    """
+    if isinstance(model, torch.jit.ScriptModule):
+        mend = 'give the module that was scripted; export.formats = ["torchscript"] scripts what was trained'
+        raise BadInput(f"{what} is scripted, and its layers cannot be changed or copied: {mend}.")
+    parallel = isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel))
+    inner = model._modules.get("module" if parallel else "_orig_mod")
+    if inner is not None:
+        return plain(inner, what)
+    for name, part in model._modules.items():
+        if part is not None:
+            model._modules[name] = plain(part, f"{what}: {name}")
     return model
 
 

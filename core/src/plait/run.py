@@ -104,7 +104,14 @@ def run(
     return execute(plan, directory, go_on=go_on, progress=progress)
 
 
-def resume(path: Path | str, *, checkpoint: str | None = None, device: str | None = None, progress: Any = False) -> Run:
+def resume(
+    path: Path | str,
+    *,
+    checkpoint: str | None = None,
+    device: str | None = None,
+    anyway: bool = False,
+    progress: Any = False,
+) -> Run:
     """Go on with a run that was killed or interrupted; a finished one is only read back.
 
     Args:
@@ -112,16 +119,18 @@ def resume(path: Path | str, *, checkpoint: str | None = None, device: str | Non
         checkpoint: a checkpoint's name; default the newest. Without any checkpoint the run starts over. Newer ones
             are set aside as ``superseded-...``.
         device: another device than the recipe's.
+        anyway: also over data that differs from what the run began with.
         progress: True for a progress bar on stderr.
 
     Raises:
-        BadCheckpoint: the checkpoint is damaged, foreign, or of another model (an intact older one is named).
+        BadCheckpoint: the checkpoint is damaged, foreign, or of another model (an intact older one is named), or the
+            data has changed since (what differs is named). The run directory is as it was.
     """
     directory = places.existing(path)
     if directory.result() is not None and checkpoint is None:
         return Run(directory)
     plan = make_plan(assemble(directory.recipe(), device=device))
-    return execute(plan, directory, fresh=False, checkpoint=checkpoint, progress=progress)
+    return execute(plan, directory, fresh=False, checkpoint=checkpoint, anyway=anyway, progress=progress)
 
 
 def load_run(path: Path | str) -> Run:
@@ -140,6 +149,7 @@ def execute(
     fresh: bool = True,
     go_on: bool | None = None,
     checkpoint: str | None = None,
+    anyway: bool = False,
     progress: Any = False,
     artifacts: bool = True,
 ) -> Run:
@@ -151,6 +161,7 @@ def execute(
         fresh: begin a new run; False: go on with the one that is there.
         go_on: of a fresh one, as in `run`.
         checkpoint: of one that goes on: from which; default the newest.
+        anyway: of one that goes on: also over other data than it began with.
         progress: True for a progress bar on stderr, or a `plait.storage.progress.Silent` of the caller's own.
         artifacts: ask the installed plugins for their artifacts at the end.
 
@@ -167,6 +178,7 @@ def execute(
     from plait.distributed.ranks import together
     from plait.distributed.world import World
     from plait.loading import build_model, load_data
+    from plait.rehearsal import rehearse
     from plait.storage.recorder import Recorder
     from plait.training.trainer import Trainer
 
@@ -177,7 +189,7 @@ def execute(
             versions = environment.versions(["torch", "accelerate", *plan.distributions])
             sources = environment.sources_of(plan.distributions)
             ranks.compare({"versions": versions, "sources": sources, "recipe": recipe.model_dump(mode="json")})
-        empty = not directory.path.exists()
+        before = set(directory.path.iterdir()) if directory.path.exists() else set()
         standing = ranks.decide("start", lambda: _begin(plan, directory, go_on) if fresh else "interrupted")
         if not directory.shared and ranks.world > 1:
             if process.local == 0 and not accelerator.is_main_process and standing != "new":
@@ -195,7 +207,10 @@ def execute(
                 files.write_text(directory.recipe_file, recipe.to_toml())
                 recorder.event("plan", **plan.as_dict())
             trainer = Trainer(recipe, plan.plugins, plan.composed, World(accelerator.device, accelerator), recorder)
-            with _written_down(recorder, ranks, artifacts, forget=empty and fresh), ranks.alive(lambda: trainer.step):
+            written_down = _written_down(
+                recorder, ranks, artifacts, before=before if fresh else None, new=standing == "new"
+            )
+            with written_down, ranks.alive(lambda: trainer.step):
                 seed_everything(recipe.seed)
                 data = load_data(recipe.data, recipe.seed)
                 for note in data.notes:
@@ -205,8 +220,8 @@ def execute(
                 trainer.build(data, model)
                 views = trainer.views()  # a name given twice is refused now, not after the training
                 seed_noise(recipe.seed, trainer.rank)
-                if standing == "interrupted":
-                    _take_up(trainer, recorder, plan, ranks, checkpoint)
+                if standing == "new" or not _take_up(trainer, recorder, plan, ranks, checkpoint, anyway):
+                    rehearse(trainer, views)
 
                 bar.start(trainer.total_steps, trainer.step, "+".join(recipe.plugins) or "plain")
                 with recorder.signals():
@@ -253,8 +268,8 @@ def _begin(plan: Plan, directory: RunDirectory, go_on: bool | None) -> str:
     return "finished" if directory.result() is not None else "interrupted"
 
 
-def _take_up(trainer: Trainer, recorder: Recorder, plan: Plan, ranks: Ranks, name: str | None) -> None:
-    """Go on from a checkpoint, or from the start when there is none."""
+def _take_up(trainer: Trainer, recorder: Recorder, plan: Plan, ranks: Ranks, name: str | None, anyway: bool) -> bool:
+    """Go on from a checkpoint; False when there is none and the run starts over."""
     from plait.storage import checkpoints
 
     directory = recorder.directory
@@ -268,6 +283,8 @@ def _take_up(trainer: Trainer, recorder: Recorder, plan: Plan, ranks: Ranks, nam
             hint = f" Intact older ones may be: {', '.join(older)} (--checkpoint {older[-1]})." if older else ""
             hint = hint if path.exists() else " Every machine of a run must see its directory."
             raise BadCheckpoint(f"{error}{hint}") from None
+        if not anyway:
+            _compare_data(state.get("data"), trainer.identity, directory, path.stem)
         try:
             trainer.load_state_dict(state)
             size = int(state["events_bytes"])
@@ -282,6 +299,30 @@ def _take_up(trainer: Trainer, recorder: Recorder, plan: Plan, ranks: Ranks, nam
         recorder.event("plan", **plan.as_dict())
     else:
         recorder.event("resumed", step=trainer.step, processes=trainer.world)
+    return path is not None
+
+
+def _compare_data(there: Mapping[str, Any] | None, here: Mapping[str, Any], directory: RunDirectory, name: str) -> None:
+    """Refuse to go on over other data; a checkpoint of an older plait-core says nothing of its data."""
+    from plait.distributed.ranks import differences
+
+    changes = []
+    for place, before, now in differences(there, here) if there else ():
+        split, _, kind = place.partition(".")
+        if kind == "rows":
+            changes.append(f"{split}: {before} rows there, {now} here")
+        elif kind == "fingerprint":
+            if there and there[split]["rows"] == here[split]["rows"]:
+                changes.append(f"{split}: other values in its labels or columns of integers")
+        else:
+            what = kind.removeprefix("fields.").replace(".", " ")
+            text = f"{before or 'nothing'} there, {now or 'nothing'} here"
+            changes.append(f"{split}: {what} is {text}" if kind else f"{place}: {text}".replace("_", " "))
+    if changes:
+        raise BadCheckpoint(
+            f"{directory.shown}: the data is not what the checkpoint {name} was trained on. {'; '.join(changes)}. Give "
+            f"the data that the run began with, or go on over this one: plait resume {directory.shown} --go-on-anyway"
+        )
 
 
 def _described(kind: type[Metric | Table | Plot], results: Mapping[str, Metric | Table | Plot]) -> dict[str, Any]:
@@ -289,21 +330,31 @@ def _described(kind: type[Metric | Table | Plot], results: Mapping[str, Metric |
 
 
 @contextlib.contextmanager
-def _written_down(recorder: Recorder, ranks: Ranks, artifacts: bool, *, forget: bool) -> Iterator[None]:
+def _written_down(
+    recorder: Recorder, ranks: Ranks, artifacts: bool, *, before: set[Path] | None, new: bool
+) -> Iterator[None]:
     """Close the record however the run ends: note the failure, make the artifacts, publish.
 
-    With ``forget`` nothing is left behind when the input is refused before anything was trained.
+    When the input is refused before anything was trained, nothing is left but what was there ``before``; a run that is
+    not ``new`` is left as it was when it is refused before it went on.
     """
     directory = recorder.directory
+    size = directory.events_file.stat().st_size if directory.events_file.exists() else 0
     failure: Exception | None = None
     try:
         yield
     except Exception as error:
         recorder.progress.stop()
         ranks.tell(error)
-        refused = isinstance(error, (BadInput, Refused)) and not directory.saved_checkpoints()
-        if forget and recorder.writes and refused:
-            shutil.rmtree(directory.path)
+        refused = isinstance(error, (BadInput, Refused))
+        if before is not None and new and recorder.writes and refused and not directory.saved_checkpoints():
+            for entry in set(directory.path.iterdir()) - before:
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+            if not before:
+                directory.path.rmdir()
+            raise
+        if refused and not new and not recorder.goes_on:
+            recorder.rewind(size)
             raise
         failure = error
         if isinstance(error, Interrupted):

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import typer
 
 from plait_cli import output
 from plait_cli.parameters import AsJson, DataName, ModelName, PluginNames, RecipeFile, Settings, assemble
-
-if TYPE_CHECKING:
-    from plait.planning.plan import Plan
 
 REFUSED = 3
 
@@ -39,35 +34,22 @@ def plan(
     if as_json:
         output.emit(judged.as_dict())
     else:
-        typer.echo(described(judged))
+        typer.echo(coloured(str(judged)))
     if not judged.ok:
         raise typer.Exit(REFUSED)
 
 
-def described(judged: Plan) -> str:
-    """The plan for people."""
-    from plait.declare.rules import Rule
-    from plait.hooks import rule_of
-
-    names = list(judged.recipe.plugins) or ["no plugin"]
-    lines = [output.heading(f"{' + '.join(names)} on {judged.recipe.data.name} with {judged.recipe.model.name}")]
-    rows = []
-    for hook, order in judged.order.items():
-        rule = rule_of(hook)
-        if rule is not Rule.REGISTRY or hook == "views":
-            rows.append((hook, rule.value, " -> ".join(order), "; ".join(judged.reasons.get(hook, []))))
-    if rows:
-        head, *body = output.aligned([("HOOK", "RULE", "ORDER", "WHY"), *rows]).splitlines()
-        lines += ["", output.heading(head), *body]
-    owned = [(name, ", ".join(map(str, things))) for name, things in judged.ownership.items()]
-    if owned:
-        lines += ["", output.heading("OWNERSHIP"), output.aligned(owned)]
-    if judged.unchecked:
-        lines += ["", output.heading("NOT CHECKED YET"), *judged.unchecked]
-    lines.append("")
-    if judged.ok:
-        lines.append(typer.style("ok: they can work together.", fg="green"))
-    for refusal in judged.refusals:
-        lines.append(typer.style(f"refused ({refusal.rule}): ", fg="red", bold=True) + refusal.message)
-        lines.append(f"  fix: {refusal.fix}")
-    return "\n".join(lines)
+def coloured(text: str) -> str:
+    """The plan's text with its headings bold and its judgement green or red, where the terminal can."""
+    title, *lines = text.splitlines()
+    styled = [output.heading(title)]
+    for line in lines:
+        refused, closing, message = line.partition("): ")
+        if line.startswith("refused (") and closing:
+            line = typer.style(refused + closing, fg="red", bold=True) + message
+        elif line.startswith("ok: "):
+            line = typer.style(line, fg="green")
+        elif line.startswith(("HOOK ", "OWNERSHIP", "NOT CHECKED YET")):
+            line = output.heading(line)
+        styled.append(line)
+    return "\n".join(styled)

@@ -113,11 +113,15 @@ def resume(
     device: Device = None,
     nproc: Processes = None,
     restarts: Restarts = 0,
+    anyway: Annotated[
+        bool, typer.Option("--go-on-anyway", help="Also over data that has changed since the run began.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Go on with an interrupted run, to the same result bit for bit on the same kind of device.
 
-    It may go on with another number of processes than it began with, in the same order of samples.
+    It may go on with another number of processes than it began with, in the same order of samples. Over data that has
+    changed since the run began it is refused, unless --go-on-anyway says otherwise.
 
     Examples:
 
@@ -134,11 +138,11 @@ def resume(
         output.note(f"{run} had finished already; this is its result.")
     team = Team(nproc, restarts)
     if team.processes is not None and not done:
-        team.work({"resume": str(run), "checkpoint": checkpoint, "device": device}, run)
+        team.work({"resume": str(run), "checkpoint": checkpoint, "device": device, "anyway": anyway}, run)
         finish(plait.load_run(run), as_json)
         return
     with interruptible(run):
-        resumed = plait.resume(run, checkpoint=checkpoint, device=device, progress=True)
+        resumed = plait.resume(run, checkpoint=checkpoint, device=device, anyway=anyway, progress=True)
     finish(resumed, as_json)
 
 

@@ -1,18 +1,15 @@
-"""Batches, the splits that hand them out, and the data set of a run."""
+"""Batches, and the splits that hand them out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from plait.errors import BadInput
-
-if TYPE_CHECKING:
-    from plait.declare.results import Metric
 
 
 class Batch(dict[str, Any]):
@@ -46,14 +43,29 @@ class Batch(dict[str, Any]):
         return Batch({k: v.to(device, non_blocking=True) if hasattr(v, "to") else v for k, v in self.items()})
 
 
+def not_finite(batch: Any) -> str:
+    """Which numbers of a batch are NaN or infinite, in words (fields, and rows in the split); empty where none is."""
+    odd = []
+    for name, value in batch.items() if isinstance(batch, Mapping) else ():
+        if isinstance(value, Tensor) and value.ndim and value.is_floating_point() and not bool(value.isfinite().all()):
+            rows = (~value.isfinite()).reshape(len(value), -1).any(1).nonzero().flatten().cpu()
+            index = batch.get("index")
+            if isinstance(index, Tensor) and index.ndim == 1 and len(index) == len(value):
+                rows = index.cpu()[rows].sort().values
+            shown = ", ".join(map(str, rows[:5].tolist())) + " ..." * (len(rows) > 5)
+            odd.append(f"the field {name!r} has NaN or infinite numbers in row {shown} of its split")
+    return "; ".join(odd)
+
+
 @runtime_checkable
 class Split(Protocol):
     """A part of a data set. ``__getitems__`` returns the batch of the given rows.
 
     A split may have ``fields``: its cheap columns (label, group, ...), name -> tensor [n]; the input need not be among
     them. ``in_memory = True`` says that reading needs no loader processes. ``at_once`` is how many rows an evaluation
-    predicts in one pass, where a pass costs the same for few as for many (nodes of one graph). A split that is not
-    drawn from by shuffling its rows has a method
+    predicts in one pass, where a pass costs the same for few as for many (nodes of one graph). ``fingerprint``, a text,
+    says which data it is, so that a run does not go on over other data; default: of its columns of integers. A split
+    that is not drawn from by shuffling its rows has a method
     ``stream(name, seed, batch_size, *, augment, rank, world, workers)`` that gives a `Stream`.
     """
 
@@ -66,20 +78,20 @@ class TensorSplit:
     """A split that lies in memory as tensors whose first dimension is the example.
 
     Args:
-        fields: name -> tensor [n, ...]; ``index`` is added when missing.
+        fields: name -> tensor (or array, or list of numbers) [n, ...]; ``index`` is added when missing.
 
     Raises:
-        BadInput: no field, or fields of different length.
+        BadInput: no field, fields of different length, or one that holds no numbers.
     """
 
     in_memory = True
 
-    def __init__(self, fields: Mapping[str, Tensor]) -> None:
-        lengths = {name: len(value) for name, value in fields.items()}
+    def __init__(self, fields: Mapping[str, Any]) -> None:
+        self.fields: dict[str, Tensor] = {name: as_tensor(value, f"field {name!r}") for name, value in fields.items()}
+        lengths = {name: len(value) if value.ndim else 0 for name, value in self.fields.items()}
         if len(set(lengths.values())) != 1:
             raise BadInput(f"the fields of a split must have one length, got {lengths}.")
         self.size = next(iter(lengths.values()))
-        self.fields: dict[str, Tensor] = {**fields}
         self.fields.setdefault("index", torch.arange(self.size))
 
     def __len__(self) -> int:
@@ -109,68 +121,21 @@ class Subset:
         return batch
 
 
-@dataclass(frozen=True)
-class DataInfo:
-    """What a model must know of the data: ``input_shape`` without the batch dimension, ``num_classes``, ``task``."""
+def as_tensor(value: Any, what: str) -> Tensor:
+    """A tensor as it is; an array, a number, or lists of numbers as a tensor of the same values.
 
-    task: str = "classification"
-    input_shape: tuple[int, ...] = ()
-    num_classes: int = 0
-    num_groups: int = 0
-    fields: frozenset[str] = frozenset({"input", "label", "index"})
-    extra: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass
-class Data:
-    """A data set ready for a run.
-
-    Attributes:
-        info: what a model must know.
-        train, validation, test: the splits; validation is never the test split.
-        augment: ``augment(batch, generator) -> batch``, applied to training batches; the generator is seeded by run,
-            stream, epoch and batch, so a resumed run augments alike.
-        prepare: ``prepare(batch) -> batch``, applied to every batch just before the model (normalisation), after views.
-        forward: ``forward(model, batch)``; default ``model(batch["input"])``.
-        readout: ``readout(raw, batch) -> outputs`` [B, ...], the outputs of the batch's examples out of all that
-            ``forward`` gave (the rows of some nodes, say); default: all of it.
-        figures: ``figures(outputs, fields) -> {name: Metric}`` of a whole split, where the task's own figures are not
-            those that count (ROC-AUC, say). They are published as ``task/<name>``, and by the first of them the best
-            state on validation is chosen.
-        names: human names, e.g. ``{"group": ["light", "dark"], "label": [...]}``.
-        notes: lines shown to the user (a fallback that was taken, say).
+    Raises:
+        BadInput: anything else, naming ``what``.
     """
-
-    info: DataInfo
-    train: Split
-    validation: Split
-    test: Split
-    augment: Callable[[Any, torch.Generator], Any] | None = None
-    prepare: Callable[[Any], Any] | None = None
-    forward: Callable[[Callable[..., Any], Any], Any] | None = None
-    readout: Callable[[Any, Any], Any] | None = None
-    figures: Callable[[Any, Mapping[str, Any]], Mapping[str, Metric]] | None = None
-    names: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    notes: Sequence[str] = ()
-
-    def check(self, source: str) -> None:
-        """Refuse what would spoil a run later.
-
-        Raises:
-            BadInput: an empty training or test split, validation that is the test split, labels out of range.
-        """
-        for name in ("train", "test"):
-            if not len(getattr(self, name)):
-                raise BadInput(f"data {source}: the {name} split is empty.")
-            batch = getattr(self, name).__getitems__([0])
-            if isinstance(batch, Mapping) and not (isinstance(batch, Batch) and "index" in batch):
-                given = f"{type(batch).__name__} with {', '.join(map(str, batch))}"
-                wanted = "a plait.Batch that has the field 'index' (rows in the split)"
-                raise BadInput(f"data {source}: the {name} split hands out {given}; it must be {wanted}.")
-        if self.validation is self.test:
-            raise BadInput(f"data {source}: the validation split is the test split; choices would see the test.")
-        label = getattr(self.train, "fields", {}).get("label")
-        if self.info.task == "classification" and label is not None and len(label):
-            low, high = int(label.min()), int(label.max())
-            if low < 0 or high >= self.info.num_classes:
-                raise BadInput(f"data {source}: labels {low}..{high} lie outside 0..{self.info.num_classes - 1}.")
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, (np.ndarray, np.generic, int, float, list, tuple)):
+        try:
+            whole = np.ascontiguousarray(value) if isinstance(value, np.ndarray) and value.ndim else value
+            return torch.as_tensor(whole)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise BadInput(f"{what} is no tensor and cannot be made one: {error}.") from error
+    kind = type(value)
+    image = f"{kind.__module__}.".startswith("PIL.")
+    mend = "a tensor (torchvision.transforms.ToTensor(), say, as the data set's transform)" if image else "a tensor"
+    raise BadInput(f"{what} is {'a PIL image' if image else f'of the type {kind.__name__}'}; give {mend}.")

@@ -25,6 +25,7 @@ class Stream:
         seed: the run's seed.
         batch_size: examples per batch over all ranks; the last batch of an epoch may be smaller.
         rank, world: this process takes its contiguous share of every batch.
+        drop_last: leave out a last batch of an epoch that is smaller than the others.
         workers: loader processes, for splits that read files.
 
     `share` gives, for a batch, this rank's rows over the mean rows of a rank: by it the mean loss of the rank must be
@@ -42,10 +43,11 @@ class Stream:
         rank: int = 0,
         world: int = 1,
         workers: int = 0,
+        drop_last: bool = False,
     ) -> None:
         self.split, self.name, self.seed, self.batch_size = split, name, seed, batch_size
         self.augment, self.rank, self.world, self.workers = augment, rank, world, workers
-        self.batches_per_epoch = max(1, -(-len(split) // batch_size))
+        self.batches_per_epoch = max(1, len(split) // batch_size if drop_last else -(-len(split) // batch_size))
         self.drawn = 0
         self._source: Iterator[Any] | None = None
 

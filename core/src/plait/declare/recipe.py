@@ -34,6 +34,7 @@ class Train(Options):
     epochs: int | None = Field(None, ge=0, le=10**6, description="passes over the training split; default 10")
     steps: int | None = Field(None, ge=0, le=10**9, description="optimizer steps, instead of epochs")
     batch_size: int = Field(64, ge=1, le=10**6, description="examples per optimizer step, over all processes")
+    drop_last: bool = Field(False, description="leave out a last batch of an epoch that is smaller than the others")
     accumulate: int = Field(1, ge=1, le=10**4, description="parts in which a batch is computed, to save memory")
     evaluate_every: int = Field(1, ge=1, description="epochs between evaluations on the validation split")
     select: Literal["last", "best"] = Field("last", description="final weights: the last, or the best on validation")

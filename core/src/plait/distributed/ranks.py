@@ -108,9 +108,12 @@ class Ranks:
             first = self.store.compare_set("failure", "", json.dumps({**described, "rank": self.rank})).decode()
         except RuntimeError:  # the store went with the process that held it
             return
-        if not isinstance(error, PlaitError):
+        known = json.loads(first)
+        if not isinstance(error, PlaitError):  # a stranger's, which every rank has met alike
+            if known["rank"] != self.rank and known["message"] == described["message"]:
+                error.shown = True  # type: ignore[attr-defined]
             return
-        if (known := json.loads(first))["rank"] != self.rank:
+        if known["rank"] != self.rank:
             error.shown = known["message"] == described["message"] or error.echo
         if self.rank and not error.shown and error.args:
             error.args = (f"rank {self.rank}: {error.args[0]}", *error.args[1:])

@@ -3,6 +3,7 @@ reading, and never executed."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialized
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -21,11 +23,51 @@ FORMAT = 1
 TENSOR = "$tensor"
 
 
+class Unstorable(TypeError):
+    """A checkpoint cannot hold a value: of which ``kind``, and at which ``place`` in the tree."""
+
+    def __init__(self, kind: str, place: str) -> None:
+        self.kind, self.place = kind, place
+        super().__init__(
+            f"a checkpoint cannot hold the {kind} at {place}; use tensors, numbers, strings, lists, dicts."
+        )
+
+
+def digest(tree: Mapping[str, Any]) -> str:
+    """The same for two trees that a checkpoint would hold alike.
+
+    Raises:
+        Unstorable: it could not hold this one.
+    """
+    tensors: dict[str, Tensor] = {}
+    return _digest(json.dumps(_split(tree, "", tensors)), tensors)
+
+
+def require_storable(tree: Mapping[str, Any]) -> None:
+    """Refuse a tree that a checkpoint could not hold.
+
+    Raises:
+        Unstorable: naming the place.
+    """
+    json.dumps(_split(tree, "", {}))
+
+
+def as_read(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a tree as `load` gives it back: names of text, lists, tensors on the CPU.
+
+    Raises:
+        Unstorable: a checkpoint could not hold it.
+    """
+    tensors: dict[str, Tensor] = {}
+    copy: dict[str, Any] = _join(json.loads(json.dumps(_split(tree, "", tensors))), tensors)
+    return copy
+
+
 def save(path: Path, tree: Mapping[str, Any]) -> None:
     """Write a tree of dicts, lists, tensors, numbers, strings, booleans and None.
 
     Raises:
-        TypeError: a value of another type (named by its place in the tree).
+        Unstorable: a value of another type (named by its place in the tree).
         RunFailed: it could not be written; an older file at ``path`` is unchanged.
     """
     tensors: dict[str, Tensor] = {}
@@ -68,6 +110,8 @@ def load(path: Path) -> dict[str, Any]:
 
 def _split(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Tensor):
+        if value.layout is not torch.strided or not _has_a_name(value.dtype):
+            raise Unstorable(f"tensor ({value.layout}, {value.dtype})".replace("torch.", ""), place)
         # a copy of its own: two names may share memory (tied weights), which the file format does not express
         tensors[place] = value.detach().cpu().contiguous().clone()
         return {TENSOR: place}
@@ -77,9 +121,17 @@ def _split(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
         return [_split(v, f"{place}/{i}", tensors) for i, v in enumerate(value)]
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    raise TypeError(
-        f"a checkpoint cannot hold the {type(value).__name__} at {place}; use tensors, numbers, strings, lists, dicts."
-    )
+    raise Unstorable(type(value).__name__, place)
+
+
+@functools.cache
+def _has_a_name(dtype: torch.dtype) -> bool:
+    """Whether the file format knows a type of numbers."""
+    try:
+        serialized({"": torch.empty(0, dtype=dtype)})
+    except (KeyError, ValueError, RuntimeError, SafetensorError):
+        return False
+    return True
 
 
 def _join(value: Any, tensors: Mapping[str, Tensor]) -> Any:

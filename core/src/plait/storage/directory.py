@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -157,6 +158,8 @@ class RunDirectory:
         """Before a resume: drop what a kill left half written, and set aside checkpoints of an abandoned future."""
         for half in (*self.path.glob(".*.tmp"), *self.checkpoints.glob(".*.tmp")):
             half.unlink(missing_ok=True)
+        for folder in self.path.glob(".rehearsal-*"):
+            shutil.rmtree(folder, ignore_errors=True)
         for path in self.saved_checkpoints():
             if going_on_from is not None and path.name > going_on_from.name:
                 path.rename(path.with_name(f"superseded-{path.name}"))

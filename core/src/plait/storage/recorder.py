@@ -27,7 +27,7 @@ class Recorder:
     """The one place that writes to the run directory; where not ``writes`` (on ranks other than 0) it writes nothing.
 
     ``accelerator`` has the trackers (TensorBoard, MLflow, W&B); ``stop_requested`` says that a signal asked the run to
-    stop at the next step boundary.
+    stop at the next step boundary, ``goes_on`` that an earlier record was cut back to be gone on with.
     """
 
     def __init__(
@@ -35,6 +35,7 @@ class Recorder:
     ) -> None:
         self.directory, self.progress, self.accelerator, self.writes = directory, progress, accelerator, writes
         self.stop_requested = False
+        self.goes_on = False
         self._shown = 0.0
         self._file: TextIO | None = None
 
@@ -90,6 +91,7 @@ class Recorder:
 
     def rewind(self, size: int) -> None:
         """Cut the events back to what they were at the checkpoint, so a resumed file reads like an unbroken one."""
+        self.goes_on = True
         if self.writes and self.directory.events_file.exists():
             self.close()
             with open(self.directory.events_file, "r+b") as file:

@@ -15,6 +15,7 @@ from plait.data.streams import in_order
 from plait.declare.results import Metric, Plot, Table
 from plait.training.forward import Forward
 from plait.training.frozen import evaluating
+from plait.training.objectives import fitting
 
 BATCH = 512
 """Examples per forward pass in evaluation, where the split does not say how many it takes at once."""
@@ -95,9 +96,12 @@ def predict(
 ) -> tuple[Any, dict[str, Any]]:
     """Outputs of a model in eval mode over a whole split: tensors joined to [E, ...], other outputs as a list.
 
-    Several ranks share the rows, and every rank has the results of all. Outputs that are no tensors with one row for
+    A split that is iterated by itself (a loop's batches) is passed through batch by batch on every rank. Of another one
+    several ranks share the rows, and every rank has the results of all. Outputs that are no tensors with one row for
     each example cannot be shared: then every rank computes everything.
     """
+    if isinstance(split, Iterable):
+        return _predict(forward, model, split, transform)
     size, world, rows = getattr(split, "at_once", BATCH), forward.world, len(split)
     if world.size > 1:
         world.equal_buffers(model)
@@ -160,7 +164,7 @@ def score(figures: Mapping[str, Metric]) -> float:
 
 def _figures(info: DataInfo, outputs: Any, fields: Mapping[str, Any]) -> dict[str, Metric]:
     if info.task == "regression":
-        return {"loss": Metric(float(functional.mse_loss(outputs, fields["target"])), "", "lower")}
+        return {"loss": Metric(float(functional.mse_loss(outputs, fitting(outputs, fields["target"]))), "", "lower")}
     label = fields["label"]
     if info.task == "multilabel":
         wrong = functional.binary_cross_entropy_with_logits(outputs, label.to(outputs.dtype))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -21,10 +22,8 @@ def default_objective(info: DataInfo, outputs: Any, batch: Any) -> Tensor:
         BadInput: another task, or outputs that do not fit the labels.
     """
     if info.task == "regression":
-        target = batch["target"]
-        if not isinstance(outputs, Tensor) or outputs.shape != target.shape:
-            raise _misfit(f"regression needs outputs of the target's shape {tuple(target.shape)}", outputs)
-        return functional.mse_loss(outputs, target, reduction="none").flatten(1).mean(1)
+        target = fitting(outputs, batch["target"])
+        return functional.mse_loss(outputs, target, reduction="none").reshape(len(target), -1).mean(1)
     if info.task == "multilabel":
         label = batch["label"]
         if not isinstance(outputs, Tensor) or outputs.shape != label.shape:
@@ -39,6 +38,25 @@ def default_objective(info: DataInfo, outputs: Any, batch: Any) -> Tensor:
             raise _misfit(f"classification needs logits [B, {info.num_classes}] from the model", outputs)
         return functional.cross_entropy(outputs, label, reduction="none")
     raise BadInput(f"the task {info.task!r} has no default objective; a plugin must provide one.")
+
+
+def fitting(outputs: Any, target: Tensor) -> Tensor:
+    """The targets of a regression as the outputs are: whole numbers as fractions, [B] and [B, 1] in the same shape.
+
+    Raises:
+        BadInput: another shape, or targets of more digits than the outputs have.
+    """
+    same = isinstance(outputs, Tensor) and outputs.shape == target.shape
+    if not isinstance(outputs, Tensor) or not (same or {outputs.shape, target.shape} == _one_number(len(target))):
+        raise _misfit(f"regression needs outputs of the target's shape {tuple(target.shape)}", outputs)
+    if target.dtype == torch.float64 and outputs.dtype != torch.float64:
+        given = f"float64 and the outputs {outputs.dtype}".replace("torch.", "")
+        raise BadInput(f"the targets are {given}: give targets of that type (target.float(), say).")
+    return (target if target.is_floating_point() else target.to(outputs.dtype)).reshape(outputs.shape)
+
+
+def _one_number(size: int) -> set[torch.Size]:
+    return {torch.Size([size]), torch.Size([size, 1])}
 
 
 def _misfit(need: str, outputs: Any) -> BadInput:

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from plait.data import Data
-from plait.data.seeds import seed_noise
+from plait.data import Data, Split
+from plait.data.seeds import seed_noise, seed_of
 from plait.data.streams import Stream, in_order
 from plait.declare.recipe import Recipe
 from plait.declare.results import Metric, Plot, Table
-from plait.declare.rules import Composed
+from plait.declare.rules import Composed, Implementation
 from plait.distributed.world import World
-from plait.errors import BadInput, Interrupted, blame, failing
+from plait.errors import BadInput, Interrupted, blame, failing, first_line
+from plait.storage import checkpoints
+from plait.storage.directory import RunDirectory
+from plait.storage.progress import Silent
 from plait.storage.recorder import Recorder
 from plait.training import evaluation
 from plait.training.forward import Forward
-from plait.training.frozen import evaluating
+from plait.training.frozen import evaluating, frozen_buffers
+from plait.training.random_state import global_random_state, set_global_random_state
 from plait.training.woven import Woven
 
 
@@ -37,6 +42,7 @@ class Trainer(Woven):
         folder: the run directory, for files of a plugin; write only where ``writes``.
         writes: whether this process writes files (rank 0 does).
         best: the best state on validation so far, when the recipe selects by it.
+        identity: what a checkpoint remembers of the data (`plait.data.Data.identity`) and its batches per epoch.
     """
 
     def __init__(
@@ -59,9 +65,15 @@ class Trainer(Woven):
         self._acting = list(dict.fromkeys(i.plugin for hook in acting for i in composed[hook].implementations))
 
     def build(self, data: Data, model: nn.Module) -> None:
-        """Put data and model together; the plugins transform both, then set themselves up."""
+        """Put data and model together; the plugins transform both, then set themselves up.
+
+        Raises:
+            BadInput: lazy layers that two training rows do not bring into shape.
+        """
         self.data: Data = self.composed["transform_data"].chain("data", trainer=self, data=data)
         self.info = self.data.info
+        way = (self.data.prepare, self.data.forward, self.data.readout)
+        materialise(model, Forward(World(torch.device("cpu")), "fp32", *way), self.data.train)
         model = self.composed["transform_model"].chain("model", trainer=self, model=model, data=self.data)
         model.to(self.device)
         if not model.training:  # as Hugging Face gives them; parts that the builder put into eval mode stay so
@@ -73,7 +85,8 @@ class Trainer(Woven):
         if strategy is not None:
             with blame(strategy.plugin):
                 steps = self.plugins[strategy.plugin].budget(steps, per_epoch)
-        forward = Forward(self._world, self.recipe.precision, self.data.prepare, self.data.forward, self.data.readout)
+        self.identity = {**self.data.identity(), "batches_per_epoch": per_epoch}
+        forward = Forward(self._world, self.recipe.precision, *way)
         self.take(model, self.data.info, forward, steps)
 
     def stream(self, name: str, split: str = "train", batch_size: int | None = None) -> Stream:
@@ -89,7 +102,8 @@ class Trainer(Woven):
         """
         if name not in self._streams:
             chosen = getattr(self.data, split)
-            make = getattr(chosen, "stream", None) or functools.partial(Stream, chosen)
+            plain = functools.partial(Stream, chosen, drop_last=self.recipe.train.drop_last)
+            make = getattr(chosen, "stream", None) or plain
             self._streams[name] = make(
                 name,
                 self.recipe.seed,
@@ -182,11 +196,7 @@ class Trainer(Woven):
         if not len(self.data.validation):
             return
         self.masks.hold()
-        if self.info.task in evaluation.TASKS:
-            predicted = evaluation.predict(self.forward, self.model, self.data.validation)
-            figures = evaluation.split_figures(self.data, *predicted)
-        else:
-            figures = {"loss": Metric(self._validation_loss(), "", "lower")}
+        figures = self.split_figures(self.data.validation)
         self.log({f"validation/{name}": metric.value for name, metric in figures.items()})
         if self.recipe.train.select == "best" and all(p.selectable(self) for p in self.plugins.values()):
             value = evaluation.score(figures)
@@ -194,14 +204,16 @@ class Trainer(Woven):
                 self.best = {"score": value, "step": self.step, "model": self.snapshot_model()}
 
     @torch.no_grad()
-    def _validation_loss(self) -> float:
-        """Of an unusual task, whose objective a plugin gives and reports on."""
+    def split_figures(self, split: Split) -> dict[str, Metric]:
+        """What the model's predictions on a split are worth; of an unusual task the mean of the plugin's objective."""
+        if self.info.task in evaluation.TASKS:
+            return evaluation.split_figures(self.data, *evaluation.predict(self.forward, self.model, split))
         losses = []
         with evaluating(self.model):
-            for batch in in_order(self.data.validation, evaluation.BATCH):
+            for batch in in_order(split, evaluation.BATCH):
                 there = batch.to(self.device)
                 losses.append(self.objective(self.call(self.model, there), there).float().cpu())
-        return float(torch.cat(losses, dim=-1).mean())
+        return {"loss": Metric(float(torch.cat(losses, dim=-1).mean()), "", "lower")}
 
     def views(self) -> dict[str, evaluation.View]:
         """``clean`` (the test split as it is) and the active plugins' views.
@@ -220,37 +232,54 @@ class Trainer(Woven):
         return views
 
     def evaluate(
-        self, model: nn.Module, views: Mapping[str, evaluation.View], *, of_views: bool = False
+        self,
+        model: nn.Module,
+        views: Mapping[str, evaluation.View],
+        *,
+        of_views: bool = False,
+        partly: bool = False,
     ) -> dict[str, Metric | Table | Plot]:
         """Every active plugin's figures of a model as ``<plugin>/<name>``.
 
-        With ``of_views`` without a plugin that asks for another view, or for none: no split changes its figures.
+        With ``partly`` without a plugin that asks for another view; with ``of_views`` also without one that asks for
+        none: no split changes its figures.
 
         Raises:
-            BadInput: a plugin returned something else than metrics, tables and plots.
+            BadInput: as `figures`.
         """
         predictions = evaluation.Predictions(self.forward, model, views, self.data.test)
         merged: dict[str, Metric | Table | Plot] = {}
         for implementation in self.composed["evaluate"].implementations:
-            plugin, asked = implementation.plugin, predictions.used
+            asked = predictions.used
             try:
-                with blame(plugin):
-                    results = implementation({"trainer": self, "predictions": predictions})
+                results = self.figures(implementation, predictions)
             except evaluation.NoSuchView:
-                if not of_views:
+                if not of_views and not partly:
                     raise
                 continue
-            if of_views and predictions.used == asked:
-                continue
-            if not isinstance(results, Mapping):
-                kind = type(results).__name__
-                raise BadInput(f"plugin {plugin!r}: evaluate returned {kind}; return a mapping of metrics.")
-            for name, value in results.items():
-                if not isinstance(value, (Metric, Table, Plot)):
-                    given = f"a {type(value).__name__} for {name!r}"
-                    raise BadInput(f"plugin {plugin!r}: evaluate gave {given}; wrap it in plait.Metric.")
-                merged[f"{plugin}/{name}"] = value
+            if not of_views or predictions.used > asked:
+                merged |= results
         return merged
+
+    def figures(
+        self, evaluate: Implementation, predictions: evaluation.Predictions
+    ) -> dict[str, Metric | Table | Plot]:
+        """One plugin's figures of a model as ``<plugin>/<name>``.
+
+        Raises:
+            BadInput: it returned something else than metrics, tables and plots.
+        """
+        plugin = evaluate.plugin
+        with blame(plugin):
+            results = evaluate({"trainer": self, "predictions": predictions})
+        if not isinstance(results, Mapping):
+            kind = type(results).__name__
+            raise BadInput(f"plugin {plugin!r}: evaluate returned {kind}; return a mapping of metrics.")
+        for name, value in results.items():
+            if not isinstance(value, (Metric, Table, Plot)):
+                given = f"a {type(value).__name__} for {name!r}"
+                raise BadInput(f"plugin {plugin!r}: evaluate gave {given}; wrap it in plait.Metric.")
+        return {f"{plugin}/{name}": value for name, value in results.items()}
 
     def evaluate_validation(self) -> dict[str, Metric | Table | Plot]:
         """The plugins' figures on the validation split, for choices that must not see the test; one view, ``clean``."""
@@ -266,10 +295,53 @@ class Trainer(Woven):
             self._recorder.event("selected", step=self.best["step"], score=self.best["score"])
         self.masks.hold()
 
+    @contextlib.contextmanager
+    def untouched(self, folder: Path) -> Iterator[None]:
+        """Before the first step: what is computed inside leaves no trace in the run, and nothing of it is recorded.
+
+        Random numbers, streams, plugins, shadows, buffers and the attributes of layers are what they were. The
+        wrapped network is not used, so that neither a compiler nor the averaging over ranks learns from these passes.
+
+        Args:
+            folder: where the files of plugins go that they would write into the run directory.
+        """
+        random = global_random_state(self.device)
+        plugins = {name: checkpoints.as_read(plugin.state_dict()) for name, plugin in self.plugins.items()}
+        streams = {name: stream.state_dict() for name, stream in self._streams.items()}
+        generators = {name: generator.get_state() for name, generator in self._generators.items()}
+        roots = (self.model, *(module for module, _ in self._modules.values()))
+        attributes = [(module, dict(vars(module))) for root in roots for module in root.modules()]
+        own = (self.data, self.network, self.folder, self._recorder, self._notes)
+        self.folder, self._notes = folder, set()
+        self._recorder = Recorder(RunDirectory(folder), Silent(), writes=False)
+        self.network = self.model if not self.sharded else self.network
+        with contextlib.ExitStack() as frozen:
+            for root in roots:
+                frozen.enter_context(frozen_buffers(root))
+            yield
+        self.data, self.network, self.folder, self._recorder, self._notes = own
+        for module, before in attributes:  # the mode, and what a stranger's forward pass counts or keeps
+            vars(module).clear()
+            vars(module).update(before)
+        for name, plugin in self.plugins.items():
+            if checkpoints.digest(plugin.state_dict()) != checkpoints.digest(plugins[name]):
+                plugin.load_state_dict(plugins[name])
+        for name, stream in self._streams.items():
+            if stream.state_dict() != streams.get(name, {"drawn": 0}):
+                stream.load_state_dict(streams.get(name, {"drawn": 0}))
+        for name, generator in self._generators.items():
+            if name in generators:
+                generator.set_state(generators[name])
+            else:
+                generator.manual_seed(seed_of(self.recipe.seed, "generator", name))
+        self._shadows.begin()
+        set_global_random_state(random, self.device)
+
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs, between two steps."""
         streams = {name: stream.state_dict() for name, stream in self._streams.items()}
-        return {**super().state_dict(), "streams": self._waiting["streams"] | streams, "best": self.best}
+        waiting = self._waiting["streams"]
+        return {**super().state_dict(), "data": self.identity, "streams": waiting | streams, "best": self.best}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state_dict`."""
@@ -277,3 +349,21 @@ class Trainer(Woven):
         for name, stream in self._streams.items():
             stream.load_state_dict(self._waiting["streams"].pop(name))
         self.best = state["best"]
+
+
+@torch.no_grad()
+def materialise(model: nn.Module, forward: Forward, split: Split) -> None:
+    """Bring lazy layers into shape by the rows of a split, on the CPU; a model without any is left as it is.
+
+    Raises:
+        BadInput: the model fails on these rows.
+    """
+    lazy = [n for n, t in (*model.named_parameters(), *model.named_buffers()) if nn.parameter.is_lazy(t)]
+    if not lazy:
+        return
+    try:
+        with evaluating(model):
+            forward(model, split.__getitems__(torch.arange(min(2, len(split)))))
+    except Exception as error:  # a stranger's model may raise anything
+        what = f"the model's lazy {lazy[0]!r} takes its shape from two training rows, on which the model fails"
+        raise BadInput(f"{what}: {type(error).__name__}: {first_line(error)}") from error

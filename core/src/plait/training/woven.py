@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from plait.data import DataInfo
+from plait.data.batches import not_finite
 from plait.data.seeds import seed_of
 from plait.declare.recipe import Recipe
 from plait.declare.rules import Composed
@@ -81,6 +82,7 @@ class Woven:
         device, rank, world: where this process computes, and as which of how many.
         sharded: whether each parameter is spread over the ranks (FSDP); then ``plain`` is a whole copy of the model.
         share: this rank's rows of the current batch over the mean rows of a rank.
+        gradient_norm: of the latest step before its gradient was clipped; None where nothing clips.
         replicas: N of a model whose parameters carry a leading replica axis [N, ...], else None; see
             `plait.training.replicas`.
     """
@@ -97,21 +99,38 @@ class Woven:
         self.phase = (0, 0)
         self.total_steps = 0
         self.in_step = False
+        self.gradient_norm: Tensor | None = None
         self._generators: dict[str, torch.Generator] = {}
         self._modules: dict[str, tuple[nn.Module, torch.optim.Optimizer | None]] = {}
         # what a plugin makes later in a resumed run finds its state here when it is made
         self._waiting: dict[str, dict[str, Any]] = {"generators": {}, "extra": {}, "shadows": {}}
 
     # ---- building -----------------------------------------------------------------------------------------------
-    def take(self, model: nn.Module, info: DataInfo, forward: Forward, total_steps: int) -> None:
-        """Take a transformed model, on the device, for ``total_steps`` steps; the plugins set themselves up."""
+    def take(
+        self,
+        model: nn.Module,
+        info: DataInfo,
+        forward: Forward,
+        total_steps: int,
+        optimizer: torch.optim.Optimizer | None = None,
+    ) -> None:
+        """Take a transformed model, on the device, for ``total_steps`` steps; the plugins set themselves up.
+
+        Args:
+            model: whose parameters are trained.
+            info: of the data.
+            forward: how a batch goes through the model.
+            total_steps: the budget.
+            optimizer: of the caller's own, who then also sets its learning rate; default the recipe's.
+        """
         self.model, self.info, self.forward, self.total_steps = model, info, forward, total_steps
         self.plain = fsdp.shard(model, self.device, self.world) if self.sharded else None
         self.replicas: int | None = getattr(model, "replicas", None)
         self.phase = (0, total_steps)
         self.masks = MaskSet(model)
         self._shadows = Shadows(model, self.masks)
-        self.optimizer = optimizers.make_optimizer(self.recipe.optimizer, model.parameters())
+        self.scheduled = optimizer is None
+        self.optimizer = optimizer or optimizers.make_optimizer(self.recipe.optimizer, model.parameters())
         self.refresh()
         for plugin in self.plugins.values():
             with blame(plugin.name):
@@ -136,7 +155,7 @@ class Woven:
         """
         module.to(self.device)
         if optimizer is None:
-            group = {"params": list(module.parameters()), "initial_lr": self.recipe.optimizer.lr}
+            group = {"params": list(module.parameters()), "initial_lr": self.optimizer.defaults["lr"]}
             self.optimizer.add_param_group(group)
         self._modules[name] = (module, optimizer)
         self.refresh()
@@ -327,7 +346,7 @@ class Woven:
                 for p in module.parameters():  # outside DDP, which averages the model's own
                     p.grad = None if p.grad is None else self.sum_over_ranks(p.grad) / self.world
         if self.recipe.optimizer.clip_norm is not None:
-            replicas.clip_norm(self.parameters, self.recipe.optimizer.clip_norm, self.replicas)
+            self.gradient_norm = replicas.clip_norm(self.parameters, self.recipe.optimizer.clip_norm, self.replicas)
         self.optimizer.step()
         for _, own in self._modules.values():
             if own is not None:
@@ -342,7 +361,8 @@ class Woven:
             RunFailed: a loss that is not finite, or masks that differ between ranks.
         """
         self.step += 1
-        optimizers.set_lr(self.optimizer, self.recipe.scheduler, self.step - 1 - self.phase[0], self.phase[1])
+        if self.scheduled:
+            optimizers.set_lr(self.optimizer, self.recipe.scheduler, self.step - 1 - self.phase[0], self.phase[1])
         self.in_step = True
 
         def innermost() -> LossReport:
@@ -370,7 +390,12 @@ class Woven:
         return report
 
     def _refuse_non_finite(self, batch: Any, report: LossReport) -> None:
-        """Raise `RunFailed` that names the step and the plugin behind a loss that is not finite."""
+        """Raise `RunFailed` that names the step, and the inputs or the plugin behind a loss that is not finite."""
+        if odd := not_finite(batch):
+            raise RunFailed(
+                f"step {self.step}: the loss is {report.loss.item()}, and so is the data: {odd}. Mend or leave out "
+                "such rows. The run stops; the last checkpoint is kept."
+            )
         culprits = [name for name, term in report.terms.items() if not bool(torch.isfinite(term))]
         if not culprits and not bool(torch.isfinite(report.per_example).all()):
             owner = self.composed["objective"].owner()

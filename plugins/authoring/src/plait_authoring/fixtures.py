@@ -127,3 +127,18 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         return folder
 
     return make
+
+
+@pytest.fixture
+def lone_process() -> Iterator[None]:
+    """Afterwards this process is one of its own again, whatever a host has set up for several to find each other."""
+    import torch.distributed
+    from accelerate.state import AcceleratorState
+
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    AcceleratorState._reset_state(reset_partial_state=True)

@@ -8,7 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +109,7 @@ class TinyRun:
         path: its directory.
         code: exit code, negative for the signal that ended it.
         error: why it stopped, in words.
-        trained: whether a step began.
+        trained: whether a step began, or its rehearsal before the training.
     """
 
     path: Path
@@ -170,7 +170,21 @@ def can_fork() -> bool:
 
 
 def _mark_steps(plan: Plan, began: Path, kill_after: int | None) -> None:
-    """As the outermost wrapper of every step: leave a mark when the first one begins, and kill the process in one."""
+    """As the outermost wrapper of every step: leave a mark when the first one begins, and kill the process in one.
+
+    The loss is computed once before, in the run's rehearsal: what fails there fails in a step.
+    """
+
+    def marking(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            began.touch()
+            return function(*arguments)
+
+        return call
+
+    for hook in ("objective", "example_weights", "loss_terms"):
+        composed = plan.composed[hook]
+        composed.implementations = [replace(i, function=marking(i.function)) for i in composed.implementations]
 
     def step(trainer: Any, proceed: Callable[[], Any]) -> Any:
         began.touch()
