@@ -96,3 +96,16 @@ def test_subset_keeps_columns_and_rows() -> None:
     batch = part.__getitems__([2, 0])
     assert batch["input"].flatten().tolist() == [5.0, 4.0] and batch["index"].tolist() == [2, 0]
     assert whole.__getitems__([4])["index"].tolist() == [4]
+
+
+@given(st.integers(1, 40), st.integers(1, 12), st.integers(1, 3))
+def test_a_smaller_last_batch_can_be_left_out(n: int, batch: int, world: int) -> None:
+    stream = Stream(split(n), "train", 0, batch, drop_last=True)
+    whole = Stream(split(n), "train", 0, batch)
+    assert stream.batches_per_epoch == max(1, n // batch)
+    wanted = [rows for rows in draw(whole, whole.batches_per_epoch) if len(rows) == batch] or draw(
+        Stream(split(n), "train", 0, batch), 1
+    )
+    assert draw(stream, stream.batches_per_epoch) == wanted
+    ranks = [Stream(split(n), "train", 0, batch, rank=r, world=world, drop_last=True) for r in range(world)]
+    assert all(sum(r.share(b) for r in ranks) == pytest.approx(world) for b in range(2 * stream.batches_per_epoch))

@@ -18,6 +18,7 @@ from plait.run import Run, load_run, resume, run
 if TYPE_CHECKING:
     from plait.data import Batch, Data, DataInfo, TensorSplit
     from plait.training.evaluation import View
+    from plait.woven import WovenStep, load_woven, weave
 
 __all__ = [
     "CONTRACT_VERSION",
@@ -42,19 +43,23 @@ __all__ = [
     "Table",
     "TensorSplit",
     "View",
+    "WovenStep",
     "__version__",
     "hookimpl",
     "later",
     "load_run",
+    "load_woven",
     "plan",
     "resume",
     "run",
+    "weave",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    """The five names that need torch, when they are asked for."""
+    """The names that need torch, when they are asked for."""
     room = {"Batch": "data", "Data": "data", "DataInfo": "data", "TensorSplit": "data", "View": "training.evaluation"}
+    room |= dict.fromkeys(("WovenStep", "load_woven", "weave"), "woven")
     if name not in room:
         raise AttributeError(f"module 'plait' has no attribute {name!r}")
     return getattr(importlib.import_module(f"plait.{room[name]}"), name)

@@ -87,6 +87,28 @@ class Plan:
         if refusals:
             raise Refused(refusals)
 
+    def __str__(self) -> str:
+        """The plan for people, as ``plait plan`` prints it."""
+        recipe = self.recipe
+        lines = [f"{' + '.join(recipe.plugins) or 'no plugin'} on {recipe.data.name} with {recipe.model.name}"]
+        acting = {hook: rule_of(hook) for hook in self.order}
+        rows = [
+            (hook, rule.value, " -> ".join(self.order[hook]), "; ".join(self.reasons.get(hook, [])))
+            for hook, rule in acting.items()
+            if rule is not Rule.REGISTRY or hook == "views"
+        ]
+        owned = [(name, ", ".join(map(str, things))) for name, things in self.ownership.items()]
+        if rows:
+            lines += ["", *_aligned([("HOOK", "RULE", "ORDER", "WHY"), *rows])]
+        if owned:
+            lines += ["", "OWNERSHIP", *_aligned(owned)]
+        if self.unchecked:
+            lines += ["", "NOT CHECKED YET", *self.unchecked]
+        lines += ["", *(["ok: they can work together."] if self.ok else [])]
+        for refusal in self.refusals:
+            lines += [f"refused ({refusal.rule}): {refusal.message}", f"  fix: {refusal.fix}"]
+        return "\n".join(lines)
+
     def as_dict(self) -> dict[str, Any]:
         """The form printed by ``plait plan --json``."""
         return {
@@ -207,6 +229,12 @@ def with_suggestions(recipe: Recipe, plugins: Sequence[Plugin]) -> Recipe:
             options = discovery.component_options(kind, component.name, source, component.options)
             complete[kind] = Component.model_validate({"name": component.name, **_written(options)})
     return filled.model_copy(update=complete)
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """A line for each row, the cells in columns two spaces apart."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
 
 def _written(options: BaseModel) -> dict[str, Any]:
