@@ -189,7 +189,7 @@ def execute(
             versions = environment.versions(["torch", "accelerate", *plan.distributions])
             sources = environment.sources_of(plan.distributions)
             ranks.compare({"versions": versions, "sources": sources, "recipe": recipe.model_dump(mode="json")})
-        before = set(directory.path.iterdir()) if directory.path.exists() else set()
+        before = set(directory.path.iterdir()) if directory.path.exists() else None
         standing = ranks.decide("start", lambda: _begin(plan, directory, go_on) if fresh else "interrupted")
         if not directory.shared and ranks.world > 1:
             if process.local == 0 and not accelerator.is_main_process and standing != "new":
@@ -207,9 +207,7 @@ def execute(
                 files.write_text(directory.recipe_file, recipe.to_toml())
                 recorder.event("plan", **plan.as_dict())
             trainer = Trainer(recipe, plan.plugins, plan.composed, World(accelerator.device, accelerator), recorder)
-            written_down = _written_down(
-                recorder, ranks, artifacts, before=before if fresh else None, new=standing == "new"
-            )
+            written_down = _written_down(recorder, ranks, artifacts, before=before, new=standing == "new")
             with written_down, ranks.alive(lambda: trainer.step):
                 seed_everything(recipe.seed)
                 data = load_data(recipe.data, recipe.seed)
@@ -347,11 +345,11 @@ def _written_down(
         recorder.progress.stop()
         ranks.tell(error)
         refused = isinstance(error, (BadInput, Refused))
-        if before is not None and new and recorder.writes and refused and not directory.saved_checkpoints():
-            for entry in set(directory.path.iterdir()) - before:
+        if new and recorder.writes and refused and not directory.saved_checkpoints():
+            if before is None:
+                shutil.rmtree(directory.path)
+            for entry in set(directory.path.iterdir()) - before if before is not None else ():
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-            if not before:
-                directory.path.rmdir()
             raise
         if refused and not new and not recorder.goes_on:
             recorder.rewind(size)
