@@ -13,17 +13,22 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import logging
 import math
 import resource
 import statistics
 import subprocess
 import sys
+import tempfile
+import time
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.data import DataLoader, TensorDataset
 
 import plait
 from common import machine
@@ -115,7 +120,6 @@ def composer_sam(data: plait.Data, model: nn.Module) -> Callable[[int], None]:
     from composer import Trainer
     from composer.algorithms import SAM
     from composer.models import ComposerClassifier
-    from torch.utils.data import DataLoader, TensorDataset
 
     fields = data.train.fields  # type: ignore[attr-defined]
     loader = DataLoader(TensorDataset(fields["input"], fields["label"]), batch_size=64, shuffle=True, drop_last=True)
@@ -141,6 +145,110 @@ def wide() -> tuple[plait.Data, nn.Module]:
     data = plait.Data(info, *[plait.TensorSplit(fields) for _ in range(3)])
     model = nn.Sequential(nn.Linear(1024, 2048), nn.ReLU(), nn.Linear(2048, 2048), nn.ReLU(), nn.Linear(2048, 10))
     return data, model
+
+
+class Keywords(nn.Module):
+    """A network as transformers' Trainer wants it: fields by name, the loss beside the logits."""
+
+    main_input_name = "input"
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, input: Tensor, labels: Tensor | None = None) -> Any:
+        from transformers.modeling_outputs import SequenceClassifierOutput
+
+        logits = self.inner(input)
+        loss = None if labels is None else functional.cross_entropy(logits, labels)
+        return SequenceClassifierOutput(loss=loss, logits=logits)
+
+
+def in_transformers(data: plait.Data, model: nn.Module, steps: int, *, adapted: bool) -> float:
+    """CPU seconds of ``steps`` steps in the Trainer of transformers, without its set-up."""
+    import transformers
+
+    from plait.adapters.transformers import WovenTrainer
+
+    began = ended = 0.0
+
+    class Clock(transformers.TrainerCallback):  # type: ignore[misc]
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            nonlocal began, ended
+            ended = time.thread_time()
+            if state.global_step == 1:
+                began = ended
+
+    fields = data.train.fields  # type: ignore[attr-defined]
+    rows = [{"input": x, "labels": y} for x, y in zip(fields["input"], fields["label"], strict=True)]
+    network = Keywords(model)
+    optimizer = sgd(network)
+    kind = WovenTrainer if adapted else transformers.Trainer
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = transformers.TrainingArguments(
+            folder, per_device_train_batch_size=64, max_steps=steps + 1, max_grad_norm=0.0, logging_strategy="no",
+            save_strategy="no", report_to=[], use_cpu=True, disable_tqdm=True,
+        )  # fmt: skip
+        schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
+        kind(network, arguments, train_dataset=rows, callbacks=[Clock()], optimizers=(optimizer, schedule)).train()
+    return ended - began
+
+
+def in_lightning(data: plait.Data, model: nn.Module, steps: int, *, adapted: bool) -> float:
+    """CPU seconds of ``steps`` steps in Lightning's Trainer, without its set-up."""
+    import lightning
+
+    from plait.adapters.lightning import WovenModule
+
+    began = ended = 0.0
+
+    class Clock(lightning.Callback):
+        def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+            nonlocal began, ended
+            ended = time.thread_time()
+            if trainer.global_step == 1:
+                began = ended
+
+    class Woven(WovenModule):
+        def configure_optimizers(self) -> Any:
+            return sgd(self.model)
+
+    class Alone(lightning.LightningModule):
+        def __init__(self, model: nn.Module) -> None:
+            super().__init__()
+            self.model = model
+
+        def configure_optimizers(self) -> Any:
+            return sgd(self.model)
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            loss = functional.cross_entropy(self.model(batch[0]), batch[1])
+            self.log_dict({"train/loss": loss, "train/lr": self.trainer.optimizers[0].param_groups[0]["lr"]})
+            return loss
+
+    fields = data.train.fields  # type: ignore[attr-defined]
+    loader = DataLoader(TensorDataset(fields["input"], fields["label"]), 64, shuffle=True, drop_last=True)
+    quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False)
+    trainer = lightning.Trainer(max_steps=steps + 1, accelerator="cpu", devices=1, callbacks=[Clock()], **quiet)
+    trainer.fit(Woven(model) if adapted else Alone(model), loader)
+    return ended - began
+
+
+HOSTS = {"transformers' Trainer": in_transformers, "Lightning's Trainer": in_lightning}
+
+
+def adapted_over_alone(host: Callable[..., float], turns_of: int, steps: int) -> dict[str, float]:
+    """Median ratio of a host with the adapter and no plugin over the host alone, digits MLP."""
+    ratios = []
+    for turn in range(turns_of + 1):
+        spent = {}
+        for adapted in (False, True) if turn % 2 else (True, False):
+            torch.manual_seed(0)
+            spent[adapted] = host(*digits_mlp(), steps, adapted=adapted)
+        if turn:  # the first turn warms up
+            ratios.append(spent[True] / spent[False])
+    quartiles = statistics.quantiles(ratios, n=4)
+    return {"ratio": statistics.median(ratios), "ratio_q1": quartiles[0], "ratio_q3": quartiles[2]}
 
 
 FAIR = {"fairsam": {"weights": "none", "rho": RHO, "corruptions": []}}
@@ -190,6 +298,8 @@ def main() -> None:
     parser.add_argument("--memory", choices=SIDES, metavar="SIDE", help="only the memory of one side, in this process")
     given = parser.parse_args()
     torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     if given.memory:
         print(memory(given.memory))
         return
@@ -204,6 +314,8 @@ def main() -> None:
     for name, side in SIDES.items():
         if name != plain and here(name):
             figures[f"{name} over {plain}, CNN 32x32, batch 64"] = compared(cnn, SIDES[plain], side, stretches // 2, 10)
+    for name, host in HOSTS.items():
+        figures[f"{name} with the adapter over it alone, digits MLP"] = adapted_over_alone(host, stretches // 4, 300)
     command = [sys.executable, __file__, "--memory"]
     peaks = {
         name: statistics.median(

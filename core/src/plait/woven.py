@@ -296,6 +296,7 @@ def weave(
     trainer = Trainer(plan.recipe, plan.plugins, plan.composed, world, record)
     sample = Sample(batch, {name: value for name, value in batch.items() if isinstance(value, Tensor)})
     data = Data(info, shown, sample, sample, None, prepare, forward, readout, names=names or {})
+    trainer.stopping, trainer.lower_rate = "These weights are not to be used.", "Try a smaller learning rate."
     trainer.data, trainer.identity = _unchanged_data(trainer, data), {}
     _unchanged_model(trainer, model)
     trainer.take(model, info, way, total_steps, optimizer)

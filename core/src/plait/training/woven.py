@@ -32,6 +32,9 @@ from plait.training.random_state import global_random_state, random_state, set_g
 from plait.training.shadows import Shadows
 from plait.training.slicing import slice_tensors
 
+RUN_STOPS = "The run stops; the last checkpoint is kept."
+LOWER_RATE = "Try a smaller learning rate (--set optimizer.lr=...)."
+
 
 @dataclass
 class LossReport:
@@ -394,7 +397,7 @@ class Woven:
         if odd := not_finite(batch):
             raise RunFailed(
                 f"step {self.step}: the loss is {report.loss.item()}, and so is the data: {odd}. Mend or leave out "
-                "such rows. The run stops; the last checkpoint is kept."
+                f"such rows. {self.stopping}"
             )
         culprits = [name for name, term in report.terms.items() if not bool(torch.isfinite(term))]
         if not culprits and not bool(torch.isfinite(report.per_example).all()):
@@ -408,8 +411,8 @@ class Woven:
         steppers = ", ".join(i.plugin for i in self.composed["optimizer_step"].implementations)
         active = f" Active in the step: {steppers}." if steppers else ""
         raise RunFailed(
-            f"step {self.step}: the loss is {report.loss.item()}, first seen in {where}.{active} The run stops; the "
-            "last checkpoint is kept. Try a smaller learning rate (--set optimizer.lr=...)."
+            f"step {self.step}: the loss is {report.loss.item()}, first seen in {where}.{active} {self.stopping} "
+            f"{self.lower_rate}"
         )
 
     def require_finite_weights(self) -> None:
@@ -423,7 +426,7 @@ class Woven:
             if not bool(torch.isfinite(own.to_local() if self.sharded else own).all()):
                 raise RunFailed(
                     f"step {self.step}: the weights {name!r} are not finite. Nothing was saved of this step; the last "
-                    "checkpoint is kept. Try a smaller learning rate (--set optimizer.lr=...)."
+                    f"checkpoint is kept. {self.lower_rate}"
                 )
 
     def sum_over_ranks(self, value: Tensor) -> Tensor:

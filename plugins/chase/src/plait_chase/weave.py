@@ -251,7 +251,8 @@ def _without_gradient(trainer: Trainer) -> set[str]:
     Where plugins bring an objective or terms of their own, which are not set up yet, whatever the model returns counts
     as the loss.
     """
-    rows = torch.arange(min(8, trainer.recipe.train.batch_size, len(trainer.data.train)))
+    train = trainer.recipe.train
+    rows = torch.arange(min(8, max(1, train.batch_size // train.accumulate), len(trainer.data.train)))
     batch = trainer.data.train.__getitems__(rows).to(trainer.device)
 
     def outputs(model: nn.Module) -> Any:
