@@ -27,11 +27,8 @@ from plait.woven import WovenStep, weave
 
 try:
     from lightning.pytorch import LightningModule
-except ModuleNotFoundError:
-    try:
-        from pytorch_lightning import LightningModule
-    except ModuleNotFoundError as error:
-        raise BadInput("this adapter needs Lightning: pip install 'plait-core[lightning]'.") from error
+except ModuleNotFoundError as error:
+    raise BadInput("this adapter needs Lightning: pip install 'plait-core[lightning]'.") from error
 
 Base: Any = object  # the mixin stands before the user's own LightningModule
 

@@ -102,6 +102,7 @@ class Woven:
         self.phase = (0, 0)
         self.total_steps = 0
         self.in_step = False
+        self.stopping, self.lower_rate = RUN_STOPS, LOWER_RATE  # what to say of numbers that are not finite
         self.gradient_norm: Tensor | None = None
         self._generators: dict[str, torch.Generator] = {}
         self._modules: dict[str, tuple[nn.Module, torch.optim.Optimizer | None]] = {}
