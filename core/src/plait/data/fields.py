@@ -12,6 +12,8 @@ from plait.data.batches import Batch, Split
 from plait.data.conversion import mended
 from plait.errors import BadInput
 
+INT = torch.int64
+
 
 class FieldReader:
     """From a batch as a loop has it to a `Batch`.
@@ -43,6 +45,7 @@ class FieldReader:
             self.renamed |= names
         self.integers = ("label", "group") if target == "label" else ("group",)
         self.needed: dict[str, str] = {}
+        self._indices: dict[int, Tensor] = {}
 
     def __call__(self, batch: Any) -> Any:
         """The batch in plait's form; ``index`` counts its rows where it has none.
@@ -60,26 +63,40 @@ class FieldReader:
         return batch
 
     def _read(self, batch: Any) -> Any:
-        if isinstance(batch, Mapping):
-            fields = {self.renamed.get(str(name), str(name)): value for name, value in batch.items()}
-        elif isinstance(batch, (tuple, list)):
+        if isinstance(batch, (tuple, list)):
             if len(batch) != len(self.order):
                 raise BadInput(
                     f"a batch of {len(batch)} values where {len(self.order)} are expected ({', '.join(self.order)}); "
                     "name them in order, weave(fields=('input', 'label', 'group')), or give a mapping."
                 )
             fields = dict(zip(self.order, batch, strict=True))
+        elif isinstance(batch, Mapping):
+            fields = {self.renamed.get(str(name), str(name)): value for name, value in batch.items()}
         elif hasattr(batch, "to") and hasattr(batch, "__getitem__") and not isinstance(batch, Tensor):
             return batch
         else:
             raise BadInput(f"a batch is a mapping of tensors or a tuple (input, label), not a {type(batch).__name__}.")
-        whole = Batch(mended(fields, self.integers))
+        whole = Batch(fields if self._plain(fields) else mended(fields, self.integers))
         if "index" not in whole:
-            first = next((value for value in whole.values() if isinstance(value, Tensor) and value.ndim), None)
-            if first is None:
-                raise BadInput(f"a batch without a tensor: {_listed(fields)}.")
-            whole["index"] = torch.arange(len(first))
+            for value in whole.values():
+                if isinstance(value, Tensor) and value.ndim:
+                    whole["index"] = self._numbers(value.shape[0])
+                    return whole
+            raise BadInput(f"a batch without a tensor: {_listed(fields)}.")
         return whole
+
+    def _plain(self, fields: Mapping[str, Any]) -> bool:
+        """Whether all fields are as plait takes them: tensors, and class numbers int64 [B]."""
+        for name, value in fields.items():
+            if type(value) is not Tensor or (name in self.integers and (value.dtype is not INT or value.ndim != 1)):
+                return False
+        return True
+
+    def _numbers(self, rows: int) -> Tensor:
+        """0 .. rows - 1, one tensor for all batches of a size; nobody writes to it."""
+        if rows not in self._indices:
+            self._indices[rows] = torch.arange(rows)
+        return self._indices[rows]
 
 
 class Parts(Batch):

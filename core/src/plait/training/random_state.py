@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,7 +44,7 @@ def random_state(device: torch.device) -> list[Tensor]:
     return state
 
 
-def set_random_state(state: list[Tensor], device: torch.device) -> None:
+def set_random_state(state: Sequence[Tensor], device: torch.device) -> None:
     """Put the generators back to `random_state`."""
     torch.set_rng_state(state[0])
     if device.type == "cuda" and len(state) > 1:

@@ -46,15 +46,18 @@ class LossReport:
         terms: ``<plugin>/<name>`` -> scalar, detached.
         gradients: of a ``probe`` pass only: aligned with ``trainer.parameters``, None where a parameter took no part.
         noise: of a ``probe`` pass only: the state of the random generators before it, for ``replay``.
-        size: B.
     """
 
     loss: Tensor
     per_example: Tensor
     terms: dict[str, Tensor] = field(default_factory=dict)
     gradients: list[Tensor | None] | None = None
-    noise: list[Tensor] = field(default_factory=list)
-    size: int = 0
+    noise: Sequence[Tensor] = ()
+
+    @property
+    def size(self) -> int:
+        """B."""
+        return self.per_example.shape[-1]
 
     @classmethod
     def joined(cls, reports: Sequence[LossReport]) -> LossReport:
@@ -313,7 +316,7 @@ class Woven:
             raise BadInput("distributed.strategy = 'fsdp' has no gradients of one rank alone (sync=False); use ddp.")
         if rows is not None:
             batch = batch.take(rows)
-        noise = random_state(self.device) if probe else []
+        noise: Sequence[Tensor] = random_state(self.device) if probe else ()
         if replay is not None:
             set_random_state(replay.noise, self.device)
         stashed = [p.grad for p in self.parameters] if probe else []
@@ -322,26 +325,32 @@ class Woven:
                 p.grad = None
         if self.masks:
             self.masks.hold()
-        parts = [batch] if self.accumulate == 1 else batch.chunks(self.accumulate)
-        size = _length(batch)
         if self.share != 1.0 and rows is None:
             scale = scale * self.share
-        reports = []
         with frozen_buffers(self.model) if freeze_statistics else NOTHING:
-            for position, part in enumerate(parts):
-                portion = 1.0 if len(parts) == 1 else _length(part) / size
-                averages = sync and position == len(parts) - 1
-                with NOTHING if averages or self.world == 1 else self._world.separate(self.network):
-                    reports.append(self._pass(part, without, portion, scale))
+            if self.accumulate == 1 and self.world == 1:
+                report = self._pass(batch, without, 1.0, scale)
+            else:
+                report = self._in_parts(batch, without, scale, sync)
         if self.masks:
             self.masks.mask_gradients(keep=not probe, accumulate=accumulate)
-        report = LossReport.joined(reports)
-        report.noise, report.size = noise, size
         if probe:
+            report.noise = noise
             report.gradients = [p.grad for p in self.parameters]
             for p, gradient in zip(self.parameters, stashed, strict=True):
                 p.grad = gradient
         return report
+
+    def _in_parts(self, batch: Any, without: Collection[str], scale: float, sync: bool) -> LossReport:
+        """The passes of a batch that is computed in parts; the last one averages over the ranks."""
+        parts = [batch] if self.accumulate == 1 else batch.chunks(self.accumulate)
+        reports = []
+        for position, part in enumerate(parts):
+            portion = 1.0 if len(parts) == 1 else part.size / batch.size
+            averages = sync and position == len(parts) - 1
+            with NOTHING if averages or self.world == 1 else self._world.separate(self.network):
+                reports.append(self._pass(part, without, portion, scale))
+        return LossReport.joined(reports)
 
     def apply_gradients(self) -> None:
         """One update from ``p.grad``; masked weights stay exactly zero."""
@@ -543,8 +552,3 @@ class Woven:
         optimizers.load_weights(module, saved["module"])
         if own is not None:
             optimizers.tree_to_state(own, saved["optimizer"])
-
-
-def _length(batch: Any) -> int:
-    size = getattr(batch, "size", None)
-    return size if isinstance(size, int) else 1
