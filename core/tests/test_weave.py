@@ -522,6 +522,13 @@ def test_wrappers_and_foreign_optimizers_are_refused() -> None:
         woven_on(model, optimizer=torch.optim.LBFGS(model.parameters()))
 
 
+def test_labels_of_tokens_are_no_stack_of_replicas() -> None:
+    model = nn.Linear(5, 3)
+    tokens = (torch.randn(4, 7, 5), torch.randint(3, (4, 7)))
+    with pytest.raises(BadInput, match=r"give weave\(loss=...\), which returns the loss of each example"):
+        plait.weave(model, sgd(model), total_steps=1, example=tokens)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

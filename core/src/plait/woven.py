@@ -475,7 +475,8 @@ def _shown(
         raise BadInput(f"the loss cannot take the example: {type(error).__name__}: {error}") from error
     if not isinstance(each, Tensor) or each.shape != (batch.size,):
         given = tuple(each.shape) if isinstance(each, Tensor) else type(each).__name__
-        raise BadInput(f"{LOSS} must return the loss of each example, shape [{batch.size}] here, not {given}.")
+        whose = f"{LOSS} must return" if loss is not None else f"give {LOSS}, which returns"
+        raise BadInput(f"{whose} the loss of each example, shape [{batch.size}] here, not {given}.")
     return info
 
 

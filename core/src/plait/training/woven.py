@@ -221,7 +221,14 @@ class Woven:
         """
         owner = self.composed["objective"].owner()
         if owner is None:
-            return default_objective(self.info, outputs, batch)
+            losses = default_objective(self.info, outputs, batch)
+            if losses.ndim != 1 and self.replicas is None:
+                given = f"outputs {tuple(outputs.shape)} have {list(losses.shape)} losses"
+                raise BadInput(
+                    f"{given}, and the model is no stack of replicas: the loss of each example is needed, [B]. For "
+                    "tokens or pixels give an objective of your own."
+                )
+            return losses
         result = owner({"trainer": self, "outputs": outputs, "batch": batch})
         if not isinstance(result, Tensor) or result.ndim == 0:
             wanted = "the loss of each example, shape [B], so that other plugins can weight examples"
