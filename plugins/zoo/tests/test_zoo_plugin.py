@@ -22,9 +22,10 @@ from plait_zoo.plugin import ZooPlugin
 DATA = [
     *("digits", "mnist5k", "toned-digits", "fashion-mnist", "cifar10", "cifar100"),
     *("celeba", "fairface", "lfw", "chexpert", "image-folder"),
+    *("table", "adult", "compas", "german"),
 ]
 MODELS = ["mlp", "cnn", "vgg-bn", "resnet18", "resnet34", "resnet50"]
-GROUPED = {"toned-digits", "celeba", "fairface", "lfw", "chexpert"}
+GROUPED = {"toned-digits", "celeba", "fairface", "lfw", "chexpert", "table", "adult", "compas", "german"}
 
 
 def test_importing_the_plugin_imports_nothing_heavy() -> None:

