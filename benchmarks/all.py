@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-NAMES = ("cli", "path", "loop", "steps", "weave", "shrunk", "scale", "glt", "dbadfl")
+NAMES = ("cli", "path", "loop", "steps", "weave", "shrunk", "scale", "glt", "dbadfl", "fairprune", "flamefinder")
 
 
 def main() -> None:

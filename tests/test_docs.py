@@ -202,11 +202,13 @@ def details(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any
     assert federation is not None
     beside = {"companions": ["naive", "naive@adjacent"], "defence": "balance"}
     rounds = {"rounds": 2, "p_g": 0.5, "mask_epochs": 3, "fix_epochs": 2, "warmup": 0}
+    frames = {"data.train_frames": 8, "data.validation_frames": 2, "data.test_frames": 4}
     pruned = {"protocol": "paper", "structure": "channels", "sparsity": 0.5}
     small: dict[str, Any] = {"data": "tiny-images", "model": "tiny-cnn", "steps": 30}
     runs: list[dict[str, Any]] = [
         {"plugins": {"chase": {}, "fairsam": {"severities": [3]}}, "settings": {"data.classes": 2}, **small},
         {"plugins": {"fairprune": pruned}, "settings": {"data.classes": 2}, **small},
+        {"plugins": {"flamefinder": {}}, "data": "flame-synth", "settings": frames, "steps": 20},
         {"plugins": {"glt": rounds}, "data": "karate", "model": "gcn"},
         {"plugins": {"dbadfl": {**federation.tiny, **beside}}, **small, "steps": 4},
     ]

@@ -1,0 +1,84 @@
+"""Batches with as many examples of each class, drawn with replacement. Card section 7."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from plait.data.batches import Split
+from plait.data.seeds import seed_of
+from plait.data.streams import Stream, column
+
+from .errors import FlamefinderError
+
+__all__ = ["BalancedSplit"]
+
+
+class BalancedSplit:
+    """A training split that is drawn from in balance; everything but its stream is the split's that it stands for.
+
+    Args:
+        split: with the field ``label``.
+        num_classes: K.
+
+    Raises:
+        FlamefinderError: a class without an example.
+    """
+
+    def __init__(self, split: Split, num_classes: int) -> None:
+        self.split = split
+        labels = column(split, "label")
+        self.by_class = [(labels == number).nonzero().flatten() for number in range(num_classes)]
+        if missing := [str(number) for number, rows in enumerate(self.by_class) if not len(rows)]:
+            raise FlamefinderError(
+                f"no training example of class {', '.join(missing)}, so batches cannot be balanced: check the labels, "
+                "or set balanced = false."
+            )
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitems__(self, rows: Any) -> Any:
+        return self.split.__getitems__(rows)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "split":
+            raise AttributeError(name)
+        return getattr(self.split, name)
+
+    def stream(self, name: str, seed: int, batch_size: int, **options: Any) -> BalancedStream:
+        """Endless balanced batches; an epoch is as many as shuffling the split would give."""
+        return BalancedStream(self, name, seed, batch_size, **options)
+
+
+class BalancedStream(Stream):
+    """A `Stream` whose batches are drawn class by class, each by a seed of its own, so that any of them can be next."""
+
+    def __init__(self, balanced: BalancedSplit, name: str, seed: int, batch_size: int, **options: Any) -> None:
+        super().__init__(balanced.split, name, seed, batch_size, **options)
+        self.balanced = balanced
+
+    def rows(self, start: int) -> Iterator[Tensor]:
+        """This rank's row numbers of batch ``start``, ``start + 1``, ..."""
+        classes = self.balanced.by_class
+        number = start
+        while True:
+            generator = torch.Generator().manual_seed(seed_of(self.seed, self.name, "balanced", number))
+            places = torch.arange(self.batch_size) + number  # what is left over goes to another class each time
+            counts = torch.bincount(places % len(classes), minlength=len(classes)).tolist()
+            drawn = [
+                rows[torch.randint(len(rows), (count,), generator=generator)]
+                for rows, count in zip(classes, counts, strict=True)
+            ]
+            whole = torch.cat(drawn)[torch.randperm(self.batch_size, generator=generator)]
+            mine = whole.tensor_split(self.world)[self.rank]
+            yield mine if len(mine) else whole[:1]
+            number += 1
+
+    def share(self, batch_number: int) -> float:
+        """This rank's rows of a batch over the mean rows of a rank."""
+        mine = self.batch_size // self.world + (self.rank < self.batch_size % self.world)
+        return mine * self.world / self.batch_size
