@@ -2,7 +2,7 @@
 
 Both sides of a figure take turns in short stretches of one process, CPU time of one thread is read, and the figure is
 the median over the stretches of one side's time over the other's. Memory is the growth of the resident peak over twenty
-steps in a process of its own, in multiples of the parameters' bytes.
+steps in a process of its own (Linux), in multiples of the parameters' bytes.
 
 Composer does not install beside today's torch; without its own dependencies it works: ``pip install --no-deps --target
 DIR mosaicml`` and what its import asks for, then ``PYTHONPATH=DIR``. What is not installed is left out of the figures.
@@ -15,7 +15,6 @@ import importlib.util
 import json
 import logging
 import math
-import resource
 import statistics
 import subprocess
 import sys
@@ -23,6 +22,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -281,14 +281,21 @@ def compared(
     return turns(lambda: sides[0](steps), lambda: sides[1](steps), stretches)
 
 
+def resident(field: str) -> int:
+    """``VmRSS`` (now) or ``VmHWM`` (the peak) of this process, bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+
 def memory(name: str) -> float:
-    """Growth of this process's resident peak over twenty steps, in multiples of the parameters' bytes."""
+    """Growth of the resident peak over the making of a side and twenty steps, in multiples of the parameters' bytes."""
     torch.manual_seed(0)
     data, model = wide()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    SIDES[name](data, model)(20)
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return (after - before) * 1024 / sum(p.numel() * p.element_size() for p in model.parameters())
+    before = resident("VmRSS")
+    advance = SIDES[name](data, model)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    advance(20)
+    return (resident("VmHWM") - before) / sum(p.numel() * p.element_size() for p in model.parameters())
 
 
 def main() -> None:
