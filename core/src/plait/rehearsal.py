@@ -52,8 +52,9 @@ def rehearse(trainer: Trainer, views: Mapping[str, View]) -> None:
         if strategy is None and trainer.total_steps:
             _training_batch(trainer)
         whole = trainer.data
-        if strategy is None and not hasattr(whole.train, "stream"):
-            _predicted(trainer, "train", few(whole.train))
+        trained = few(whole.train) if strategy is None else None
+        if trained is not None and not hasattr(whole.train, "stream"):
+            _predicted(trainer, "train", trained)
         short = {name: few(split) for name in ("validation", "test") if len(split := getattr(whole, name))}
         trainer.data = replace(whole, **short)  # type: ignore[arg-type]
         for name, rows in short.items():
@@ -62,8 +63,8 @@ def rehearse(trainer: Trainer, views: Mapping[str, View]) -> None:
         _figures(trainer, views, "test", whole, left_out)
         if "validation" in short:
             _figures(trainer, {"clean": View("", split=short["validation"])}, "validation", whole, left_out)
-        if strategy is None:
-            trainer.data = replace(trainer.data, train=few(whole.train))
+        if trained is not None:
+            trainer.data = replace(trainer.data, train=trained)
             _export(trainer, Path(folder))
 
 
@@ -202,9 +203,8 @@ def _figures(trainer: Trainer, views: Mapping[str, View], name: str, whole: Data
 def _export(trainer: Trainer, folder: Path) -> None:
     """What is delivered, from the export chain to the files."""
     with _trying("the export"):
-        model = trainer.whole_model()
+        model = trainer.exported()
         if trainer.composed["export"]:
-            model = trainer.composed["export"].chain("model", trainer=trainer, model=model).eval()
             Predictions(trainer.forward, model, {"clean": View("")}, trainer.data.test)["clean"]
         for name, put in exporting.forms(trainer, model.cpu()).items() if trainer.writes else ():
             put(folder / name)

@@ -231,9 +231,8 @@ def execute(
                 trainer.select()
                 results = trainer.evaluate(trainer.model, views)
                 validation = trainer.evaluate_validation()
-                model = trainer.whole_model()
+                model = trainer.exported()
                 if trainer.composed["export"]:
-                    model = trainer.composed["export"].chain("model", trainer=trainer, model=model).eval()
                     exported = trainer.evaluate(model, views)
                     results |= {f"{name}@export": value for name, value in exported.items()}
                 if writes:
@@ -416,5 +415,4 @@ def _rebuilt(directory: RunDirectory) -> nn.Module:
     trainer.build(data, build_model(plan.recipe.model, data.info))
     trainer.load_state_dict(checkpoints.load(path))
     trainer.select()
-    model = trainer.composed["export"].chain("model", trainer=trainer, model=trainer.whole_model())
-    return model.eval().cpu()  # type: ignore[no-any-return]
+    return trainer.exported().cpu()

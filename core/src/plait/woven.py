@@ -156,9 +156,7 @@ class WovenStep:
     def export(self) -> nn.Module:
         """What is deployed: a copy of the model in eval mode after every plugin's ``export``; training can go on."""
         self.trainer.masks.hold()
-        whole = self.trainer.whole_model()
-        exported: nn.Module = self.trainer.composed["export"].chain("model", trainer=self.trainer, model=whole)
-        return exported.eval()
+        return self.trainer.exported()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the step needs to go on with the same bits: weights, optimizer, masks, plugins, generators.

@@ -102,6 +102,24 @@ class TensorSplit:
         return Batch({name: value.index_select(0, picked) for name, value in self.fields.items()})
 
 
+class SplitAround:
+    """Another split, and everything of it; for a subclass that changes one thing, its stream say."""
+
+    def __init__(self, split: Split) -> None:
+        self.split = split
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitems__(self, rows: Sequence[int] | Tensor) -> Any:
+        return self.split.__getitems__(rows)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "split":
+            raise AttributeError(name)
+        return getattr(self.split, name)
+
+
 class Subset:
     """Some rows of another split, in the given order; ``fields`` holds the cheap columns that the other one has."""
 

@@ -47,7 +47,8 @@ class Stream:
     ) -> None:
         self.split, self.name, self.seed, self.batch_size = split, name, seed, batch_size
         self.augment, self.rank, self.world, self.workers = augment, rank, world, workers
-        self.batches_per_epoch = max(1, len(split) // batch_size if drop_last else -(-len(split) // batch_size))
+        self.drop_last = drop_last
+        self.batches_per_epoch = self.batches_of(len(split))
         self.drawn = 0
         self._source: Iterator[Any] | None = None
 
@@ -86,10 +87,20 @@ class Stream:
             order = torch.randperm(len(self.split), generator=generator)
             for batch in range(first, self.batches_per_epoch):
                 whole = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-                mine = whole.tensor_split(self.world)[self.rank]
-                # a rank left without rows repeats one with share 0: every rank must take part in the all-reduce
-                yield mine if len(mine) else whole[:1]
+                yield self.own(whole)
                 number += 1
+
+    def own(self, whole: Tensor) -> Tensor:
+        """This rank's rows of a batch of all ranks, int64.
+
+        A rank left without rows repeats one, with share 0: every rank must take part in the all-reduce.
+        """
+        mine = whole.tensor_split(self.world)[self.rank]
+        return mine if len(mine) else whole[:1]
+
+    def batches_of(self, rows: int) -> int:
+        """Batches of one pass over so many rows."""
+        return max(1, rows // self.batch_size if self.drop_last else -(-rows // self.batch_size))
 
     def _open(self) -> Iterator[Any]:
         rows = self.rows(self.drawn)
@@ -107,10 +118,14 @@ class Stream:
 
     def share(self, batch_number: int) -> float:
         """This rank's rows of a batch over the mean rows of a rank."""
-        in_epoch = batch_number % self.batches_per_epoch
-        whole = min(self.batch_size, len(self.split) - in_epoch * self.batch_size)
+        whole = self.size(batch_number)
         mine = whole // self.world + (self.rank < whole % self.world)
         return mine * self.world / whole
+
+    def size(self, batch_number: int) -> int:
+        """Rows of a batch over all ranks."""
+        in_epoch = batch_number % self.batches_per_epoch
+        return min(self.batch_size, len(self.split) - in_epoch * self.batch_size)
 
 
 def column(split: Split, name: str) -> Tensor:

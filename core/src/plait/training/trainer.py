@@ -295,6 +295,11 @@ class Trainer(Woven):
             self._recorder.event("selected", step=self.best["step"], score=self.best["score"])
         self.masks.hold()
 
+    def exported(self) -> nn.Module:
+        """What is delivered: a copy of the model after every plugin's ``export``, in eval mode."""
+        model: nn.Module = self.composed["export"].chain("model", trainer=self, model=self.whole_model())
+        return model.eval()
+
     @contextlib.contextmanager
     def untouched(self, folder: Path) -> Iterator[None]:
         """Before the first step: what is computed inside leaves no trace in the run, and nothing of it is recorded.

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plait.data.batches import Split
+from plait.data.batches import Split, SplitAround
 from plait.data.seeds import seed_of
 from plait.data.streams import Stream, column
 
@@ -32,7 +32,7 @@ def proportional_order(cells: Tensor, generator: torch.Generator) -> Tensor:
     return by_cell[place.argsort(stable=True)]
 
 
-class FairSplit:
+class FairSplit(SplitAround):
     """A training split that is drawn from in proportion, and perhaps in two parts.
 
     Everything but its stream is the split's that it stands for.
@@ -54,7 +54,8 @@ class FairSplit:
     def __init__(
         self, split: Split, num_classes: int, stratify: bool, pruning_share: float | None, seed: int, drop_last: bool
     ) -> None:
-        self.split, self.stratify, self.drop_last = split, stratify, drop_last
+        super().__init__(split)
+        self.stratify, self.drop_last = stratify, drop_last
         self.cells = column(split, "group") * num_classes + column(split, "label")
         everything = torch.arange(len(split))
         self.dense_rows = self.pruning_rows = everything
@@ -63,17 +64,6 @@ class FairSplit:
             order = proportional_order(self.cells, torch.Generator().manual_seed(seed_of(seed, "fairprune division")))
             first = len(order) - max(1, round(pruning_share * len(order)))
             self.dense_rows, self.pruning_rows = order[:first].sort().values, order[first:].sort().values
-
-    def __len__(self) -> int:
-        return len(self.split)
-
-    def __getitems__(self, rows: Any) -> Any:
-        return self.split.__getitems__(rows)
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name == "split":
-            raise AttributeError(name)
-        return getattr(self.split, name)
 
     def stream(self, name: str, seed: int, batch_size: int, **options: Any) -> FairStream:
         """The run's stream begins with the dense rows; all others (the mask's) draw from the pruning rows alone."""
@@ -97,8 +87,7 @@ class FairStream(Stream):
         order = torch.empty(0, dtype=torch.int64)
         while True:
             chosen, local, label = self._part(number)
-            per_epoch = self._batches(len(chosen))
-            epoch, place = divmod(local, per_epoch)
+            epoch, place = divmod(local, self.batches_of(len(chosen)))
             if drawn != (epoch, label):
                 generator = torch.Generator().manual_seed(seed_of(self.seed, self.name, label, epoch))
                 if self.parts.stratify:
@@ -106,18 +95,14 @@ class FairStream(Stream):
                 else:
                     order = chosen[torch.randperm(len(chosen), generator=generator)]
                 drawn = (epoch, label)
-            whole = order[place * self.batch_size : (place + 1) * self.batch_size]
-            mine = whole.tensor_split(self.world)[self.rank]
-            yield mine if len(mine) else whole[:1]
+            yield self.own(order[place * self.batch_size : (place + 1) * self.batch_size])
             number += 1
 
-    def share(self, batch_number: int) -> float:
+    def size(self, batch_number: int) -> int:
         """As of `Stream`."""
         chosen, local, _ = self._part(batch_number)
-        place = local % self._batches(len(chosen))
-        whole = min(self.batch_size, len(chosen) - place * self.batch_size)
-        mine = whole // self.world + (self.rank < whole % self.world)
-        return mine * self.world / whole
+        place = local % self.batches_of(len(chosen))
+        return min(self.batch_size, len(chosen) - place * self.batch_size)
 
     def _part(self, number: int) -> tuple[Tensor, int, str]:
         """The rows that batch ``number`` draws from, its number among the batches of that part, and the part's name."""
@@ -125,7 +110,3 @@ class FairStream(Stream):
         if self.name == "train" and number < dense:
             return self.parts.dense_rows, number, "dense"
         return self.parts.pruning_rows, number - dense if self.name == "train" else number, "pruning"
-
-    def _batches(self, rows: int) -> int:
-        """Batches of one pass over so many rows."""
-        return max(1, rows // self.batch_size if self.parts.drop_last else -(-rows // self.batch_size))

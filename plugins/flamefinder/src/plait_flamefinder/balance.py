@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plait.data.batches import Split
+from plait.data.batches import Split, SplitAround
 from plait.data.seeds import seed_of
 from plait.data.streams import Stream, column
 
@@ -17,7 +17,7 @@ from .errors import FlamefinderError
 __all__ = ["BalancedSplit"]
 
 
-class BalancedSplit:
+class BalancedSplit(SplitAround):
     """A training split that is drawn from in balance; everything but its stream is the split's that it stands for.
 
     Args:
@@ -29,7 +29,7 @@ class BalancedSplit:
     """
 
     def __init__(self, split: Split, num_classes: int) -> None:
-        self.split = split
+        super().__init__(split)
         labels = column(split, "label")
         self.by_class = [(labels == number).nonzero().flatten() for number in range(num_classes)]
         if missing := [str(number) for number, rows in enumerate(self.by_class) if not len(rows)]:
@@ -37,17 +37,6 @@ class BalancedSplit:
                 f"no training example of class {', '.join(missing)}, so batches cannot be balanced: check the labels, "
                 "or set balanced = false."
             )
-
-    def __len__(self) -> int:
-        return len(self.split)
-
-    def __getitems__(self, rows: Any) -> Any:
-        return self.split.__getitems__(rows)
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name == "split":
-            raise AttributeError(name)
-        return getattr(self.split, name)
 
     def stream(self, name: str, seed: int, batch_size: int, **options: Any) -> BalancedStream:
         """Endless balanced batches; an epoch is as many as shuffling the split would give."""
@@ -73,12 +62,9 @@ class BalancedStream(Stream):
                 rows[torch.randint(len(rows), (count,), generator=generator)]
                 for rows, count in zip(classes, counts, strict=True)
             ]
-            whole = torch.cat(drawn)[torch.randperm(self.batch_size, generator=generator)]
-            mine = whole.tensor_split(self.world)[self.rank]
-            yield mine if len(mine) else whole[:1]
+            yield self.own(torch.cat(drawn)[torch.randperm(self.batch_size, generator=generator)])
             number += 1
 
-    def share(self, batch_number: int) -> float:
-        """This rank's rows of a batch over the mean rows of a rank."""
-        mine = self.batch_size // self.world + (self.rank < self.batch_size % self.world)
-        return mine * self.world / self.batch_size
+    def size(self, batch_number: int) -> int:
+        """Every batch is whole."""
+        return self.batch_size
