@@ -342,7 +342,7 @@ def test_pruned_edges_do_not_matter_and_kept_ones_do() -> None:
 @pytest.mark.parametrize("variant", ["wd", "glt", "ugs", "ascent", "ce"])
 def test_a_mask_phase_is_the_librarys(tmp_path: Path, variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same masks and weights after a mask phase, where both have the same negatives and no noise."""
-    monkeypatch.setattr(plait_glt.weave, "TIE_NOISE", 0.0)
+    monkeypatch.setattr(plait_glt.weave, "INITIAL_NOISE", 0.0)
     monkeypatch.setattr(plait_glt.training, "INITIAL_NOISE", 0.0)
     monkeypatch.setattr(FreshNegatives, "__call__", lambda self, batch, generator: batch)
     monkeypatch.setattr(LinkTask, "renew", lambda self, generator: None)

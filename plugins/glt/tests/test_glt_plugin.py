@@ -122,7 +122,7 @@ def two_paths(seed: int) -> plait.Data:
 @pytest.mark.parametrize("variant", ["wd", "glt", "ugs", "ascent"])
 def test_a_mask_phase_is_the_librarys(tmp_path: Path, variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same masks and weights after a mask phase, where neither draws a random number."""
-    monkeypatch.setattr(plait_glt.weave, "TIE_NOISE", 0.0)
+    monkeypatch.setattr(plait_glt.weave, "INITIAL_NOISE", 0.0)
     monkeypatch.setattr(plait_glt.training, "INITIAL_NOISE", 0.0)
     seen: dict[str, Tensor] = {}
 
@@ -160,7 +160,7 @@ def test_of_equal_best_epochs_run_and_library_choose_the_first(tmp_path: Path, m
     from plait_glt.models import GCN
     from plait_glt.training import train_masks
 
-    monkeypatch.setattr(plait_glt.weave, "TIE_NOISE", 0.0)
+    monkeypatch.setattr(plait_glt.weave, "INITIAL_NOISE", 0.0)
     monkeypatch.setattr(plait_glt.training, "INITIAL_NOISE", 0.0)
     chosen: dict[str, Any] = {}
 

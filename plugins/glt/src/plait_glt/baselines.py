@@ -27,7 +27,7 @@ def degree_scores(ends: Tensor, num_nodes: int) -> Tensor:
         num_nodes: n.
 
     Returns:
-        Rank of ``1 / (d_i d_j)`` among its distinct values, from 1 [U]; ranks, so that tie-breaking noise cannot
+        Rank of ``1 / (d_i d_j)`` among its distinct values, from 1 [U]; ranks, so that rounding cannot
         reorder edges whose products are close.
     """
     degree = torch.bincount(ends.reshape(-1), minlength=num_nodes)

@@ -26,6 +26,9 @@ from plait_glt.models.weights import (
     seen_alone,
 )
 
+INITIAL_NOISE = 1e-5
+"""Soft masks begin at ``kept * (1 + u)``, u uniform in +-1e-5 [code-UGS]."""
+
 
 class MaskedGNN(nn.Module):
     """``f(A * m_g, X; Theta * m_theta)`` over a sparse edge list, memory O(E).

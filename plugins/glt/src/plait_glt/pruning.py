@@ -1,4 +1,4 @@
-"""Pruning by rank: exact counts, ties broken by seeded noise. Card section 5, traps 3 and 9."""
+"""Pruning by rank: exact counts, exact ties in a seeded random order. Card section 5, traps 3 and 9."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ import torch
 from torch import Tensor
 
 from plait_glt.errors import GLTError
-
-TIE_NOISE = 1e-5
 
 
 def prune_count(kept: int, share: float) -> int:
@@ -67,8 +65,8 @@ def prune_smallest(
 ) -> list[Tensor]:
     """Drop exactly ``count`` kept entries, over all tensors together, smallest ``|score|`` first.
 
-    Seeded noise below 1e-5 is added to the magnitudes, so that ties (a soft mask clipped at 0 or 1) are not broken by
-    memory order; what is still equal goes by index.
+    Exact ties (a soft mask clipped at 0 or 1) are broken by a seeded random order, not by memory order. No noise is
+    added to the scores: after a dozen epochs UGS's masks spread by about 1e-5, and noise of that size reorders them.
 
     Args:
         scores: any shapes; for soft masks the values themselves.
@@ -94,8 +92,8 @@ def prune_smallest(
         raise GLTError(f"pruning: {count} entries are to go, and {total} are kept.")
     if not bool(flat[alive].isfinite().all()):
         raise GLTError("pruning: a kept entry has a score that is not finite; the training diverged.")
-    noise = torch.rand(flat.shape, generator=generator, dtype=torch.float64).to(flat.device)
-    ranked = (flat + TIE_NOISE * noise).masked_fill(~alive, torch.inf).argsort(stable=True)
+    shuffled = torch.randperm(flat.numel(), generator=generator).to(flat.device)
+    ranked = shuffled[flat.masked_fill(~alive, torch.inf)[shuffled].argsort(stable=True)]
     alive[ranked[:count]] = False
     pieces = torch.split(alive, [mask.numel() for mask in kept])
     return [piece.reshape(mask.shape) for piece, mask in zip(pieces, kept, strict=True)]

@@ -12,12 +12,9 @@ from plait_glt.adversary import ascend, delta_removed, implicit_term, unclipped
 from plait_glt.auxiliary import auxiliary_loss
 from plait_glt.baselines import drop_edges
 from plait_glt.config import GLTConfig
-from plait_glt.masked import MaskedGNN
+from plait_glt.masked import INITIAL_NOISE, MaskedGNN
 from plait_glt.sparsity import gradient_share
 from plait_glt.tasks import Task
-
-INITIAL_NOISE = 1e-5
-"""Soft masks begin at ``kept * (1 + u)``, u uniform in +-1e-5 [code-UGS]."""
 
 
 @dataclass(frozen=True)

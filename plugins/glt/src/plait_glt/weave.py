@@ -18,10 +18,10 @@ from plait_glt.adversary import ascend, delta_removed, implicit_term, unclipped
 from plait_glt.auxiliary import auxiliary_loss
 from plait_glt.baselines import degree_scores, drop_edges, magnitude_scores, random_scores
 from plait_glt.clock import Clock
-from plait_glt.masked import MaskedGNN
+from plait_glt.masked import INITIAL_NOISE, MaskedGNN
 from plait_glt.phases import Phase, phases
 from plait_glt.pruned import PrunedGNN
-from plait_glt.pruning import TIE_NOISE, prune_count, prune_smallest
+from plait_glt.pruning import prune_count, prune_smallest
 from plait_glt.records import figures, record
 from plait_glt.sparsity import gradient_share
 from plait_glt.tasks import compared_outputs
@@ -114,8 +114,8 @@ class Weave:
         for name, parameter in self.gnn.named_parameters():
             if not name.startswith("network."):
                 drawn = torch.rand(parameter.shape, generator=generator).to(parameter.device) if learn else None
-                ties = 0 if drawn is None else TIE_NOISE * (2 * drawn - 1)
-                weights[name] = self.hard[name] * (1 + ties)
+                noise = 0 if drawn is None else INITIAL_NOISE * (2 * drawn - 1)
+                weights[name] = self.hard[name] * (1 + noise)
         self.begun = True
         self.reached.zero_()
         self._arrange(trainer, phase)
