@@ -144,6 +144,11 @@ def test_everything_gives_a_scoreboard(call: Callable[..., Any], demo: None, tmp
         and "| Training harms. | fails |" in (tmp_path / "board" / "scoreboard.md").read_text()
     )
 
+    drift = call("verify", "demo", "--drift", "--workers", "0", "--cache", "cache", "--out", "board")
+    assert drift.code == 0 and "learning rate + 1e-08" in drift.out and "page: board/scoreboard.html" in drift.out
+    first = json.loads(board.read_text())["plugins"][0]["claims"][0]["drift"][0]
+    assert first["change"] == "run again" and set(first["moves"].values()) == {0.0}
+
     shown = call("verify", "demo", "--workers", "0", "--cache", "cache")
     assert shown.code == 4 and "Reconstruction: [inferred]: all of it" in shown.out
     assert "trained.accuracy - untrained.accuracy > 0" in shown.out and "±" in shown.out
@@ -190,6 +195,10 @@ def test_info_shows_claims_and_refuses_bad_ones(program: Program, site: Path) ->
         (["chase", "--power", "--scoreboard"], "--power gives no verdict"),
         (["chase", "--rejudge"], "--rejudge takes the figures as they are"),
         (["--rejudge", "--seeds", "3"], "--rejudge takes the figures as they are"),
+        (["--drift"], "give one plugin, or --all"),
+        (["--all", "--drift"], "--drift goes with one plugin"),
+        (["chase", "--drift", "--fresh"], "--drift goes with one plugin"),
+        (["task", "--drift", "--out", "nowhere"], "nowhere/scoreboard.json has no figures of task"),
         (["--rejudge", "--out", "nowhere"], "nowhere holds no scoreboard.json"),
         (["nobody"], "no plugin named 'nobody'"),
         (["task"], "brings no claims.toml"),

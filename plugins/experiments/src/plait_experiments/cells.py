@@ -9,7 +9,8 @@ import os
 import shutil
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -45,6 +46,7 @@ class Job:
         measure: after the run.
         versions: distributions that the key counts.
         sources: hash of the sources of editable installs, which have no version of their own.
+        threads: of torch, instead of the worker's one; the key must tell such a job from the others.
     """
 
     key: str
@@ -58,6 +60,7 @@ class Job:
     measure: str | None = None
     versions: dict[str, str] = field(default_factory=dict)
     sources: dict[str, str] = field(default_factory=dict)
+    threads: int | None = None
 
     @property
     def label(self) -> str:
@@ -206,7 +209,8 @@ def execute(job: Job) -> Outcome:
         if (before := stored(job)) is not None:
             return before
         try:
-            metrics, environment = _work(job, folder)
+            with _threads(job.threads):
+                metrics, environment = _work(job, folder)
             seconds = round(time.monotonic() - start, 3)
             done = Outcome(job.key, "done", _plain(metrics), seconds, "", environment, job.sources)
             store(job, done)
@@ -215,6 +219,21 @@ def execute(job: Job) -> Outcome:
             return Outcome(job.key, "interrupted")
         except Exception as error:
             return _failed(job, error, time.monotonic() - start)
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    if count is None:
+        yield
+        return
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _work(job: Job, folder: Path) -> tuple[Mapping[str, float], dict[str, Any]]:

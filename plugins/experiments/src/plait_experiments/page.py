@@ -17,6 +17,7 @@ from markupsafe import Markup
 from plait import __version__
 from plait.storage.files import write_text
 from plait_experiments import tables
+from plait_experiments.drift import smaller
 from plait_experiments.results import ClaimResult, Verification
 from plait_experiments.verdicts import Judgement, Verdict
 from plait_report.charts import Chart, Series
@@ -76,7 +77,7 @@ def render(verification: Verification) -> str:
 def rendered(template: str, **values: Any) -> str:
     """A page from a template of this package."""
     page = _templates().get_template(template)
-    return printable(page.render(**values, tables=tables, badges=BADGES, version=__version__))
+    return printable(page.render(**values, tables=tables, smaller=smaller, badges=BADGES, version=__version__))
 
 
 @cache

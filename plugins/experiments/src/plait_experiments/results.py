@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from plait_experiments import statistics
@@ -83,6 +83,29 @@ class ArmResult:
 
 
 @dataclass(frozen=True)
+class Drift:
+    """How far one arm's figures moved under a change that should not matter.
+
+    Attributes:
+        arm: which.
+        change: what was changed, in words.
+        where: the CPU and torch version of the changed runs.
+        seeds: how many were run again.
+        moves: metric -> largest absolute difference over them, in the metric's unit.
+    """
+
+    arm: str
+    change: str
+    where: str
+    seeds: int
+    moves: Mapping[str, float]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The JSON form."""
+        return {**asdict(self), "moves": dict(self.moves)}
+
+
+@dataclass(frozen=True)
 class ClaimResult:
     """One claim with its verdict.
 
@@ -94,6 +117,7 @@ class ClaimResult:
         metrics: short name -> what it is, those of the expectations first.
         seeds: that were planned.
         reason: why it did not run.
+        drifts: of one arm, where they were measured.
     """
 
     claim: Claim
@@ -103,6 +127,7 @@ class ClaimResult:
     metrics: Mapping[str, MetricTable] = field(default_factory=dict)
     seeds: tuple[int, ...] = ()
     reason: str = ""
+    drifts: tuple[Drift, ...] = ()
 
     @property
     def undecidable(self) -> bool:
@@ -134,6 +159,7 @@ class ClaimResult:
             "required": dict(claim.required),
             "paper": dict(claim.paper),
             "paper_setting": claim.paper_setting,
+            "drift": [drift.as_dict() for drift in self.drifts],
         }
 
 

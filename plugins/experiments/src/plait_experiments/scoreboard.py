@@ -12,10 +12,11 @@ from plait import __version__
 from plait.errors import BadInput
 from plait_experiments import tables
 from plait_experiments.cells import Cache
+from plait_experiments.drift import smaller
 from plait_experiments.experiment import Experiment, Tried, compared
 from plait_experiments.page import as_json, rendered, write_files
 from plait_experiments.power import MOST, TWO_SIDED, Power
-from plait_experiments.results import ArmResult, ClaimResult, Verification
+from plait_experiments.results import ArmResult, ClaimResult, Drift, Verification
 from plait_experiments.schema import Book, Claim, MetricTable, ScaleName
 from plait_experiments.statistics import FEW, Interval, Summary
 from plait_experiments.verdicts import Judgement, Verdict
@@ -88,6 +89,9 @@ def _details(result: ClaimResult) -> list[str]:
     if tried:
         parts.append(tables.markdown_table(columns, tried))
         parts += tables.ties(result)
+    if result.drifts:
+        parts.append(tables.markdown_table(tables.DRIFT_COLUMNS, tables.drift_rows(result)))
+        parts += smaller(result)
     return parts
 
 
@@ -148,6 +152,7 @@ def _claim(entry: Mapping[str, Any], scale: ScaleName) -> ClaimResult:
         {name: MetricTable(**metric) for name, metric in entry["metrics"].items()},
         tuple(entry["seeds"]),
         entry["reason"],
+        tuple(Drift(**drift) for drift in entry.get("drift", ())),
     )
 
 
@@ -228,7 +233,8 @@ def _claim_again(result: ClaimResult, experiment: Experiment | None) -> ClaimRes
         said = {judgement.text for judgement in result.judgements}
         claim = claim.model_copy(update={"required": {text: m for text, m in today.items() if text in said}})
         arms = tuple(_choice_again(arm, experiment) for arm in arms)
-    return judged(claim, arms, result.metrics, result.seeds, result.reason)
+    again = judged(claim, arms, result.metrics, result.seeds, result.reason)
+    return dataclasses.replace(again, drifts=result.drifts)
 
 
 def _choice_again(arm: ArmResult, experiment: Experiment) -> ArmResult:
@@ -259,19 +265,26 @@ def join(earlier: Sequence[Verification], now: Sequence[Verification]) -> list[V
     return list(by_plugin.values())
 
 
+def _with_drifts(result: ClaimResult, old: Mapping[str, ClaimResult]) -> ClaimResult:
+    before = old.get(result.claim.id)
+    return result if before is None or result.drifts else dataclasses.replace(result, drifts=before.drifts)
+
+
 def _joined(before: Verification | None, now: Verification) -> Verification:
     if before is None or before.scale != now.scale:
         return now
     old = {result.claim.id: result for result in before.claims if result.verdict is not Verdict.NOT_RUN}
-    claims = [old.pop(r.claim.id, r) if r.verdict is Verdict.NOT_RUN else r for r in now.claims]
     new = {result.claim.id for result in now.claims}
+    asked = {result.claim.id for result in now.claims if result.verdict is not Verdict.NOT_RUN}
+    claims = [_with_drifts(r, old) if r.claim.id in asked else old.get(r.claim.id, r) for r in now.claims]
     claims += [result for result in before.claims if result.claim.id not in new]
     places = {result.claim.id: place for place, result in enumerate(before.claims)}
     claims.sort(key=lambda result: places.get(result.claim.id, len(places)))
-    kept = [r.claim.id for r in claims if not any(r is result for result in now.claims)]
+    kept = [r.claim.id for r in claims if r.claim.id not in asked and (r.claim.id in old or r.claim.id not in new)]
+    now = dataclasses.replace(now, claims=tuple(claims))
     if not kept:
         return now
     versions = before.environment.get("versions", {})
     device = before.environment.get("device_name") or before.environment.get("device") or "unknown device"
     note = f"from an earlier verification ({device}, torch {versions.get('torch', 'unknown')}): {', '.join(kept)}"
-    return dataclasses.replace(now, claims=tuple(claims), notes=(*now.notes, note), work=now.work + before.work)
+    return dataclasses.replace(now, notes=(*now.notes, note), work=now.work + before.work)

@@ -23,6 +23,7 @@ POWER_COLUMNS = (
     "test",
     f"seeds for {100 * POWER:.0f} % power",
 )
+DRIFT_COLUMNS = ("arm", "changed", "on", "seeds", "largest move in one seed")
 SCORE_COLUMNS = (
     "claim",
     "verdict",
@@ -105,6 +106,14 @@ def _takes(takes: Power | None) -> str:
     sides = f", {takes.sides}" if takes.two_sided else ""
     said = f": {UNDECIDABLE}" if takes.undecidable else ""
     return f" (SD {figure(takes.deviation)}, {_needed(takes)} seeds{sides}{said})"
+
+
+def drift_rows(result: ClaimResult) -> list[Row]:
+    """`DRIFT_COLUMNS`: how far one arm moves with what should not matter."""
+    return [
+        [d.arm, d.change, d.where, str(d.seeds), ", ".join(f"{m} {number(v)}" for m, v in d.moves.items()) or NONE]
+        for d in result.drifts
+    ]
 
 
 def margin(judgement: Judgement) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -43,6 +44,14 @@ def verify(
     rejudge: Annotated[
         bool,
         typer.Option("--rejudge", help="Judge the figures of the scoreboard in --out by today's rules; runs nothing."),
+    ] = False,
+    drift: Annotated[
+        bool,
+        typer.Option(
+            "--drift",
+            help="Run one arm of each claim of the scoreboard in --out again: with several threads, with a learning "
+            "rate larger by 1e-8; put the moves into it.",
+        ),
     ] = False,
     power: Annotated[
         bool,
@@ -88,6 +97,7 @@ def verify(
       plait verify --all --extra --out docs/scoreboard
       plait verify fairsam --extra --scoreboard --out docs/scoreboard
       plait verify --rejudge --out docs/scoreboard
+      plait verify fairsam --drift --out docs/scoreboard
     """
     from plait.errors import BadInput
     from plait_experiments import scoreboard, verification
@@ -95,12 +105,19 @@ def verify(
     from plait_experiments.schema import load
 
     if rejudge:
-        if name is not None or any([everything, join, power, claims, gating, extra, seeds is not None, settings]):
+        if name is not None or any(
+            [everything, join, drift, power, claims, gating, extra, seeds is not None, settings]
+        ):
             raise BadInput("--rejudge takes the figures as they are: it goes with --out and --json only.")
         judge_again(out, as_json)
         return
     if everything == (name is not None):
         raise BadInput("give one plugin, or --all.")
+    if drift:
+        if name is None or any([join, power, gating, extra, fresh, seeds is not None, settings]):
+            raise BadInput("--drift goes with one plugin, --claim, --workers, --ray, --cache, --out and --json only.")
+        measure_drift(name, out, claims or (), workers, ray, cache, as_json)
+        return
     if power and join:
         raise BadInput("--power gives no verdict that --scoreboard could keep; give one of them.")
     if everything and claims:
@@ -179,6 +196,48 @@ def judge_again(folder: Path, as_json: bool) -> None:
         typer.echo(f"page: {files[0]}")
     if not all(v.holds for v in after):
         raise typer.Exit(NOT_HELD)
+
+
+def measure_drift(
+    plugin: str,
+    folder: Path,
+    claims: Sequence[str],
+    workers: int | None,
+    ray: str | None,
+    cache: Path | None,
+    as_json: bool,
+) -> None:
+    """Measure how far one arm of each claim of a scoreboard moves, write it there, and print it.
+
+    Raises:
+        BadInput: no such plugin, or a scoreboard without its figures.
+    """
+    from plait.errors import BadInput
+    from plait_experiments import drift, scoreboard, tables
+    from plait_experiments.schema import load
+
+    book = load(plugin)
+    board = scoreboard.stored(folder)
+    before = next((entry for entry in board if entry.plugin == plugin), None)
+    if book is None or before is None:
+        raise BadInput(
+            f"{folder / scoreboard.SCOREBOARD} has no figures of {plugin}: "
+            f"first plait verify {plugin} --scoreboard --out {folder}."
+        )
+    after, problems = drift.measure(before, book, only=claims, workers=workers, ray=ray, cache=cache, progress=True)
+    files = scoreboard.write_scoreboard([after if entry is before else entry for entry in board], folder)
+    if as_json:
+        output.emit({**after.as_dict(), "not_measured": problems})
+        return
+    for result in after.claims:
+        if result.drifts:
+            typer.echo(f"\n{output.heading(result.claim.id)}: {result.claim.sentence}")
+            output.show(output.table("", tables.DRIFT_COLUMNS, tables.drift_rows(result), right=(3,)))
+            for text in drift.smaller(result):
+                typer.echo(f"- {text}")
+    for name, reason in problems.items():
+        typer.secho(f"{name}: not measured: {reason}", fg="yellow")
+    typer.echo(f"page: {files[0]}")
 
 
 def with_claims() -> list[str]:

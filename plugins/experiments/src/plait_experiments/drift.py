@@ -1,0 +1,216 @@
+"""Drift: how far an arm's figures move with what should not matter: threads, the machine, rounding."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from plait.errors import BadInput, Interrupted, Refused
+from plait_experiments.cells import Cache, Job, Outcome
+from plait_experiments.experiment import Experiment, Point
+from plait_experiments.expressions import parse
+from plait_experiments.progress import Progress
+from plait_experiments.results import ClaimResult, Drift, Verification
+from plait_experiments.runner import Runner
+from plait_experiments.schema import Book
+
+SEEDS = 3
+"""Seeds of an arm that are run again."""
+
+NUDGE = 1e-8
+"""Added to the learning rate: rounding's share in a figure, as no method depends on it."""
+
+AGAIN = "run again"
+"""The change that is none: on the scoreboard's own machine and versions it must move nothing."""
+
+
+Key = tuple[str, Point, tuple[int, ...]]
+"""An arm, its grid point and its seeds."""
+
+
+@dataclass(frozen=True)
+class Changed:
+    """One arm at some seeds under one change.
+
+    Attributes:
+        change: in words.
+        jobs: seed -> job.
+    """
+
+    change: str
+    jobs: Mapping[int, Job]
+
+
+def measure(
+    board: Verification,
+    book: Book,
+    *,
+    only: Sequence[str] = (),
+    workers: int | None = None,
+    ray: str | None = None,
+    cache: Path | str | None = None,
+    progress: bool = False,
+) -> tuple[Verification, dict[str, str]]:
+    """Run one arm of every claim again: as it was, with several threads, and with a learning rate larger by `NUDGE`.
+
+    The arm is the first one that a claim's expectations name, at the grid point that was chosen for it, at its first
+    `SEEDS` seeds. The first of the three is compared with the scoreboard's figures, which may come from another
+    machine; the others with the first. The runs are kept by machine, so that an interrupted measurement goes on.
+
+    Args:
+        board: a plugin's figures, from `plait_experiments.scoreboard.stored`.
+        book: the plugin's claims today.
+        only: claim ids; default all with figures.
+        workers, ray, cache, progress: as in `plait_experiments.verification.verify`.
+
+    Returns:
+        The same figures and verdicts with the claims' drifts, those that other machines had measured among them; and
+        claim -> why its drift could not be measured here.
+
+    Raises:
+        BadInput: an unknown claim, or one without figures.
+        Interrupted: stopped by Ctrl-C.
+    """
+    scale = next((name for name in book.scales if name == board.scale), None)
+    if scale is None:
+        raise BadInput(f"{book.where} has no scale {board.scale!r}, of which the scoreboard's figures are.")
+    claims = [book.claim(name).id for name in only] or [claim.id for claim in book.claims]
+    results = {r.claim.id: r for r in board.claims if r.claim.id in claims and _arm(r) in book.arms}
+    for name in only:
+        if name not in results:
+            raise BadInput(f"claim {name}: the scoreboard has no figures of it; verify it first.")
+    experiment = Experiment(book, scale, [], Cache(Cache(cache).folder / "drift" / _machine()))
+    wanted = {name: _arm_and_seeds(result) for name, result in results.items()}
+    changes: dict[Key, list[Changed]] = {}
+    problems: dict[str, str] = {}
+    for name, key in wanted.items():
+        try:
+            changes.setdefault(key, list(_changes(experiment, *key)))
+        except (BadInput, Refused) as error:
+            problems[name] = str(error)
+    runner = Runner(workers, ray, False, Progress("measuring drift" if progress else ""))
+    try:
+        runner.run([job for of_arm in changes.values() for change in of_arm for job in change.jobs.values()])
+    except KeyboardInterrupt:
+        again = f"plait verify {board.plugin} --drift"
+        raise Interrupted(f"stopped; every finished run is kept. Go on with: {again}") from None
+    finally:
+        runner.close()
+    after = []
+    for result in board.claims:
+        drifts: list[Drift] = []
+        if (name := result.claim.id) in wanted and name not in problems:
+            try:
+                drifts = list(_drifts(result, changes[wanted[name]], runner.outcomes))
+            except BadInput as error:
+                problems[name] = str(error)
+        after.append(_with(result, drifts))
+    return dataclasses.replace(board, claims=tuple(after)), problems
+
+
+def smaller(result: ClaimResult) -> list[str]:
+    """A sentence for every expectation whose margin is smaller than the largest move of one of its metrics."""
+    texts = []
+    for judgement in result.judgements:
+        margin = judgement.margin if judgement.difference is None else judgement.difference
+        if margin is None or judgement.exact:
+            continue
+        short = {metric for _, metric in parse(judgement.text).references}
+        moves = [(drift.moves[m], m, drift) for drift in result.drifts for m in drift.moves if m in short]
+        largest, metric, drift = max(moves, key=lambda move: move[0], default=(0.0, "", None))
+        if drift is not None and abs(margin) < largest:
+            texts.append(
+                f"{judgement.text}: the margin {margin:.3g} is smaller than the {largest:.3g} by which {metric} of arm "
+                f"{drift.arm} alone moved in one of {drift.seeds} seeds ({drift.change}, {drift.where})."
+            )
+    return texts
+
+
+# ---- what is run -------------------------------------------------------------------------------------------------
+def _arm(result: ClaimResult) -> str:
+    """The first arm of the expectations that has figures; empty without one."""
+    measured = {arm.name for arm in result.arms if any(arm.values.values())}
+    named = [arm for judgement in result.judgements for arm, _ in parse(judgement.text).references]
+    return next((arm for arm in named if arm in measured), "")
+
+
+def _arm_and_seeds(result: ClaimResult) -> Key:
+    name = _arm(result)
+    point = next(arm.point for arm in result.arms if arm.name == name)
+    return name, tuple(point.items()), result.seeds[:SEEDS]
+
+
+def _changes(experiment: Experiment, arm: str, point: Point, seeds: Sequence[int]) -> Iterator[Changed]:
+    same = {seed: experiment.job(arm, point, seed) for seed in seeds}
+    yield Changed(AGAIN, same)
+    threads = max(2, os.cpu_count() or 1)
+    several = {seed: dataclasses.replace(job, threads=threads) for seed, job in same.items()}
+    yield Changed(f"{threads} threads", {seed: _named(job, f"threads-{threads}") for seed, job in several.items()})
+    rate = float(next(iter(same.values())).recipe["optimizer"]["lr"]) + NUDGE
+    nudged = dataclasses.replace(experiment, settings={"optimizer.lr": rate})
+    yield Changed(f"learning rate + {NUDGE:g}", {seed: nudged.job(arm, point, seed) for seed in seeds})
+
+
+def _named(job: Job, change: str) -> Job:
+    key = hashlib.sha256(f"{job.key} {change}".encode()).hexdigest()[: len(job.key)]
+    return dataclasses.replace(job, key=key, folder=str(Path(job.folder).with_name(key)))
+
+
+def _machine() -> str:
+    from plait.storage.environment import describe
+
+    return hashlib.sha256(place(describe("cpu", [])).encode()).hexdigest()[:16]
+
+
+def place(environment: Mapping[str, Any]) -> str:
+    """``AMD EPYC 7B13, torch 2.14.1``."""
+    device = environment.get("device_name") or environment.get("device") or "unknown device"
+    return f"{device}, torch {environment.get('versions', {}).get('torch', 'unknown')}"
+
+
+# ---- what came of it ---------------------------------------------------------------------------------------------
+def _drifts(result: ClaimResult, changes: Sequence[Changed], outcomes: Mapping[str, Outcome]) -> Iterator[Drift]:
+    from plait.storage.environment import describe
+
+    here = place(describe("cpu", []))
+    name = _arm(result)
+    arm = next(arm for arm in result.arms if arm.name == name)
+    board = {short: dict(values) for short, values in arm.values.items()}
+    again = _values(changes[0], outcomes, result)
+    for change in changes:
+        before, after = (board, again) if change is changes[0] else (again, _values(change, outcomes, result))
+        moves: dict[str, float] = {}
+        for short in result.metrics:
+            pairs = [(before.get(short, {}).get(seed), after[short].get(seed)) for seed in change.jobs]
+            distances = [abs(a - b) for a, b in pairs if a is not None and b is not None]
+            if distances:
+                moves[short] = max(distances)
+        yield Drift(name, change.change, here, len(change.jobs), moves)
+
+
+def _values(
+    change: Changed, outcomes: Mapping[str, Outcome], result: ClaimResult
+) -> dict[str, dict[int, float | None]]:
+    """Metric -> seed -> value.
+
+    Raises:
+        BadInput: a run failed, or its data is not here.
+    """
+    for seed, job in change.jobs.items():
+        if outcomes[job.key].status != "done":
+            raise BadInput(f"arm {job.arm} at seed {seed}, {change.change}: {outcomes[job.key].error}")
+    return {
+        short: {seed: outcomes[job.key].metrics.get(metric.name) for seed, job in change.jobs.items()}
+        for short, metric in result.metrics.items()
+    }
+
+
+def _with(result: ClaimResult, drifts: Sequence[Drift]) -> ClaimResult:
+    now = {(drift.change, drift.where) for drift in drifts}
+    kept = [drift for drift in result.drifts if not drifts or (drift.change, drift.where) not in now]
+    return dataclasses.replace(result, drifts=(*kept, *drifts))
