@@ -394,10 +394,10 @@ def test_without_the_auxiliary_loss(tmp_path: Path) -> None:
     assert trained.metrics["glt/graph_sparsity"] == 0.5
 
 
-@pytest.mark.parametrize("model", ["gin", "gat", "resgcn"])
+@pytest.mark.parametrize("model", ["gin", "ugs-gin", "gat", "resgcn"])
 def test_other_networks(tmp_path: Path, model: str) -> None:
     short = {"rounds": 1, "mask_epochs": 2, "fix_epochs": 2}
-    trained = run(tmp_path / "run", short, model=model, settings={"model.layers": 2})
+    trained = run(tmp_path / "run", short, model=model, settings={"model.hidden": 64})
     assert 0 <= trained.metrics["glt/auc"] <= 100
 
 

@@ -10,7 +10,7 @@ from torch_geometric.nn import GCNConv, SAGEConv
 from plait_glt.errors import GLTError
 from plait_glt.macs import column_nonzeros, inference_macs, propagations, saving
 from plait_glt.masked import MaskedGNN
-from plait_glt.models import GAT, GCN, GIN
+from plait_glt.models import GAT, GCN, GIN, UGSGIN
 from plait_glt.tiny_graphs import karate_graph, path_edges, two_triangles_edges
 
 
@@ -210,5 +210,6 @@ def test_macs_by_hand() -> None:
 def test_propagations_of_the_models() -> None:
     assert propagations(GCN(6, 2, hidden=8)) == [(8, True), (2, True)] == propagations(Plain(6, 2))
     assert propagations(GIN(6, 2, hidden=8)) == [(8, False), (2, False)]
+    assert propagations(UGSGIN(6, 2, hidden=8)) == [(8, False), (2, False)]  # its head sums over no edge
     assert propagations(GAT(6, 2, hidden=8, heads=4)) == [(8, True), (2, True)]
     assert propagations(Plain(6, 2, last=SAGEConv)) is None and propagations(nn.Linear(2, 2)) is None

@@ -15,11 +15,13 @@ from plait.data import DataInfo
 from plait.errors import BadInput
 from plait_glt.errors import GLTError
 from plait_glt.graphs import Graph, clean_edges, make_graph
-from plait_glt.model_options import GatOptions, GcnOptions, GinOptions, ResGcnOptions
+from plait_glt.masked import MaskedGNN
+from plait_glt.model_options import GatOptions, GcnOptions, GinOptions, ResGcnOptions, UgsGinOptions
 from plait_glt.models import (
     GAT,
     GCN,
     GIN,
+    UGSGIN,
     GATConv,
     GCNConv,
     GINConv,
@@ -162,6 +164,36 @@ def test_gin_equals_the_dense_sum_and_pygs_layer(layers: int) -> None:
     torch.testing.assert_close(layer(x, edges), published(x, edges))
 
 
+def test_ugs_gin_equals_a_dense_mean_over_the_whole_graph() -> None:
+    """The card's words, with dense matrices: masked entries weigh nothing and still count in the mean."""
+    x, edges, weight = random_graph(5)
+    weight[::3] = 0
+    weight.requires_grad_()
+    network = UGSGIN(F, C, 4, dropout=0.0).double()
+    network.eps.data.copy_(torch.tensor([0.3, -0.2]))
+    ones = adjacency(edges, torch.ones_like(weight))
+    mean = adjacency(edges, weight) / ones.sum(1, keepdim=True).clamp(min=1)
+    first, second = network.layers
+    own = [(1 + eps) * torch.eye(N) for eps in network.eps]
+    h0 = first((own[0] + mean) @ x).relu()
+    h1 = second((own[1] + mean) @ h0).relu()
+    expected = (h0 @ network.head.weight.T + h1) / 2
+    same_gradients(network(x, edges, weight), expected, [weight, *network.parameters()])
+
+
+def test_ugs_gin_on_the_kept_edges_of_a_graph_that_it_has_seen_equals_masked_edges() -> None:
+    x, edges, weight = random_graph(8)
+    kept = weight > weight.median()
+    network = UGSGIN(F, C, 4, dropout=0.0).double()
+    masked = network(x, edges, kept.double())
+    assert not torch.allclose(network(x, edges[:, kept]), masked)  # another mean
+    network.see_graph(edges, N)
+    torch.testing.assert_close(network(x, edges[:, kept]), masked)
+    with_masks = MaskedGNN(UGSGIN(F, C, 4, dropout=0.0), edges, N, tied=False)
+    torch.testing.assert_close(with_masks.network.degree, torch.bincount(edges[1], minlength=N).float())
+    assert "degree" not in str(list(with_masks.state_dict()))
+
+
 @pytest.mark.parametrize("mask", ["after", "before"])
 def test_gat_equals_the_dense_attention(mask: Any) -> None:
     x, edges, weight = random_graph(6)
@@ -194,6 +226,7 @@ def models() -> dict[str, nn.Module]:
         "gat-after": GAT(F, C, 8, heads=2),
         "gat-before": GAT(F, C, 8, heads=2, attention_mask="before"),
         "resgcn": ResGCN(F, C, 8, layers=4),
+        "ugs-gin": UGSGIN(F, C, 8),
     }
     return {name: model.double().eval() for name, model in networks.items()}
 
@@ -224,6 +257,8 @@ def test_identities(name: str) -> None:
 def test_a_weight_of_zero_takes_the_edge_away(name: str) -> None:
     model = models()[name]
     x, edges, weight = random_graph(9)
+    if isinstance(model, UGSGIN):
+        model.see_graph(edges, N)  # the mean counts them all
     kept = torch.rand(len(weight), generator=torch.Generator().manual_seed(2)) < 0.5
     torch.testing.assert_close(model(x, edges, weight * kept), model(x, edges[:, kept], weight[kept]))
     torch.testing.assert_close(model(x, edges, weight * 0), model(x, edges[:, :0]))
@@ -328,6 +363,7 @@ def test_factories() -> None:
     for make, options in (
         (build.gcn, GcnOptions(hidden=8)),
         (build.gin, GinOptions(hidden=8, mlp_layers=2, batch_norm=True)),
+        (build.ugs_gin, UgsGinOptions(hidden=8)),
         (build.gat, GatOptions(hidden=8, heads=4, attention_mask="before")),
         (build.resgcn, ResGcnOptions(hidden=8, layers=3)),
     ):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from plait_glt.errors import GLTError
+from plait_glt.models.ugs_gin import UGSGIN
 from plait_glt.pyg import GATConv, GCNConv, GINConv, MessagePassing
 
 
@@ -79,7 +80,7 @@ def inference_macs(
 
 
 def propagations(network: nn.Module) -> list[Propagation] | None:
-    """Width and self-loops of each of PyG's GCN, GIN and GAT convolutions in a network; None for other kinds.
+    """Width and self-loops of each of PyG's GCN, GIN and GAT convolutions and of UGS's GIN; None for other networks.
 
     GAT's attention scores are not counted, GIN's own term is an addition and not a product.
     """
@@ -94,6 +95,8 @@ def propagations(network: nn.Module) -> list[Propagation] | None:
             if first is None:
                 return None
             known.append(Propagation(first.weight.shape[0], False))
+        elif isinstance(module, UGSGIN):
+            known += [Propagation(layer.out_features, False) for layer in module.layers if isinstance(layer, nn.Linear)]
         elif isinstance(module, MessagePassing):
             return None
     return known or None

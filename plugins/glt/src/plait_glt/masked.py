@@ -35,6 +35,8 @@ class MaskedGNN(nn.Module):
 
     Soft masks are parameters that begin at 1. The hard masks b_g and b_theta are kept by whoever trains: what is pruned
     has the value exactly 0, in the masks and in Theta. Self-loops are the network's own affair and are never pruned.
+    A module of the network with a method ``see_graph(edge_index, num_nodes)`` is shown the whole graph, for what must
+    not change with the masks (`plait_glt.models.UGSGIN`: degrees).
 
     Args:
         network: ``forward(x, edge_index, edge_weight=None)`` -> logits [n, C]; used as it is, not copied, but out of
@@ -102,6 +104,9 @@ class MaskedGNN(nn.Module):
         self.weight_masks = nn.ParameterDict(
             {_key(name): nn.Parameter(torch.ones_like(parameters[name].detach())) for name in self.names}
         )
+        for module in network.modules():
+            if callable(see_graph := getattr(module, "see_graph", None)):
+                see_graph(edges, num_nodes)
         self.removed: Tensor | None = None
         self.compacted = False
         self.soft = True

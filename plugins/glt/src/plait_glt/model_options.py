@@ -24,6 +24,13 @@ class GinOptions(GcnOptions):
     batch_norm: bool = Field(False, description="batch norm after every hidden convolution")
 
 
+class UgsGinOptions(Options):
+    """Options of ``ugs-gin``, which has two layers."""
+
+    hidden: int = Field(64, ge=1, le=16384, description="width of the first layer (512 in UGS's runs)")
+    dropout: float = Field(0.5, ge=0, lt=1, description="dropout on both layers")
+
+
 class GatOptions(GcnOptions):
     """Options of ``gat``."""
 

@@ -99,6 +99,9 @@ def models() -> dict[str, ModelSource]:
         "gin": ModelSource(
             "plait_glt.models.build:gin", "graph isomorphism network", EDGES, NEEDS, _model("GinOptions")
         ),
+        "ugs-gin": ModelSource(
+            "plait_glt.models.build:ugs_gin", "UGS's own isomorphism network", EDGES, NEEDS, _model("UgsGinOptions")
+        ),
         "gat": ModelSource("plait_glt.models.build:gat", "graph attention network", EDGES, NEEDS, _model("GatOptions")),
         "resgcn": ModelSource(
             "plait_glt.models.build:resgcn", "deep residual GCN (res+ blocks)", EDGES, NEEDS, _model("ResGcnOptions")

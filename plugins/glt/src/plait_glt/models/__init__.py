@@ -8,12 +8,14 @@ from plait_glt.models.gcn import GCN
 from plait_glt.models.gin import GIN
 from plait_glt.models.propagation import neighbour_sum
 from plait_glt.models.resgcn import ResGCN
+from plait_glt.models.ugs_gin import UGSGIN
 from plait_glt.models.weights import weight_names
 
 __all__ = [
     "GAT",
     "GCN",
     "GIN",
+    "UGSGIN",
     "GATConv",
     "GCNConv",
     "GINConv",

@@ -7,11 +7,12 @@ from torch import nn
 from plait.data import DataInfo
 from plait.errors import BadInput
 from plait_glt.errors import GLTError
-from plait_glt.model_options import GatOptions, GcnOptions, GinOptions, ResGcnOptions
+from plait_glt.model_options import GatOptions, GcnOptions, GinOptions, ResGcnOptions, UgsGinOptions
 from plait_glt.models.gat import GAT
 from plait_glt.models.gcn import GCN
 from plait_glt.models.gin import GIN
 from plait_glt.models.resgcn import ResGCN
+from plait_glt.models.ugs_gin import UGSGIN
 
 
 def gcn(options: GcnOptions, info: DataInfo) -> nn.Module:
@@ -30,6 +31,11 @@ def gin(options: GinOptions, info: DataInfo) -> nn.Module:
         options.batch_norm,
         options.dropout,
     )
+
+
+def ugs_gin(options: UgsGinOptions, info: DataInfo) -> nn.Module:
+    """Build `UGSGIN`."""
+    return UGSGIN(_features(info, "ugs-gin"), _outputs(options, info), options.hidden, options.dropout)
 
 
 def gat(options: GatOptions, info: DataInfo) -> nn.Module:
@@ -74,6 +80,6 @@ def _features(info: DataInfo, model: str) -> int:
     return info.input_shape[0]
 
 
-def _outputs(options: GcnOptions, info: DataInfo) -> int:
+def _outputs(options: GcnOptions | UgsGinOptions, info: DataInfo) -> int:
     # a pair of nodes is scored by their embeddings, as wide as the layers before
     return options.hidden if info.extra.get("pairs") else info.num_classes
