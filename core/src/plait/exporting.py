@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import json
 import logging
+import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -16,7 +19,7 @@ import torch
 from safetensors.torch import save_model
 from torch import Tensor, nn
 
-from plait.errors import BadInput, first_line
+from plait.errors import BadInput, RunFailed, first_line
 from plait.storage.files import write_atomically
 
 if TYPE_CHECKING:
@@ -39,22 +42,57 @@ def write(trainer: Trainer, model: nn.Module, folder: Path) -> None:
 def forms(trainer: Trainer, model: nn.Module) -> dict[str, Callable[[Path], object]]:
     """What is exported: file name -> a function that writes it to a path.
 
-    ``model.safetensors`` + ``config.json`` always; ``model.pt2``, ``model.torchscript`` and ``model.onnx`` run without
-    plait and without the model's source, for any batch size. They take the model's own input, after the data's
+    ``model.safetensors`` + ``config.json`` always; of a model of transformers they are as its ``from_pretrained`` loads
+    them, with plait's description in ``plait.json``. ``model.pt2``, ``model.torchscript`` and ``model.onnx`` run
+    without plait and without the model's source, for any batch size. They take the model's own input, after the data's
     ``prepare``. What a plugin has to say of the exported model (that it must not be used, say) it puts into the model's
-    ``export_metadata``, text -> text; it is written into the header of the safetensors file and into the config.
+    ``export_metadata``, text -> text; it is written into the header of the safetensors file and into the config. Files
+    that belong to the model (a tokenizer) are its ``export_files``, name -> bytes.
 
     Raises:
         BadInput: a state that is no tensor; from the functions: a format that cannot express this model.
+        RunFailed: the disk is full.
     """
     require_tensors(model)
     config = json.dumps(_config(trainer, model), indent=2)
     kinds = [kind for kind in trainer.recipe.export.formats if kind in FILES]
-    return {
-        "model.safetensors": lambda path: save_model(model, str(path), metadata=_metadata(model)),
-        "config.json": lambda path: path.write_text(config, encoding="utf-8"),
-        **{FILES[kind]: partial(_program, trainer, model, kind) for kind in kinds},
+    whole: dict[str, Callable[[Path], object]] = {
+        name: partial(Path.write_bytes, data=content) for name, content in getattr(model, "export_files", {}).items()
     }
+    if _builds_anew(model):
+        whole |= _pretrained(model, trainer.folder)
+    else:
+        whole["model.safetensors"] = lambda path: save_model(model, str(path), metadata=_metadata(model))
+    whole["plait.json" if "config.json" in whole else "config.json"] = partial(Path.write_bytes, data=config.encode())
+    return whole | {FILES[kind]: partial(_program, trainer, model, kind) for kind in kinds}
+
+
+def _builds_anew(model: nn.Module) -> bool:
+    """Whether this is a model of transformers whose config gives its shapes: one without removed channels."""
+    if not (hasattr(model, "save_pretrained") and hasattr(model, "main_input_name")):
+        return False
+    try:
+        with torch.device("meta"):
+            fresh = type(model)(copy.deepcopy(model.config))
+    except Exception:  # a stranger's model may need more than its config
+        return False
+    shapes, anew = ({name: t.shape for name, t in m.state_dict().items()} for m in (model, fresh))
+    return shapes == anew
+
+
+def _pretrained(model: Any, home: Path) -> dict[str, Callable[[Path], object]]:
+    """The files of ``save_pretrained``, written beside where they go and then moved."""
+    try:
+        scratch = tempfile.TemporaryDirectory(prefix=".export-", dir=home)
+        with contextlib.redirect_stderr(io.StringIO()):  # a progress bar
+            model.save_pretrained(scratch.name)
+    except OSError as error:
+        raise RunFailed(f"{home}: the model could not be written: {error}.") from error
+
+    def put(path: Path, name: str) -> None:
+        os.replace(Path(scratch.name, name), path)
+
+    return {name: partial(put, name=name) for name in sorted(os.listdir(scratch.name))}
 
 
 def require_tensors(model: nn.Module) -> None:

@@ -7,7 +7,6 @@ optimizer; the loop, the data and the files stay the caller's.
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import is_
@@ -18,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from plait.data import Data, DataInfo, Split
+from plait.data.batches import Parts, in_parts
 from plait.data.conversion import as_split, mended
-from plait.data.fields import FieldReader, Parts, Passes, Renamed, Sample
+from plait.data.fields import FieldReader, Passes, Renamed, Sample
 from plait.declare.recipe import Recipe, assemble
 from plait.declare.results import Metric, Plot, Table
 from plait.declare.rules import Implementation
@@ -238,7 +238,7 @@ def weave(
         plugins: names, or name -> options.
         total_steps: the optimizer steps of the whole training; the plugins' schedules end there.
         example: a batch as the loop has it; plugins trace the model with it.
-        task: ``classification``, ``multilabel`` or ``regression``: the loss and the figures.
+        task: ``classification``, ``multilabel``, ``regression`` or ``causal-lm``: the loss and the figures.
         loss: ``loss(outputs, batch)`` -> [B], the loss of each example, in the place of the task's.
         fields: names of a tuple's fields in order, default ``("input", "label")`` (``target`` for regression), or old
             name -> plait's name of a mapping's.
@@ -264,9 +264,10 @@ def weave(
     device = next(model.parameters()).device
     main_input = getattr(model, "main_input_name", None)
     read = FieldReader(fields, "target" if task == "regression" else "label", main_input)
-    batch = read(example)
+    whole = read(example)
+    batch = in_parts(whole)[0]
     processes = accelerator.num_processes if accelerator is not None else 1
-    size = batch_size if batch_size is not None else batch.size * processes
+    size = batch_size if batch_size is not None else whole.size * processes
     plan = _judged(
         {
             "seed": seed,
@@ -282,9 +283,7 @@ def weave(
         loss,
     )
     world = World(device, accelerator)
-    if main_input is not None and "input" in batch:
-        forward, readout = forward or KeywordForward.of(model), readout or logits
-    way = Forward(world, precision, prepare, forward, readout)
+    way = Forward.of(world, precision, task, model, prepare, forward, readout)
     shown = _training_set(train, batch, read)
     info = _shown(task, loss, way, model, batch, shown)
     read.needed = needed_fields(plan)
@@ -293,7 +292,7 @@ def weave(
     record = Record()
     trainer = Trainer(plan.recipe, plan.plugins, plan.composed, world, record)
     sample = Sample(batch, {name: value for name, value in batch.items() if isinstance(value, Tensor)})
-    data = Data(info, shown, sample, sample, None, prepare, forward, readout, names=names or {})
+    data = Data(info, shown, sample, sample, None, prepare, way.forward, way.readout, names=names or {})
     trainer.stopping, trainer.lower_rate = "These weights are not to be used.", "Try a smaller learning rate."
     trainer.data, trainer.identity = _unchanged_data(trainer, data), {}
     _unchanged_model(trainer, model)
@@ -505,35 +504,6 @@ def _unchanged_model(trainer: Trainer, model: nn.Module) -> None:
                 f"{name!r} replaces the model or its parameters (transform_model), which the optimizer holds already."
             )
             raise Refused([Refusal("weave", (name,), message, _own_run(name))])
-
-
-# ---- transformers models ---------------------------------------------------------------------------------------------
-@dataclasses.dataclass(frozen=True)
-class KeywordForward:
-    """Calls a transformers model with the fields of a batch that it takes by name, labels left out.
-
-    Attributes:
-        main_input: what the model calls plait's ``input`` (``input_ids``, ``pixel_values``).
-        taken: the names of the model's other arguments.
-    """
-
-    main_input: str
-    taken: frozenset[str]
-
-    @classmethod
-    def of(cls, model: nn.Module) -> KeywordForward:
-        """For a model that says its ``main_input_name``."""
-        names = set(inspect.signature(model.forward).parameters) - {"labels", "label"}
-        return cls(str(model.main_input_name), frozenset(names))
-
-    def __call__(self, model: Callable[..., Any], batch: Any) -> Any:
-        others = {name: value for name, value in batch.items() if name in self.taken and name != "input"}
-        return model(**{self.main_input: batch["input"], **others})
-
-
-def logits(raw: Any, batch: Any) -> Any:
-    """The ``logits`` of a transformers model's output, and any other output as it is."""
-    return getattr(raw, "logits", raw)
 
 
 def _dumped(recipe: Recipe) -> dict[str, Any]:

@@ -23,16 +23,20 @@ DATA = [
     *("digits", "mnist5k", "toned-digits", "fashion-mnist", "cifar10", "cifar100"),
     *("celeba", "fairface", "lfw", "chexpert", "image-folder"),
     *("table", "adult", "compas", "german"),
+    *("python-docs", "text-files"),
 ]
-MODELS = ["mlp", "cnn", "vgg-bn", "resnet18", "resnet34", "resnet50"]
+MODELS = ["mlp", "cnn", "vgg-bn", "resnet18", "resnet34", "resnet50", "transformers"]
+TEXTS = {"python-docs", "text-files", "transformers"}
 GROUPED = {"toned-digits", "celeba", "fairface", "lfw", "chexpert", "table", "adult", "compas", "german"}
+GROUPED |= {"python-docs", "text-files"}
 
 
 def test_importing_the_plugin_imports_nothing_heavy() -> None:
     code = (
         "import sys, plait_zoo.plugin as p; from plait.plugin import Options;"
         "z = p.ZooPlugin(Options()); z.data_sources(); z.models();"
-        "print([m for m in ('torch', 'numpy', 'torchvision', 'sklearn', 'mlxtend', 'PIL') if m in sys.modules])"
+        "heavy = ('torch', 'numpy', 'torchvision', 'sklearn', 'PIL', 'transformers', 'tokenizers');"
+        "print([m for m in heavy if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
@@ -46,8 +50,10 @@ def test_names(sources: dict[str, DataSource], models: dict[str, ModelSource]) -
     assert list(sources) == DATA
     assert list(models) == MODELS
     assert {name for name, source in sources.items() if "field:group" in source.provides} == GROUPED
-    assert all({"task:classification", "field:index"} <= source.provides for source in sources.values())
-    assert all("model:channel-groups" in model.provides for model in models.values())
+    for name, source in sources.items():
+        assert {"task:causal-lm" if name in TEXTS else "task:classification", "field:index"} <= source.provides
+    for name, model in models.items():
+        assert model.provides == (set() if name in TEXTS else {"model:channel-groups"})
 
 
 @pytest.mark.parametrize("name", DATA + MODELS)
@@ -63,6 +69,7 @@ def test_factories_import_and_options_are_described(
             or field.metadata
             or "Literal" in str(field.annotation)
             or "int" in str(field.annotation)
+            or "dict" in str(field.annotation)
         ), f"{option} has no bounds"
 
 
@@ -90,7 +97,9 @@ def _some_options(options: type[Options]) -> st.SearchStrategy[dict[str, object]
     return st.fixed_dictionaries({}, optional={**known, "unknown": VALUES})
 
 
-@pytest.mark.parametrize("name", [name for name in DATA if name not in ("mnist5k", "toned-digits", "fashion-mnist")])
+@pytest.mark.parametrize(
+    "name", [name for name in DATA if name not in ("mnist5k", "toned-digits", "fashion-mnist", "python-docs")]
+)
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(draw=st.data())
 def test_data_options_never_crash(name: str, sources: dict[str, DataSource], draw: st.DataObject) -> None:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import IterableDataset
 
-from plait.data.fields import Parts
+from plait.data.batches import Parts
 from plait.declare.recipe import assemble
 from plait.errors import BadCheckpoint, BadInput, Refusal, Refused, RunFailed
 from plait.planning.plan import make_plan

@@ -38,13 +38,105 @@ class Batch(dict[str, Any]):
             if len(r)
         ]
 
+    def numbered(self, rows: Tensor) -> Batch:
+        """The same examples as these rows of another split, int64 [B]."""
+        self["index"] = rows
+        return self
+
     def to(self, device: torch.device | str) -> Batch:
         """The same fields on a device."""
         return Batch({k: v.to(device, non_blocking=True) if hasattr(v, "to") else v for k, v in self.items()})
 
 
+class Parts(Batch):
+    """Several batches that make one step together: all their examples, computed part by part.
+
+    Where shapes differ from part to part (texts of different length) only the parts have that field.
+    """
+
+    def __init__(self, parts: Sequence[Batch]) -> None:
+        joined = {name: [part[name] for part in parts] for name in parts[0] if all(name in part for part in parts)}
+        alike = {name: values for name, values in joined.items() if _alike(values)}
+        super().__init__({n: torch.cat(values) if len(values) > 1 else values[0] for n, values in alike.items()})
+        self["index"] = torch.arange(self.size)
+        self.parts = list(parts)
+
+    def chunks(self, parts: int) -> list[Batch]:
+        """The batches as they came."""
+        return self.parts
+
+    def to(self, device: torch.device | str) -> Parts:
+        """The same parts on a device."""
+        return Parts([part.to(device) for part in self.parts])
+
+    def take(self, rows: Tensor) -> Batch:
+        """The sub-batch of these rows, int64 [M].
+
+        Raises:
+            BadInput: the parts have inputs of different shapes.
+        """
+        if apart := self.parts[0].keys() - self.keys():
+            raise BadInput(f"rows of batches that differ in the shape of {', '.join(sorted(apart))} cannot be joined.")
+        return super().take(rows)
+
+
+class ByShape(Parts):
+    """Examples whose shapes differ, as a list of batches of one shape each.
+
+    A step computes it part by part as one batch: the mean is over all examples, and so are the shares of accumulation.
+    A split or stream that hands it out always does so, also where there is one shape: over several processes the parts
+    may differ, but not the kind.
+
+    Args:
+        parts: batches with ``index``, the rows in the split.
+        order: of each example, part after part, its place among the rows that were asked for, int64 [B]; default: the
+            rows were asked for in the order in which they lie in the parts.
+    """
+
+    def __init__(self, parts: Sequence[Batch], order: Tensor | None = None) -> None:
+        super().__init__(parts)
+        self["index"] = torch.cat([part["index"] for part in parts])
+        self.order = torch.arange(self.size) if order is None else order
+
+    def chunks(self, parts: int) -> list[Batch]:
+        """Each shape in chunks of about a part's share of all examples."""
+        return [chunk for part in self.parts for chunk in part.chunks(max(1, -(-parts * part.size // self.size)))]
+
+    def numbered(self, rows: Tensor) -> ByShape:
+        """As of `Batch`, in the order in which the rows were asked for."""
+        given = torch.split(rows[self.order], [part.size for part in self.parts])
+        numbered = [part.numbered(own) for part, own in zip(self.parts, given, strict=True)]
+        return ByShape(numbered, self.order)
+
+    def to(self, device: torch.device | str) -> ByShape:
+        """The same list on a device."""
+        return ByShape([part.to(device) for part in self.parts], self.order)
+
+    def take(self, rows: Tensor) -> ByShape:
+        """The examples of these rows, int64 [M], each shape for itself."""
+        ends = torch.tensor([part.size for part in self.parts]).cumsum(0)
+        of_part = torch.bucketize(rows.cpu(), ends, right=True)
+        parts, places = [], []
+        for number, part in enumerate(self.parts):
+            if len(own := (of_part == number).nonzero().flatten()):
+                parts.append(part.take(rows[own] - (ends[number] - part.size)))
+                places.append(own)
+        return ByShape(parts, torch.cat(places))
+
+
+def in_parts(batch: Any) -> list[Any]:
+    """The batches that are computed one after another: those of a `Parts`, of any other batch itself."""
+    return batch.parts if isinstance(batch, Parts) else [batch]
+
+
+def _alike(values: Sequence[Any]) -> bool:
+    return all(isinstance(value, Tensor) and value.ndim and value.shape[1:] == values[0].shape[1:] for value in values)
+
+
 def not_finite(batch: Any) -> str:
     """Which numbers of a batch are NaN or infinite, in words (fields, and rows in the split); empty where none is."""
+    if isinstance(batch, Parts):
+        return "; ".join(filter(None, map(not_finite, batch.parts)))
     odd = []
     for name, value in batch.items() if isinstance(batch, Mapping) else ():
         if isinstance(value, Tensor) and value.ndim and value.is_floating_point() and not bool(value.isfinite().all()):
@@ -126,6 +218,8 @@ class Subset:
     def __init__(self, split: Split, rows: Tensor) -> None:
         self.split, self.rows = split, rows
         self.in_memory = getattr(split, "in_memory", False)
+        if hasattr(split, "at_once"):
+            self.at_once = split.at_once
         self.fields: dict[str, Tensor] = {k: v[rows] for k, v in getattr(split, "fields", {}).items() if k != "input"}
         self.fields["index"] = torch.arange(len(rows))
 
@@ -135,6 +229,8 @@ class Subset:
     def __getitems__(self, rows: Sequence[int] | Tensor) -> Any:
         picked = torch.as_tensor(rows)
         batch = self.split.__getitems__(self.rows[picked])
+        if isinstance(batch, Batch):
+            return batch.numbered(picked)
         batch["index"] = picked
         return batch
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import data as torch_data
 
-from plait.data.batches import Batch, Split, Subset, TensorSplit, as_tensor
+from plait.data.batches import Batch, ByShape, Split, Subset, TensorSplit, as_tensor
 from plait.errors import BadInput
 
 INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
@@ -111,7 +111,7 @@ def as_split(given: Any, where: str, truth: str, integers: Sequence[str]) -> Spl
     if not len(split) or hasattr(split, "stream"):
         return split
     batch = split.__getitems__([0])
-    if not isinstance(batch, Mapping) or "index" not in batch:
+    if isinstance(batch, ByShape) or not isinstance(batch, Mapping) or "index" not in batch:
         return split  # a batch of another kind, a graph say; `Data.check` says what is missing
     after = mended(batch, integers)
     if isinstance(batch, Batch) and all(after[n] is v or _same(after[n], v) for n, v in batch.items()):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from plait.data.batches import Batch, Split
+from plait.data.batches import Batch, Split, in_parts
 from plait.data.conversion import INTEGERS, as_split
 from plait.errors import BadInput
 
@@ -52,6 +52,8 @@ class Data:
             state on validation is chosen.
         names: human names, e.g. ``{"group": ["light", "dark"], "label": [...]}``.
         notes: lines shown to the user (a fallback that was taken, say).
+        keep: ``keep(outputs, batch)`` [B, ...], what an evaluation keeps of a batch's outputs where all of them would
+            be too much (errors of large images, say); the figures are then those of ``figures`` alone.
     """
 
     info: DataInfo
@@ -65,6 +67,7 @@ class Data:
     figures: Callable[[Any, Mapping[str, Any]], Mapping[str, Metric]] | None = None
     names: Mapping[str, Sequence[str]] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    keep: Callable[[Any, Any], Any] | None = None
 
     def check(self, source: str) -> None:
         """Take the splits for what they can only mean (`plait.data.conversion`), and refuse what would spoil a run.
@@ -98,7 +101,7 @@ class Data:
                     raise BadInput(f"{where}: the {name} split is empty.")
                 continue
             first = split.__getitems__(torch.arange(min(LOOK, len(split))))
-            self._check_batch(first, f"{where}: the {name} split", truth)
+            self._check_batch(in_parts(first)[0], f"{where}: the {name} split", truth)
             cheap: Mapping[str, Tensor] = getattr(split, "fields", {})
             for column, count in numbers.items():
                 shown = cheap if column in cheap else first

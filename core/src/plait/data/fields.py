@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plait.data.batches import Batch, Split
+from plait.data.batches import Batch, Split, in_parts
 from plait.data.conversion import mended
 from plait.errors import BadInput
 
@@ -56,7 +56,7 @@ class FieldReader:
         if not isinstance(batch, Batch):
             batch = self._read(batch)
         for name, plugin in self.needed.items():
-            if name not in batch:
+            if name not in in_parts(batch)[0]:
                 raise BadInput(
                     f"the batch has no field {name!r}, which plugin {plugin!r} needs; it has {_listed(batch)}."
                 )
@@ -97,37 +97,6 @@ class FieldReader:
         if rows not in self._indices:
             self._indices[rows] = torch.arange(rows)
         return self._indices[rows]
-
-
-class Parts(Batch):
-    """Several batches that make one step together: all their examples, computed part by part.
-
-    Where shapes differ from part to part (texts of different length) only the parts have that field.
-    """
-
-    def __init__(self, parts: Sequence[Batch]) -> None:
-        joined = {name: [part[name] for part in parts] for name in parts[0] if all(name in part for part in parts)}
-        super().__init__({name: torch.cat(values) for name, values in joined.items() if _alike(values)})
-        self["index"] = torch.arange(self.size)
-        self.parts = list(parts)
-
-    def chunks(self, parts: int) -> list[Batch]:
-        """The batches as they came."""
-        return self.parts
-
-    def to(self, device: torch.device | str) -> Parts:
-        """The same parts on a device."""
-        return Parts([part.to(device) for part in self.parts])
-
-    def take(self, rows: Tensor) -> Batch:
-        """The sub-batch of these rows, int64 [M].
-
-        Raises:
-            BadInput: the parts have inputs of different shapes.
-        """
-        if apart := self.parts[0].keys() - self.keys():
-            raise BadInput(f"rows of batches that differ in the shape of {', '.join(sorted(apart))} cannot be joined.")
-        return super().take(rows)
 
 
 class Sample:
@@ -217,7 +186,7 @@ class Passes:
         for given in self.batches:
             batch = self.read(given)
             if isinstance(batch, Batch):
-                batch["index"] = torch.arange(seen, seen + batch.size)
+                batch = batch.numbered(torch.arange(seen, seen + batch.size))
                 seen += batch.size
             yield batch
 
@@ -227,10 +196,6 @@ def _unseen(what: str, columns: str = "") -> BadInput:
         f"a plugin needs {what} of the whole training set, which is the caller's here: show it with weave(train=...), "
         f"{columns}the data set itself."
     )
-
-
-def _alike(values: Sequence[Any]) -> bool:
-    return all(isinstance(value, Tensor) and value.ndim and value.shape[1:] == values[0].shape[1:] for value in values)
 
 
 def _listed(batch: Any) -> str:

@@ -4,7 +4,8 @@ A declaration is a short string ``kind:name``. The kinds:
 
 ================  ===================================================================================================
 ``field:X``       every training batch has the field ``X`` (``field:group``, ``field:label``, ``field:index``)
-``task:X``        the kind of problem: ``task:classification``, ``task:multilabel``, ``task:regression``
+``task:X``        the kind of problem: ``task:classification``, ``task:multilabel``, ``task:regression``,
+                  ``task:causal-lm`` (predict the next token; the input is tokens [B, T])
 ``model:X``       a property of the model: ``model:channel-groups``, ``model:edge-weights``, ``model:parameters``
 ``loss:X``        a property of the loss: ``loss:per-example`` (the objective returns shape [B], unreduced)
 ``gradients:X``   what ``trainer.gradients`` can do: ``gradients:repeatable``, ``gradients:dense``

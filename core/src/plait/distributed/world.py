@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -98,6 +99,15 @@ class World:
         """
         mine = torch.arange(rows).tensor_split(self.size)[self.rank]
         return list(mine.tensor_split(max(1, math.ceil(rows // self.size / batch))))
+
+    def average(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Average gradients over the ranks; where a rank has none it counts as zero, where none has it stays so."""
+        ours = list(parameters)
+        used = self.sum(torch.tensor([float(p.grad is not None) for p in ours], device=self.device))
+        for parameter, ranks in zip(ours, used.tolist(), strict=True):
+            if ranks:
+                own = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                parameter.grad = self.sum(own) / self.size
 
     def averaging(self, model: nn.Module) -> nn.Module:
         """The model in the wrapper that averages gradients over the ranks (itself on one process)."""

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
     from plait.data import DataInfo
 
+MOST = 3
+"""Alternatives that a refusal names where none of them fits the rest of the recipe."""
+
 
 def judge_ownership(owned: Mapping[str, tuple[Ownership, ...]], owners: Sequence[Implementation]) -> list[Refusal]:
     """Two owners of one thing are refused, and ``owners`` (who implements ``update_masks``) that own nothing."""
@@ -124,12 +127,24 @@ def _missing(who: str, word: str, recipe: Recipe, data: DataSource | None, model
     needed, given = model.needs if model else frozenset(), data.provides if data else None
     sources = [(n, s) for n, (_, s) in discovery.collect("data_sources")[0].items() if word in s.provides]
     networks = [(n, s) for n, (_, s) in discovery.collect("models")[0].items() if word in s.provides]
-    # what suits the rest of the recipe; where nothing does, all of it
-    offers = [f"--data {n}" for n, s in sources if needed <= s.provides] or [f"--data {n}" for n, _ in sources]
-    fitting = [f"--model {n}" for n, s in networks if given is None or s.needs <= given]
-    offers += fitting or [f"--model {n}" for n, _ in networks]
+    # what suits the rest of the recipe; where nothing does, some of it
+    offers: list[str] = []
+    if given is not None and who == f"model {recipe.model.name}":
+        known = discovery.collect("models")[0].items()
+        offers += [f"--model {n}" for n, (_, s) in known if s.needs and s.needs <= given]
+    offers += [f"--data {n}" for n, s in sources if needed <= s.provides]
+    offers += [f"--model {n}" for n, s in networks if given is None or s.needs <= given]
     for item in discovery.active_registry().values():
         if item.plugin and word in discovery.default_instance(item.plugin).provides():
             offers.append(f"-p {item.name}")
-    nothing = f"Nothing installed provides {word}: install a package that does."
-    return Refusal("needs", (who,), message, f"Use {' or '.join(offers)}." if offers else nothing)
+    if offers:
+        return Refusal("needs", (who,), message, f"Use {' or '.join(offers)}.")
+    others = [f"--data {n}" for n, _ in sources] + [f"--model {n}" for n, _ in networks]
+    if not others:
+        fix = f"Nothing installed provides {word}: install a package that does."
+    else:
+        more = f" (or {len(others) - MOST} more)" if len(others) > MOST else ""
+        rest = model_name if sources else data_name
+        fix = f"Nothing that fits {rest} provides it: change that too, for {' or '.join(others[:MOST])}{more}"
+        fix += f", or leave out {who!r}." if who in recipe.plugins else "."
+    return Refusal("needs", (who,), message, fix)

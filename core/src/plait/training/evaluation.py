@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from plait.data import Data, DataInfo, Split
+from plait.data import Data, Split
+from plait.data.batches import in_parts
 from plait.data.streams import in_order
 from plait.declare.results import Metric, Plot, Table
 from plait.training.forward import Forward
@@ -20,7 +21,7 @@ from plait.training.objectives import fitting
 BATCH = 512
 """Examples per forward pass in evaluation, where the split does not say how many it takes at once."""
 
-TASKS = ("classification", "multilabel", "regression")
+TASKS = ("classification", "multilabel", "regression", "causal-lm")
 """Those that have figures of their own."""
 
 
@@ -44,7 +45,11 @@ class View:
 
 @dataclass(frozen=True)
 class Predicted:
-    """The model's outputs on one view: ``outputs`` [E, ...] float32 on the CPU, and every field but the input."""
+    """The model's outputs on one view: ``outputs`` [E, ...] float32 on the CPU, and every field but the input.
+
+    Of causal-lm ``outputs`` is what `plait.training.objectives.token_losses` gives [E, 2], and fields with a value for
+    each token are left out.
+    """
 
     view: View
     outputs: Any
@@ -119,14 +124,18 @@ def _predict(
 ) -> tuple[Any, dict[str, Any]]:
     outputs: list[Any] = []
     fields: dict[str, list[Any]] = {}
+    keep = getattr(forward, "keep", None)
     with evaluating(model):
-        for batch in batches:
+        for batch in (part for given in batches for part in in_parts(given)):
             batch = transform(batch) if transform else batch
+            there = batch.to(forward.world.device)
             with forward.autocast():
-                out = forward(model, batch.to(forward.world.device))
+                out = forward(model, there)
+            if keep is not None:
+                out = keep(out, there)
             outputs.append(out.float().cpu() if isinstance(out, Tensor) else out)
             for name, value in (batch if isinstance(batch, Mapping) else batch.to_dict()).items():
-                if name != "input":
+                if name != "input" and (keep is None or getattr(value, "ndim", 1) == 1):
                     fields.setdefault(name, []).append(value)
     return _join(outputs), {name: _join(values) for name, values in fields.items()}
 
@@ -149,11 +158,13 @@ def split_figures(data: Data, outputs: Any, fields: Mapping[str, Any]) -> dict[s
     """What a split's predictions are worth: the data's own ``figures``, then those of its task.
 
     Accuracy in % and cross-entropy in nats (classification), binary cross-entropy in nats, the mean over the labels
-    (multilabel), mean squared error (regression). By the first figure the best state is chosen. ``outputs`` and
-    ``fields`` are of `predict`.
+    (multilabel), mean squared error (regression), perplexity over all tokens and those of each group and the loss in
+    nats a token (causal-lm). By the first figure the best state is chosen. ``outputs`` and ``fields`` are of `predict`.
     """
     own = {} if data.figures is None else data.figures(outputs, fields)
-    return {**own, **{n: figure for n, figure in _figures(data.info, outputs, fields).items() if n not in own}}
+    if data.keep is not None:
+        return dict(own)
+    return {**own, **{n: figure for n, figure in _figures(data, outputs, fields).items() if n not in own}}
 
 
 def score(figures: Mapping[str, Metric]) -> float:
@@ -162,7 +173,10 @@ def score(figures: Mapping[str, Metric]) -> float:
     return -first.value if first.better == "lower" else first.value
 
 
-def _figures(info: DataInfo, outputs: Any, fields: Mapping[str, Any]) -> dict[str, Metric]:
+def _figures(data: Data, outputs: Any, fields: Mapping[str, Any]) -> dict[str, Metric]:
+    info = data.info
+    if info.task == "causal-lm":
+        return _perplexities(outputs.double(), fields.get("group"), data.names.get("group", ()))
     if info.task == "regression":
         return {"loss": Metric(float(functional.mse_loss(outputs, fitting(outputs, fields["target"]))), "", "lower")}
     label = fields["label"]
@@ -172,3 +186,15 @@ def _figures(info: DataInfo, outputs: Any, fields: Mapping[str, Any]) -> dict[st
     accuracy = 100 * float((outputs.argmax(1) == label).double().mean())
     loss = float(functional.cross_entropy(outputs, label))
     return {"accuracy": Metric(accuracy, "%", "higher"), "loss": Metric(loss, "nats", "lower")}
+
+
+def _perplexities(costs: Tensor, groups: Tensor | None, names: Sequence[str]) -> dict[str, Metric]:
+    """Of costs [E, 2], summed nats and tokens of each text, over all tokens: a long text counts more than a short."""
+    summed, tokens = costs.unbind(1)
+    loss = summed.sum() / tokens.sum()
+    figures = {"perplexity": Metric(float(loss.exp()), "", "lower")}
+    for number in [] if groups is None else sorted(set(groups.tolist())):
+        inside, name = groups == number, names[number] if number < len(names) else number
+        mean = summed[inside].sum() / tokens[inside].sum()
+        figures[f"perplexity_{name}"] = Metric(float(mean.exp()), "", "lower")
+    return {**figures, "loss": Metric(float(loss), "nats", "lower")}

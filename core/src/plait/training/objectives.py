@@ -16,11 +16,15 @@ def default_objective(info: DataInfo, outputs: Any, batch: Any) -> Tensor:
     """The loss of each example [B], by the task.
 
     Cross-entropy for classification (for N stacked replicas [N, B]), the mean over the labels of binary cross-entropies
-    for multilabel (``label`` [B, C] of zeros and ones), squared error for regression.
+    for multilabel (``label`` [B, C] of zeros and ones), squared error for regression, the mean over the tokens of each
+    text for causal-lm (`token_losses`).
 
     Raises:
         BadInput: another task, or outputs that do not fit the labels.
     """
+    if info.task == "causal-lm":
+        summed, tokens = token_losses(outputs, batch).unbind(1)
+        return summed / tokens.clamp(min=1)
     if info.task == "regression":
         target = fitting(outputs, batch["target"])
         return functional.mse_loss(outputs, target, reduction="none").reshape(len(target), -1).mean(1)
@@ -38,6 +42,34 @@ def default_objective(info: DataInfo, outputs: Any, batch: Any) -> Tensor:
             raise _misfit(f"classification needs logits [B, {info.num_classes}] from the model", outputs)
         return functional.cross_entropy(outputs, label, reduction="none")
     raise BadInput(f"the task {info.task!r} has no default objective; a plugin must provide one.")
+
+
+def token_losses(outputs: Any, batch: Any) -> Tensor:
+    """What a language model's predictions of the next token cost, for each text.
+
+    Args:
+        outputs: logits [B, T, V]; those of token t predict token t + 1.
+        batch: ``input`` int64 [B, T], and perhaps ``attention_mask`` [B, T], 0 at padding, which is neither predicted
+            nor predicts, and ``label`` [B, T] instead of the input as what is to be predicted, where -100 does not
+            count.
+
+    Returns:
+        [B, 2] float32: the summed cross-entropy in nats, and the number of tokens that it is a sum over.
+
+    Raises:
+        BadInput: outputs that are no logits for each token.
+    """
+    target = batch["label"] if "label" in batch else batch["input"]
+    if not isinstance(outputs, Tensor) or outputs.ndim != 3 or outputs.shape[:2] != target.shape:
+        raise _misfit(f"causal-lm needs logits [{', '.join(map(str, target.shape))}, V] from the model", outputs)
+    target = target[:, 1:]
+    if "attention_mask" in batch:
+        real = batch["attention_mask"].bool()
+        target = target.masked_fill(~(real[:, 1:] & real[:, :-1]), -100)
+    each = functional.cross_entropy(
+        outputs[:, :-1].flatten(0, 1).float(), target.flatten(), ignore_index=-100, reduction="none"
+    )
+    return torch.stack([each.view(target.shape).sum(1), (target != -100).sum(1).float()], 1)
 
 
 def fitting(outputs: Any, target: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from plait.data import Data, Split
+from plait.data.batches import in_parts
 from plait.data.seeds import seed_noise, seed_of
 from plait.data.streams import Stream, in_order
 from plait.declare.recipe import Recipe
@@ -72,8 +73,8 @@ class Trainer(Woven):
         """
         self.data: Data = self.composed["transform_data"].chain("data", trainer=self, data=data)
         self.info = self.data.info
-        way = (self.data.prepare, self.data.forward, self.data.readout)
-        materialise(model, Forward(World(torch.device("cpu")), "fp32", *way), self.data.train)
+        way = (self.data.prepare, self.data.forward, self.data.readout, self.data.keep)
+        materialise(model, Forward.of(World(torch.device("cpu")), "fp32", self.info.task, model, *way), self.data.train)
         model = self.composed["transform_model"].chain("model", trainer=self, model=model, data=self.data)
         model.to(self.device)
         if not model.training:  # as Hugging Face gives them; parts that the builder put into eval mode stay so
@@ -86,7 +87,7 @@ class Trainer(Woven):
             with blame(strategy.plugin):
                 steps = self.plugins[strategy.plugin].budget(steps, per_epoch)
         self.identity = {**self.data.identity(), "batches_per_epoch": per_epoch}
-        forward = Forward(self._world, self.recipe.precision, *way)
+        forward = Forward.of(self._world, self.recipe.precision, self.info.task, model, *way)
         self.take(model, self.data.info, forward, steps)
 
     def stream(self, name: str, split: str = "train", batch_size: int | None = None) -> Stream:
@@ -210,7 +211,7 @@ class Trainer(Woven):
             return evaluation.split_figures(self.data, *evaluation.predict(self.forward, self.model, split))
         losses = []
         with evaluating(self.model):
-            for batch in in_order(split, evaluation.BATCH):
+            for batch in (part for given in in_order(split, evaluation.BATCH) for part in in_parts(given)):
                 there = batch.to(self.device)
                 losses.append(self.objective(self.call(self.model, there), there).float().cpu())
         return {"loss": Metric(float(torch.cat(losses, dim=-1).mean()), "", "lower")}

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from plait.data import DataInfo
-from plait.data.batches import not_finite
+from plait.data.batches import ByShape, Parts, in_parts, not_finite
 from plait.data.seeds import seed_of
 from plait.declare.recipe import Recipe
 from plait.declare.rules import Composed
@@ -257,16 +257,17 @@ class Woven:
     def loss_terms(
         self, outputs: Any, batch: Any, per_example: Tensor, weights: Tensor | None, raw: Any
     ) -> dict[str, Tensor]:
-        """``<plugin>/<name>`` -> scalar of every plugin's terms."""
-        composed = self.composed["loss_terms"]
+        """``<plugin>/<name>`` -> scalar of every plugin's terms, ``model/<name>`` -> of the model's own."""
+        composed, own = self.composed["loss_terms"], getattr(self.model, "loss_terms", None)
+        terms = {} if own is None else {f"model/{name}": term for name, term in own(raw, batch).items()}
         if not composed:
-            return {}
+            return terms
         if weights is None:
             weights = per_example.new_ones(per_example.shape[-1:])
         named = composed.named(
             trainer=self, outputs=outputs, batch=batch, per_example=per_example, weights=weights, raw=raw
         )
-        return {f"{plugin}/{name}": term for plugin, terms in named for name, term in terms.items()}
+        return terms | {f"{plugin}/{name}": term for plugin, given in named for name, term in given.items()}
 
     def _pass(self, batch: Any, without: Collection[str], portion: float, scale: float) -> LossReport:
         """One forward and backward pass; ``portion`` is the batch's part of the whole one."""
@@ -335,7 +336,7 @@ class Woven:
         if self.share != 1.0 and rows is None:
             scale = scale * self.share
         with frozen_buffers(self.model) if freeze_statistics else NOTHING:
-            if self.accumulate == 1 and self.world == 1:
+            if self.accumulate == 1 and self.world == 1 and not isinstance(batch, Parts):
                 report = self._pass(batch, without, 1.0, scale)
             else:
                 report = self._in_parts(batch, without, scale, sync)
@@ -350,13 +351,20 @@ class Woven:
 
     def _in_parts(self, batch: Any, without: Collection[str], scale: float, sync: bool) -> LossReport:
         """The passes of a batch that is computed in parts; the last one averages over the ranks."""
-        parts = [batch] if self.accumulate == 1 else batch.chunks(self.accumulate)
+        parts = in_parts(batch) if self.accumulate == 1 else batch.chunks(self.accumulate)
+        by_shape = (
+            isinstance(batch, ByShape) and self.world > 1
+        )  # ranks may have other parts, and other numbers of them
+        if by_shape and self.sharded:
+            raise BadInput("distributed.strategy = 'fsdp' takes no batches that are lists by shape; use ddp.")
         reports = []
         for position, part in enumerate(parts):
             portion = 1.0 if len(parts) == 1 else part.size / batch.size
-            averages = sync and position == len(parts) - 1
+            averages = sync and position == len(parts) - 1 and not by_shape
             with NOTHING if averages or self.world == 1 else self._world.separate(self.network):
                 reports.append(self._pass(part, without, portion, scale))
+        if by_shape and sync:
+            self._world.average(p for p in self.model.parameters() if p.requires_grad)
         return LossReport.joined(reports)
 
     def apply_gradients(self) -> None:

