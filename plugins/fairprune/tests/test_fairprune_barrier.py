@@ -1,4 +1,4 @@
-"""The loss on the line between two networks, by hand and by the command."""
+"""The loss on the line between two networks, by hand, by the command, and as the claims measure it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 import plait
+from plait.declare.recipe import Recipe
 from plait_fairprune.barrier import interpolate
+from plait_fairprune.claims import barriers, iterations
 from plait_fairprune.commands import barrier
 from plait_fairprune.errors import FairpruneError
 
@@ -57,3 +59,38 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "barrier: " in said
     with pytest.raises(plait.BadInput, match="different data or seeds"):
         barrier(tmp_path / "a", tmp_path / "other")
+
+
+TINY = {
+    "data": {"name": "tiny-images", "classes": 2},
+    "model": {"name": "tiny-cnn"},
+    "train": {"steps": 20, "batch_size": 16},
+}
+
+
+def test_barriers_of_the_claims(tmp_path: Path) -> None:
+    recipe = Recipe.parse({**TINY, "plugins": {"fairprune": {"sparsity": 0.5}}}, "test")
+    measured = barriers(recipe, tmp_path)
+    assert set(measured) == {"without_mask", "without_weights"}
+    assert min(measured.values()) >= 0
+    names = ("bifp", "without-mask", "without-weights")
+    kinds = [plait.load_run(tmp_path / name).recipe.plugins["fairprune"]["baseline"] for name in names]
+    assert kinds == list(names)
+    assert barriers(recipe, tmp_path) == measured  # taken up again
+
+
+@pytest.mark.parametrize("lr", [0.05, 1e-9])
+def test_iterations_of_the_claims(tmp_path: Path, lr: float) -> None:
+    """A network that learns nothing keeps the gap of the dense one, or leaves it for good when it is cut."""
+    options = {"protocol": "paper", "dense_share": 0.5, "sparsity": 0.5, "curve_points": 5, "density": "once"}
+    wanted = {**TINY, "optimizer": {"lr": lr}, "plugins": {"fairprune": options}}
+    run = plait.run(wanted, out=tmp_path / "run")
+    counted = iterations(run)
+    reached = run.metrics["fairprune/steps_to_dense_gap"]
+    if counted["reached"]:
+        assert counted["iterations"] == reached
+        assert counted["iterations"] in (2, 4, 6, 8, 10)
+    else:
+        assert reached != reached
+        assert counted["iterations"] == 10
+    assert counted["whole"] == 10 + counted["iterations"]

@@ -18,6 +18,7 @@ from . import importance
 from .channels import Channels
 from .engine import BiFPEngine, MaskGradients, Update
 from .errors import FairpruneError
+from .lagrangian import DualAscent
 from .options import FairpruneOptions
 from .relaxation import GapPenalty
 from .units import Units, Weights, prunable_weights
@@ -81,7 +82,11 @@ class BiFP:
         owned = self.masks.own("fairprune", units.names)
         self.generator = torch.Generator().manual_seed(seed)
         self.engine = BiFPEngine(self.options, total_steps, units, weights, owned, self.generator)
-        self.steps, self.dual = 0, 0.0
+        self.ascent: DualAscent | None = None
+        if self.options.dual_rate:
+            start, rate = self.options.of_weights, self.options.dual_rate
+            self.ascent = DualAscent(start, rate, next(iter(weights.values())).device)
+        self.steps = 0
 
     def step(self, batch: Batch, mask_batch: Batch | None = None) -> Tensor:
         """A mask step where it is due, and one weight step.
@@ -96,13 +101,15 @@ class BiFP:
         if self.engine.due(self.steps):
             self._select(batch, mask_batch if mask_batch is not None else batch)
         self.optimizer.zero_grad()
-        loss, penalty = self._loss(batch, self._strength())
+        pruning = self.steps >= self.engine.schedule.start or not self.engine.schedule.events
+        ascent = self.ascent if pruning else None
+        loss = self._loss(batch, self.options.of_weights if pruning else self.options.of_dense, ascent)
         loss.backward()  # type: ignore[no-untyped-call]
         self.masks.mask_gradients(keep=False, accumulate=False)
         self.optimizer.step()
         self.masks.hold()
-        if self.options.dual_rate and penalty is not None and self.steps >= self.engine.schedule.start:
-            self.dual = max(0.0, self.dual + self.options.dual_rate * float(penalty))
+        if ascent is not None:
+            ascent.step()
         self.steps += 1
         return loss.detach()
 
@@ -131,7 +138,7 @@ class BiFP:
             "masks": self.masks.state_dict(),
             "generator": self.generator.get_state(),
             "steps": self.steps,
-            "dual": self.dual,
+            "multiplier": None if self.ascent is None else self.ascent.value,
             "reference": self.penalty.reference,
         }
 
@@ -140,23 +147,22 @@ class BiFP:
         self.engine.load_state_dict(state["engine"])
         self.masks.load_state_dict(state["masks"])
         self.generator.set_state(state["generator"])
-        self.steps, self.dual = int(state["steps"]), float(state["dual"])
+        self.steps = int(state["steps"])
+        if self.ascent is not None:
+            self.ascent.load(float(state["multiplier"]))
         self.penalty.reference = state["reference"]
         self.masks.dirty = False
 
-    def _strength(self) -> float:
-        pruning = self.steps >= self.engine.schedule.start or not self.engine.schedule.events
-        return self.options.of_weights + self.dual if pruning else self.options.of_dense
-
-    def _loss(self, batch: Batch, strength: float) -> tuple[Tensor, Tensor | None]:
-        """Loss and penalty."""
+    def _loss(self, batch: Batch, strength: float, ascent: DualAscent | None = None) -> Tensor:
         inputs, labels, groups = batch
         outputs = self.model(inputs)
-        loss = self.criterion(outputs, labels).mean()
-        if not strength and not self.options.dual_rate:
-            return loss, None
+        loss: Tensor = self.criterion(outputs, labels).mean()
+        if ascent is not None:
+            return loss + ascent.term(self.penalty(outputs, labels, groups, below=True))
+        if not strength:
+            return loss
         penalty = self.penalty(outputs, labels, groups)
-        return loss + strength * penalty, penalty.detach()
+        return loss + (penalty if strength == 1 else strength * penalty)
 
     def _select(self, batch: Batch, mask_batch: Batch) -> Update:
         if self.options.measure == "degradation" and self.penalty.reference is None:
@@ -168,7 +174,7 @@ class BiFP:
         if self.engine.learns:
             lower = None
             if self.options.hypergradient == "ig":
-                lower = self._gradients(batch, self._strength())
+                lower = self._gradients(batch, self.ascent.value if self.ascent else self.options.of_weights)
             gradients = MaskGradients(self._gradients(mask_batch, self.options.of_mask), lower)
         update = self.engine.update(self.steps, gradients, partial(self._importance, mask_batch))
         self.masks.changed()
@@ -180,7 +186,7 @@ class BiFP:
         parameters = dict(self.model.named_parameters())
         wanted = [parameters[name] for name in self.engine.units.names]
         with frozen_buffers(self.model):
-            loss, _ = self._loss(batch, strength)
+            loss = self._loss(batch, strength)
             trained = [parameter for parameter in wanted if parameter.requires_grad]
             given = iter(torch.autograd.grad(loss, trained, allow_unused=True))
         gradients = [next(given) if parameter.requires_grad else None for parameter in wanted]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,8 +14,10 @@ from .measures import GroupFigures
 
 __all__ = ["fairness", "plots", "sparsity", "tables"]
 
+Results = dict[str, Metric | Table | Plot]
 
-def fairness(now: GroupFigures, dense: Tensor | None) -> dict[str, Metric | Table | Plot]:
+
+def fairness(now: GroupFigures, dense: Tensor | None) -> Results:
     """Accuracies and gaps; of the dense network's accuracy by group [G], where it is known, also what was lost."""
     flag = f"{now.largest_class:.1f} % of the predictions are one class" if now.constant else ""
     empty = "a group has no example that it is counted over"
@@ -40,7 +42,7 @@ def fairness(now: GroupFigures, dense: Tensor | None) -> dict[str, Metric | Tabl
     }
 
 
-def sparsity(engine: BiFPEngine, model: nn.Module) -> dict[str, Metric | Table | Plot]:
+def sparsity(engine: BiFPEngine, model: nn.Module) -> Results:
     """Achieved against requested, and how much the mask moved."""
     schedule, kept = engine.schedule, int(engine.kept.sum())
     learning = [entry for entry in engine.history if entry[0] > schedule.start]
@@ -61,9 +63,7 @@ def sparsity(engine: BiFPEngine, model: nn.Module) -> dict[str, Metric | Table |
     }
 
 
-def tables(
-    engine: BiFPEngine, now: GroupFigures, names: Sequence[str], dense: Tensor | None
-) -> dict[str, Metric | Table | Plot]:
+def tables(engine: BiFPEngine, now: GroupFigures, names: Sequence[str], dense: Tensor | None) -> Results:
     """Every group with its rates, and every layer with what stays of it."""
     columns = ["group", "examples", "accuracy %", "predicted positive %", "true positive %", "false positive %"]
     rates = (now.accuracy, now.positive_rate, now.true_positive_rate, now.false_positive_rate)
@@ -82,40 +82,33 @@ def tables(
 
 def plots(
     engine: BiFPEngine, curve: Sequence[Sequence[float]], names: Sequence[str], now: GroupFigures, dense: Tensor | None
-) -> dict[str, Metric | Table | Plot]:
+) -> Results:
     """Accuracy by group, layers, the mask's movement, and the validation figures on the way to the sparsity."""
-    groups = {"now": (list(names), now.accuracy.tolist())}
-    if dense is not None:
-        groups = {"dense": (list(names), dense.tolist())} | groups
-    counts = engine.counts()
-    shares = [100 * kept / units for kept, units in counts.values()]
-    given: dict[str, Metric | Table | Plot] = {
+    before = {} if dense is None else {"dense": (list(names), dense.tolist())}
+    groups = before | {"now": (list(names), now.accuracy.tolist())}
+    shares = {name: 100 * kept / units for name, (kept, units) in engine.counts().items()}
+    layers = {"kept": (list(shares), list(shares.values()))}
+    given: Results = {
         "group_accuracy": Plot("Accuracy of each group", "group", "accuracy %", groups, "bar"),
-        "layers_kept": Plot("Kept in each layer", "layer", "kept %", {"kept": (list(counts), shares)}, "bar"),
+        "layers_kept": Plot("Kept in each layer", "layer", "kept %", layers, "bar"),
     }
     if len(engine.history) > 1:
-        steps = [entry[0] for entry in engine.history]
-        size = engine.schedule.size
-        series: dict[str, tuple[Sequence[Any], Sequence[float]]] = {
-            "changed": (steps, [100 * entry[2] / size for entry in engine.history]),
-            "came back": (steps, [100 * entry[3] / size for entry in engine.history]),
-        }
+        series = _columns(engine.history, 0, {"changed": 2, "came back": 3}, 100 / engine.schedule.size)
         given["mask_churn"] = Plot("Entries that a mask step changes", "step", "% of all", series)
     if len(curve) > 1:
-        columns = [list(values) for values in zip(*curve, strict=True)]
-        on_the_way: dict[str, tuple[Sequence[Any], Sequence[float]]] = {
-            "accuracy %": (columns[0], columns[2]),
-            "worst group %": (columns[0], columns[3]),
-            "accuracy gap, points": (columns[0], columns[4]),
-        }
-        given["on_the_way"] = Plot("Validation while pruning", "step", "percent", on_the_way)
-        columns = [list(values) for values in zip(*sorted(curve, key=lambda entry: entry[4]), strict=True)]
-        trade: dict[str, tuple[Sequence[Any], Sequence[float]]] = {
-            "accuracy %": (columns[4], columns[2]),
-            "sparsity %": (columns[4], columns[1]),
-        }
-        given["trade_off"] = Plot("Fairness against accuracy and sparsity", "accuracy gap, points", "percent", trade)
+        series = _columns(curve, 0, {"accuracy %": 2, "worst group %": 3, "accuracy gap, points": 4})
+        given["on_the_way"] = Plot("Validation while pruning", "step", "percent", series)
+        series = _columns(sorted(curve, key=lambda entry: entry[4]), 4, {"accuracy %": 2, "sparsity %": 1})
+        given["trade_off"] = Plot("Fairness against accuracy and sparsity", "accuracy gap, points", "percent", series)
     return given
+
+
+def _columns(
+    rows: Sequence[Sequence[float]], x: int, of_series: Mapping[str, int], factor: float = 1.0
+) -> dict[str, tuple[list[float], list[float]]]:
+    """Series over column ``x``: name -> its column, times the factor."""
+    at = [row[x] for row in rows]
+    return {name: (at, [factor * row[column] for row in rows]) for name, column in of_series.items()}
 
 
 def _numbers(group: int, *rates: Tensor) -> list[float | None]:

@@ -61,7 +61,11 @@ class FairpruneOptions(PresetOptions):
         description="lambda before pruning; default: weight_strength, 0 in the paper's protocol",
     )
     dual_rate: float = Field(
-        0.0, ge=0, le=100, description="step of dual ascent on lambda by the violation (Lagrangian baseline); 0: fixed"
+        0.0,
+        ge=0,
+        le=100,
+        description="step of dual ascent on the weights' lambda, from weight_strength on, for gap <= tolerance "
+        "(needs cooper-optim); 0: fixed",
     )
 
     scores: Literal["anchored", "magnitude", "random", "snip", "fpgm", "fairgrape"] = Field(

@@ -39,23 +39,23 @@ class FairprunePlugin(Plugin):
     _weave: Weave
 
     def needs(self) -> frozenset[str]:
-        """Inputs, labels and groups in every batch; gradients of masked weights, more than once, of one network."""
-        return frozenset(
-            {
-                "field:group",
-                "field:input",
-                "field:label",
-                "task:classification",
-                "gradients:dense",
-                "gradients:repeatable",
-                "parameters:single",
-                "steps:minibatch",
-            }
-        )
+        """Inputs, labels and groups in every batch; gradients of masked weights, more than once, of one network.
+
+        With a fairness term over the weights also the whole batch in every pass: within one group there is no gap.
+        """
+        words = {"field:group", "field:input", "field:label", "task:classification"}
+        words |= {"gradients:dense", "gradients:repeatable", "parameters:single", "steps:minibatch"}
+        return frozenset(words | ({"loss:whole-batch"} if self._whole else set()))
 
     def provides(self) -> frozenset[str]:
-        """Removing channels changes shapes in the export."""
-        return frozenset({"export:structure"}) if self.options.structure == "channels" else frozenset()
+        """Removing channels changes shapes in the export. Batches are whole unless another plugin takes that away."""
+        words = {"export:structure"} if self.options.structure == "channels" else set()
+        return frozenset(words | ({"loss:whole-batch"} if self._whole else set()))
+
+    @property
+    def _whole(self) -> bool:
+        """Whether a gap over the batch is in the weights' loss."""
+        return bool(self.options.of_weights or self.options.of_dense or self.options.dual_rate)
 
     def ownership(self) -> tuple[Ownership, ...]:
         """Weights among the included names; with channels also the biases and norms of the channels."""

@@ -32,7 +32,7 @@ BASELINES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "lottery": {**_MAGNITUDE, **_PLAIN, "density": "rounds", "rewind": True},
         "random": {**_MAGNITUDE, **_PLAIN, "scores": "random", "density": "once", "dense_share": 0.0},
         "fairgrape": {**_MAGNITUDE, **_PLAIN, "scores": "fairgrape", "density": "rounds", "scope": "layer"},
-        "lagrangian": {**_MAGNITUDE, "strength": 0.0, "dual_rate": 0.05, "density": "once"},
+        "lagrangian": {**_MAGNITUDE, **_PLAIN, "dual_rate": 0.05, "tolerance": 0.02, "density": "once"},
     }
 )
 """Preset -> option values; what each is stands in the README. Budget, data and ``protocol`` are given beside it."""

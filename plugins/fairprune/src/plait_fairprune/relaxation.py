@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -42,6 +43,13 @@ def kappa(u: Tensor, surrogate: str) -> Tensor:
     raise FairpruneError(f"surrogate = {surrogate!r} is no bound: choose hinge, exponential or logistic")
 
 
+@cache
+def _ends(device: torch.device, dtype: torch.dtype) -> Tensor:
+    """-1 and 1, made once: a small tensor costs as much as what is done with it."""
+    with torch.inference_mode(False):
+        return torch.tensor([-1.0, 1.0], device=device, dtype=dtype)
+
+
 def signals(outputs: Tensor, labels: Tensor, measure: str) -> list[tuple[Tensor, Tensor | None]]:
     """The signal u of each gap that the measure sums, and which examples take part in it (None: all).
 
@@ -54,8 +62,9 @@ def signals(outputs: Tensor, labels: Tensor, measure: str) -> list[tuple[Tensor,
         (u [B], member bool [B] or None) for each event: one, or two for ``eodds``.
     """
     if outputs.shape[1] == 2:
-        difference = outputs.mv(outputs.new_tensor([-1.0, 1.0]))
-        margin = difference * (2 * labels - 1)
+        ends = _ends(outputs.device, outputs.dtype)
+        difference = outputs.mv(ends)
+        margin = difference * ends.index_select(0, labels)
     else:
         right = outputs.gather(1, labels[:, None])[:, 0]
         margin = difference = right - outputs.scatter(1, labels[:, None], -torch.inf).amax(1)
@@ -164,30 +173,44 @@ class GapPenalty:
         inside = membership(groups, self.num_groups, None, value.dtype)
         self.reference = inside.mv(value) / inside.sum(1)
 
-    def __call__(self, outputs: Tensor, labels: Tensor, groups: Tensor, share: float = 1.0) -> Tensor:
+    def __call__(
+        self, outputs: Tensor, labels: Tensor, groups: Tensor, share: float = 1.0, *, below: bool = False
+    ) -> Tensor:
         """The penalty, a scalar; 0 where the batch lacks a group.
 
         Args:
             outputs: [B, K].
             labels, groups: [B] int64.
             share: over several processes this one's rows over the mean rows (the caller's loss is scaled by it).
+            below: go below 0 where the gap is smaller than the tolerance, as a constraint of a Lagrangian does.
         """
         events = signals(outputs.float(), labels, self.options.measure)
-        terms = [
-            self._of_event(u, membership(groups, self.num_groups, member, u.dtype), groups, shares, share)
-            for (u, member), shares in zip(events, self.shares, strict=True)
-        ]
+        penalty, tolerance = self.options.penalty, self.options.tolerance
+        terms = []
+        for (u, member), shares in zip(events, self.shares, strict=True):
+            upper, lower = self._of_event(u, member, groups, shares, share)
+            terms.append(
+                penalised(upper, lower, penalty) - tolerance if below else penalised(upper, lower, penalty, tolerance)
+            )
         return terms[0] if len(terms) == 1 else torch.stack(terms).sum()
 
-    def _of_event(self, u: Tensor, inside: Tensor, groups: Tensor, shares: Tensor, share: float) -> Tensor:
+    def _of_event(
+        self, u: Tensor, member: Tensor | None, groups: Tensor, shares: Tensor, share: float
+    ) -> tuple[Tensor, Tensor]:
+        """The relaxed gap from above and from below; one tensor where it is no bound."""
         options = self.options
+        if options.surrogate == "sigmoid":
+            value = torch.sigmoid(u if options.temperature == 1 else u / options.temperature)
+            if self._plain and member is None and u.device.type == "cpu":  # elsewhere counting waits for the device
+                gap = _contrast(groups, u.dtype).dot(value)
+                return gap, gap
         with torch.no_grad():
+            inside = membership(groups, self.num_groups, member, u.dtype)
             counts = self._summed(inside.sum(1) if share else torch.zeros_like(inside[:, 0]))
             present = (counts > 0).all().to(u.dtype)
             means = inside * (present / counts.clamp(min=1))[:, None]
             reference = None if self.reference is None else present * self.reference.to(u.device)
         if options.surrogate == "sigmoid":
-            value = torch.sigmoid(u if options.temperature == 1 else u / options.temperature)
             if self.num_groups == 2:
                 gap = self._everywhere((means[1] - means[0]).dot(value), share)
                 upper = gap if reference is None else gap - (reference[1] - reference[0])
@@ -195,13 +218,18 @@ class GapPenalty:
                 rates = self._everywhere(means.mv(value), share)
                 rates = rates if reference is None else rates - reference
                 upper = rates.amax() - rates.amin()
-            return penalised(upper, upper, options.penalty, options.tolerance)
+            return upper, upper
         signed = torch.where(groups == 1, u, -u)
         weights = (means * (counts / (counts.sum().clamp(min=1) * shares.to(u.device)))[:, None]).sum(0)
         dense = present if reference is None else present + reference[1] - reference[0]
         upper = self._everywhere(weights.dot(kappa(signed, options.surrogate)), share) - dense
         lower = self._everywhere(weights.dot(1 - kappa(-signed, options.surrogate)), share) - dense
-        return penalised(upper, lower, options.penalty, options.tolerance)
+        return upper, lower
+
+    @property
+    def _plain(self) -> bool:
+        """Whether the gap is a difference of two means over this batch, and no more."""
+        return self.num_groups == 2 and self.world == 1 and self.reference is None
 
     def _summed(self, value: Tensor) -> Tensor:
         """The sum over all processes."""
@@ -214,3 +242,16 @@ class GapPenalty:
         if not share:  # the rows of a process without any are another's, repeated
             return self.total(torch.zeros_like(value.detach()))
         return self.total(value.detach()) + (value - value.detach()) * (self.world / share)
+
+
+@torch.no_grad()
+def _contrast(groups: Tensor, dtype: torch.dtype) -> Tensor:
+    """One over its count in the second group, minus one over its count in the first, [B]; zeros where one is empty.
+
+    Its dot product with a value is the difference of the groups' means, in three operations.
+    """
+    second = int(groups.sum())
+    first = len(groups) - second
+    if not first or not second:
+        return torch.zeros(len(groups), dtype=dtype)
+    return torch.where(groups == 1, 1 / second, -1 / first).to(dtype)

@@ -24,6 +24,7 @@ from .batches import FairSplit
 from .channels import Channels
 from .engine import BiFPEngine, MaskGradients
 from .errors import FairpruneError
+from .lagrangian import DualAscent
 from .measures import GroupFigures, group_figures
 from .options import FairpruneOptions
 from .relaxation import GapPenalty
@@ -98,9 +99,10 @@ class Weave:
         self.curve_steps = self._curve_steps()
         self.curve: list[list[float]] = []
         self.dense: dict[str, list[float]] = {}
-        self.dual = 0.0
+        self.ascent = None
+        if options.dual_rate:
+            self.ascent = DualAscent(options.of_weights, options.dual_rate, trainer.device)
         self.strength: float | None = None
-        self.violation: Tensor | None = None
         self.batch: Any = None
         self.rows: Tensor | None = None
         if isinstance(data.train, FairSplit):
@@ -122,22 +124,19 @@ class Weave:
     def terms(self, trainer: Trainer, outputs: Tensor, batch: Any) -> dict[str, Tensor]:
         """``gap``: lambda of the problem in hand times the penalty; nothing where lambda is 0."""
         options = self.options
-        if self.strength is not None:
-            strength = self.strength
-        elif trainer.step <= self.schedule.start and self.schedule.events:
-            strength = options.of_dense
-        else:
-            strength = options.of_weights + self.dual
         pruning = trainer.step > self.schedule.start or not self.schedule.events
-        watched = bool(options.dual_rate) and pruning and self.strength is None
-        if not strength and not watched:
+        strength = self.strength
+        ascent = self.ascent if pruning and strength is None else None
+        if strength is None:
+            strength = options.of_weights if pruning else options.of_dense
+        if not strength and ascent is None:
             return {}
         if self.strength is None:
             self._refuse_parts(batch)
-        penalty = self.penalty(outputs, batch["label"], batch["group"], trainer.share)
-        if watched:
-            self.violation = penalty.detach()
-        return {"gap": strength * penalty}
+        penalty = self.penalty(outputs, batch["label"], batch["group"], trainer.share, below=ascent is not None)
+        if ascent is not None:
+            return {"gap": ascent.term(penalty)}
+        return {"gap": penalty if strength == 1 else strength * penalty}
 
     def before(self, trainer: Trainer, batch: Any) -> None:
         """Before a weight step: the first mask step where there is no dense phase; the batch of the implicit term."""
@@ -163,9 +162,8 @@ class Weave:
     def update(self, trainer: Trainer) -> None:
         """After a weight step: what is due of dual ascent, mask step and measurement."""
         step = trainer.step
-        if self.violation is not None:
-            self.dual = max(0.0, self.dual + self.options.dual_rate * float(self.violation))
-            self.violation = None
+        if self.ascent is not None:
+            self.ascent.step()
         if self.engine.due(step):
             if step == self.schedule.start:
                 self._begin(trainer)
@@ -211,7 +209,7 @@ class Weave:
         upper = self._dense_gradients(trainer, self._draw(trainer), self.options.of_mask)
         lower = None
         if self.batch is not None:
-            self.strength = self.options.of_weights + self.dual
+            self.strength = self.options.of_weights if self.ascent is None else self.ascent.value
             report = trainer.gradients(self.batch, probe=True, freeze_statistics=True)
             self.strength = None
             lower = self._of_units(trainer, report.gradients or [])
@@ -288,7 +286,8 @@ class Weave:
         now = self._figures(outputs, fields)
         sparsity = 100 * (1 - int(self.engine.kept.sum()) / self.schedule.size)
         self.curve.append([step, sparsity, now.overall, now.worst, now.accuracy_gap])
-        trainer.log({"fairprune/validation_gap": now.accuracy_gap, "fairprune/validation_worst": now.worst})
+        said = {"fairprune/validation_gap": now.accuracy_gap, "fairprune/validation_worst": now.worst}
+        trainer.log(said if self.ascent is None else said | {"fairprune/multiplier": self.ascent.value})
 
     def _figures(self, outputs: Tensor, fields: Mapping[str, Tensor]) -> GroupFigures:
         return group_figures(
@@ -354,7 +353,7 @@ class Weave:
             "curve": [list(entry) for entry in self.curve],
             "dense": {name: list(values) for name, values in self.dense.items()},
             "reference": self.penalty.reference,
-            "dual": self.dual,
+            "multiplier": None if self.ascent is None else self.ascent.value,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -363,7 +362,8 @@ class Weave:
         self.curve = [[float(value) for value in entry] for entry in state["curve"]]
         self.dense = {name: [float(value) for value in values] for name, values in state["dense"].items()}
         self.penalty.reference = state["reference"]
-        self.dual = float(state["dual"])
+        if self.ascent is not None:
+            self.ascent.load(float(state["multiplier"]))
 
 
 def _refuse(options: FairpruneOptions, trainer: Trainer, fair: bool) -> None:

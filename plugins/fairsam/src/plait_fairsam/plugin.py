@@ -52,6 +52,10 @@ class FairsamPlugin(Plugin):
         plain = options.perturbation in ("weighted", "plain", "ascent_only") and not options.asam
         return frozenset({"parameters:sharded"}) if options.sync_perturbation and plain else frozenset()
 
+    def breaks(self) -> frozenset[str]:
+        """A perturbation for each group has passes over one group each, where a statistic of the batch is another."""
+        return frozenset({"loss:whole-batch"}) if self.options.perturbation == "per_group" else frozenset()
+
     def setup(self, trainer: Trainer) -> None:
         """Count groups and labels on the training split and build the step."""
         from .weave import Weave

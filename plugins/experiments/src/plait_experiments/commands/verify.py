@@ -217,15 +217,15 @@ def measure_drift(
     from plait_experiments.schema import load
 
     book = load(plugin)
-    board = scoreboard.stored(folder)
-    before = next((entry for entry in board if entry.plugin == plugin), None)
+    before = next((entry for entry in scoreboard.stored(folder) if entry.plugin == plugin), None)
     if book is None or before is None:
         raise BadInput(
             f"{folder / scoreboard.SCOREBOARD} has no figures of {plugin}: "
             f"first plait verify {plugin} --scoreboard --out {folder}."
         )
     after, problems = drift.measure(before, book, only=claims, workers=workers, ray=ray, cache=cache, progress=True)
-    files = scoreboard.write_scoreboard([after if entry is before else entry for entry in board], folder)
+    now = scoreboard.stored(folder)  # another verification may have joined it meanwhile
+    files = scoreboard.write_scoreboard([after if entry.plugin == plugin else entry for entry in now], folder)
     if as_json:
         output.emit({**after.as_dict(), "not_measured": problems})
         return
