@@ -11,6 +11,7 @@ from torch import Tensor
 from plait_flamefinder.errors import FlamefinderError
 from plait_flamefinder.losses import (
     CentreLoss,
+    MetricLosses,
     TripletCentreLoss,
     TripletCosineCentreLoss,
     cosine_distances,
@@ -158,3 +159,22 @@ def test_shapes_that_do_not_fit(shapes: tuple[tuple[int, ...], ...], message: st
 def test_a_margin_below_zero() -> None:
     with pytest.raises(FlamefinderError, match="margin = -1 must be >= 0"):
         TripletCentreLoss(-1)
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+def test_all_three_in_one_function(classes: int) -> None:
+    """Values and gradients of the modules, each taken backward by autograd; a vector of zeros is among them."""
+    z, _, centres = drawn(16, 6, classes)
+    z[3] = 0
+    labels = torch.arange(16) % classes
+    modules = (CentreLoss(), TripletCentreLoss(0.5), TripletCosineCentreLoss(0.3))
+    margins = torch.tensor([[0.5], [0.3]], dtype=z.dtype)
+    upstream = torch.randn(3, 16, dtype=z.dtype, generator=torch.Generator().manual_seed(1))
+    upstream[:, 3] = 0  # the cosine of zero has no gradient of any use
+    z.requires_grad_(), centres.requires_grad_()
+    wanted = torch.stack([module(z, labels, centres) for module in modules])
+    together = MetricLosses.apply(z, labels, centres, margins)  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(together, wanted)
+    assert 0 < int((wanted[1:] == 0).sum()) < 32  # some hinges act and some do not
+    for own, other in zip(*(torch.autograd.grad(v, (z, centres), upstream) for v in (together, wanted)), strict=True):
+        torch.testing.assert_close(own, other)

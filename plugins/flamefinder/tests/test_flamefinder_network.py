@@ -141,7 +141,7 @@ def test_the_card_s_encoder() -> None:
 def test_networks_of_torchvision() -> None:
     pytest.importorskip("torchvision")
     info = DataInfo("classification", (1, 32, 32), 2)
-    for name, numbers in (("resnet18", 512), ("vgg11_bn", 4096)):
+    for name, numbers in (("resnet18", 512), ("mobilenet_v3_small", 1024)):
         network = build_backbone(BackboneOptions(network=f"torchvision:{name}"), info)
         assert network.num_features == numbers
         first = next(m for m in network.modules() if isinstance(m, nn.Conv2d))
@@ -149,6 +149,24 @@ def test_networks_of_torchvision() -> None:
         assert network.eval()(torch.zeros(2, 1, 32, 32)).shape == (2, 2)
     with pytest.raises(FlamefinderError, match="resnet19"):
         build_backbone(BackboneOptions(network="torchvision:resnet19"), info)
+
+
+def test_networks_of_timm() -> None:
+    pytest.importorskip("timm")
+    torch.manual_seed(0)
+    info = DataInfo("classification", (1, 32, 32), 2)
+    network = build_backbone(BackboneOptions(network="timm:test_resnet", latent=6), info)
+    assert network.latent(torch.zeros(2, 1, 32, 32)).features.shape == (2, network.num_features)
+    assert network.latent_dim == 6
+    patches = torch.rand(12, 1, 32, 32, generator=generator()) - 1 + LABELS.reshape(-1, 1, 1, 1)
+    finder = FlameFinder(network, torch.optim.Adam(network.parameters(), 1e-3), attention="none")
+    losses = [finder.step(patches, LABELS) for _ in range(8)]
+    assert losses[-1]["TCL"] < 0.5 * losses[0]["TCL"]
+    assert finder.detector()(patches).shape == (12, 2)
+    with pytest.raises(FlamefinderError, match="timm:no_such_network'"):
+        build_backbone(BackboneOptions(network="timm:no_such_network"), info)
+    with pytest.raises(FlamefinderError, match=r"the encoder cannot take patches of 1 x \[32, 32\]"):
+        build_backbone(BackboneOptions(network="timm:vit_tiny_patch16_224"), info)
 
 
 def test_decoder() -> None:

@@ -132,12 +132,20 @@ def test_a_backbone_of_one_s_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert isinstance(model.attention, FeatureGate)
 
 
-@pytest.mark.parametrize("name", list(BASELINES))
-def test_every_baseline(tmp_path: Path, name: str) -> None:
-    done = run(tmp_path / "r", {"baseline": name})
+ALL = {"CL", "TCL", "TCCL"}
+OF_BASELINES: dict[str, set[str]] = {"bce": set(), "bce-gain": set(), "centre-loss": {"CL"}}
+METHODS: list[tuple[dict[str, Any], set[str]]] = [
+    *(({"baseline": name}, OF_BASELINES.get(name, ALL)) for name in BASELINES),
+    *(({"attention": attention}, ALL) for attention in ("dacl", "per_loss_global", "per_loss_gated")),
+    ({"l_CL": 0}, {"TCL", "TCCL"}),
+    ({"l_TCL": 0, "l_rec": 0.5}, {"CL", "TCCL", "rec"}),
+]
+
+
+@pytest.mark.parametrize(("options", "expected"), METHODS)
+def test_every_method(tmp_path: Path, options: dict[str, Any], expected: set[str]) -> None:
+    done = run(tmp_path / "r", options)
     terms = {k.partition("/")[2] for e in done.directory.events() if e["event"] == "scalars" for k in e["values"]}
-    wanted = {"bce": set(), "bce-gain": set(), "centre-loss": {"CL"}, "without-centre-loss": {"TCL", "TCCL"}}
-    expected = wanted.get(name, {"CL", "TCL", "TCCL"} | ({"rec"} if name == "reconstruction" else set()))
     assert terms & {"CL", "TCL", "TCCL", "rec"} == expected
     assert 0 <= done.metrics["flamefinder/all_auc"] <= 1
 
@@ -374,6 +382,24 @@ def test_the_figures_of_flame_synth(trained: plait.Run) -> None:
     assert len(result["tables"]["flamefinder/worst"]["rows"]) == 10
     picture = Image.open(trained.directory.path / "flamefinder-worst.png")
     assert picture.size == (10 * 34 * 4, 34 * 4)
+    levels = result["plots"]["flamefinder/worst_patches"]["series"]
+    assert sum(len(x) for x, _ in levels.values()) > 100
+    assert "report" not in trained.artifacts or "The worst patches, thermal" in trained.artifacts["report"].read_text()
+
+
+def test_a_mosaic_by_hand() -> None:
+    """Four patches of 2 x 2, two beside each other in each of two rows, each scaled by its own range."""
+    from plait_flamefinder.figures import mosaic
+
+    patches = np.zeros((4, 2, 2))
+    patches[0] = [[0.0, 0.2], [0.1, 0.0]]  # cells of 100 % and 50 %
+    patches[3] = [[0.5, 1.0], [0.5, 0.5]]  # 100 %
+    plot = mosaic(patches)
+    low, middle, high = plot.series.values()
+    assert low == ([], [])
+    assert middle == ([0], [-1])
+    assert high == ([1, 5], [0, -4])
+    assert len(plot.links) == 6  # three lines down, three across
 
 
 def test_the_exported_model_decides_by_the_nearest_centre(trained: plait.Run) -> None:

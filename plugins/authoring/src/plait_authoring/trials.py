@@ -91,7 +91,7 @@ def trial(
     resume: bool = True,
     folder: Path | str | None = None,
 ) -> Outcome:
-    """Plan a set, follow the plan's fix once if that is another data source or model, train, evaluate, export, resume.
+    """Plan a set, follow the plan's fixes to other data and another model, train, evaluate, export, resume.
 
     Args:
         names: usable plugins, in the recipe's order; none is the plain run.
@@ -103,11 +103,13 @@ def trial(
     outcome = Outcome(tuple(names), "refused")
     try:
         plan = make_plan(recipe(names, data=data, model=model, steps=steps))
-        pinned = {kind: name for kind, name in (("data", data), ("model", model)) if name is not None}
-        offer = {kind: name for kind, name in offers(plan).items() if kind not in pinned}
-        if offer:
-            plan = make_plan(recipe(names, **pinned, **offer, steps=steps))
-            outcome.followed = " ".join(f"--{kind} {name}" for kind, name in offer.items())
+        chosen = {kind: name for kind, name in (("data", data), ("model", model)) if name is not None}
+        followed: dict[str, str] = {}
+        while offer := {kind: name for kind, name in offers(plan).items() if kind not in chosen}:
+            chosen |= offer  # data of another task, and then a model for it
+            followed |= offer
+            plan = make_plan(recipe(names, data=chosen.get("data"), model=chosen.get("model"), steps=steps))
+        outcome.followed = " ".join(f"--{kind} {name}" for kind, name in followed.items())
     except PlaitError as error:
         return _not_planned(outcome, error)
     outcome.data, outcome.model = str(plan.recipe.data.name), str(plan.recipe.model.name)

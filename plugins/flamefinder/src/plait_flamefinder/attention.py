@@ -54,11 +54,7 @@ class DistanceWeights(nn.Module):
     - ``per_loss_gated``: a `FeatureGate` on p for each loss.
     - ``dacl``: for the centre loss a sigmoid gate on the flattened feature map (Farzaneh and Qi 2021).
 
-    Args:
-        attention: which.
-        latent: d.
-        features: F, numbers in the flattened feature map.
-        losses: names of the losses.
+    ``features`` is F, the numbers in the flattened feature map; ``losses`` are the losses' names.
     """
 
     def __init__(self, attention: Attention, latent: int, features: int, losses: tuple[str, ...]) -> None:
@@ -75,12 +71,7 @@ class DistanceWeights(nn.Module):
             self.gates = nn.ModuleDict({"CL": nn.Sequential(hidden, nn.ReLU(), nn.Linear(hidden.out_features, latent))})
 
     def forward(self, p: Tensor, features: Tensor) -> Mapping[str, Tensor]:
-        """Loss -> its weights, [d] or [B, d]; a loss without any is left out.
-
-        Args:
-            p: the encoder's vector before attention [B, d].
-            features: the flattened feature map [B, F].
-        """
+        """Loss -> its weights, [d] or [B, d], by p [B, d] and the flattened feature map [B, F]."""
         weights = {name: self.latent * theta.softmax(-1) for name, theta in self.theta.items()}
         for name, gate in self.gates.items():
             weights[name] = gate.weights(p) if isinstance(gate, FeatureGate) else gate(features).sigmoid()

@@ -34,12 +34,5 @@ def gained(thermal: Tensor, strength: float, generator: Generator) -> Tensor:
 
 
 def to_network(batch: Any) -> Any:
-    """The batch with its input in [-1, 1], as the network takes it, the channels last in memory.
-
-    So pooling and normalisation on a CPU take a third of the time; ``contiguous()`` would leave a single channel as it
-    is.
-    """
-    images = batch["input"] * 2 - 1
-    if images.ndim == 4:
-        images = images.to(memory_format=torch.channels_last)
-    return Batch({**batch, "input": images})
+    """The batch with its input in [-1, 1], as the network takes it."""
+    return Batch({**batch, "input": batch["input"] * 2 - 1})

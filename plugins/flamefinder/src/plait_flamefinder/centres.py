@@ -23,15 +23,10 @@ class Centres(nn.Module):
 
         delta_j = sum_{i: y_i = j} (c_j - z_i) / (1 + n_j);  c_j <- c_j - alpha delta_j
 
-    Args:
-        num_classes: K >= 2.
-        latent: d.
-        update: ``gradient`` or ``delta``.
-        alpha: step of ``delta``.
-        generator: draws the first centres.
+    ``generator`` draws the first ones.
 
     Raises:
-        FlamefinderError: fewer than two classes.
+        FlamefinderError: ``num_classes`` K < 2.
     """
 
     values: Tensor
@@ -50,12 +45,7 @@ class Centres(nn.Module):
             self.register_buffer("values", first)
 
     def pulls(self, z: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Of some examples the sums of c_j - z_i by class [K, d], and their number by class [K].
-
-        Args:
-            z: latent vectors [n, d]; no gradient flows.
-            labels: int64 [n].
-        """
+        """Of examples z [n, d] with labels [n] the sums of c_j - z_i by class [K, d], and their number by class [K]."""
         member = one_hot(labels, len(self.values)).to(self.values.dtype)
         counts = member.sum(0)
         return counts.unsqueeze(1) * self.values.detach() - member.T @ z.detach().to(self.values), counts

@@ -150,10 +150,7 @@ def frames_in(folder: Path) -> list[Path]:
 def overlay(frame: npt.NDArray[Any], probability: npt.NDArray[Any], size: int) -> npt.NDArray[np.uint8]:
     """A thermal frame with each patch of flame tinted red, by its probability, uint8 [H, W, 3].
 
-    Args:
-        frame: uint8, or float in [0, 1], [H, W].
-        probability: [rows, columns].
-        size: side of a patch, pixels.
+    The frame is uint8, or float in [0, 1], [H, W]; the probability [rows, columns], of patches of ``size`` pixels.
     """
     grey = frame if frame.dtype == np.uint8 else (frame * 255).astype(np.uint8)
     picture = np.repeat(grey[..., None], 3, 2).astype(np.float32)

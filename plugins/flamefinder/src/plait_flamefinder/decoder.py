@@ -12,10 +12,7 @@ __all__ = ["Decoder"]
 class Decoder(nn.Module):
     """Linear(d, 32 x 4 x 4), then transposed convolutions that double the side each, to [B, C, P, P] in [-1, 1].
 
-    Args:
-        latent: d.
-        channels: C of the patch that is rebuilt.
-        side: P; of the next larger of 8, 16, 32, 64, ... the middle is taken.
+    Of the next larger of 8, 16, 32, 64, ... than ``side`` the middle is taken.
     """
 
     def __init__(self, latent: int, channels: int, side: int) -> None:

@@ -15,13 +15,8 @@ DECISIONS: tuple[Decision, ...] = ("head", "center_l2", "center_cos")
 def decided(decision: Decision, logits: Tensor, z: Tensor, centres: Tensor | None) -> Tensor:
     """Outputs [B, K], of which the largest decides: the logits, or minus the distance to each centre.
 
-    For two classes output 1 minus output 0 is the card's score, and a patch is flame where it is above 0.
-
-    Args:
-        decision: the rule.
-        logits: of the classifier [B, K].
-        z: latent vectors [B, d].
-        centres: [K, d]; not needed for ``head``.
+    For two classes output 1 minus output 0 is the card's score, and a patch is flame where it is above 0. z is [B, d],
+    the centres are [K, d], not needed for ``head``.
     """
     if decision == "head":
         return logits

@@ -29,29 +29,22 @@ class Latent(NamedTuple):
 class LFE(nn.Sequential):
     """Local features extraction: blocks of 3x3 convolution, batch norm, ReLU and 2x2 max-pool. [B, C, P, P] to a map.
 
-    Args:
-        in_channels: C.
-        channels: of each block; its pool halves the side, rounded up.
-        doubled: two convolutions in each block.
+    One block for each of ``channels``, which halves the side, rounded up; ``doubled`` has two convolutions in each.
     """
 
     def __init__(self, in_channels: int, channels: tuple[int, ...] = (16, 32, 48, 64), doubled: bool = False) -> None:
         layers: list[nn.Module] = []
         for width in channels:
             for _ in range(1 + doubled):
-                layers += [nn.Conv2d(in_channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+                layers += [nn.Conv2d(in_channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)]
+                layers.append(nn.ReLU(inplace=True))
                 in_channels = width
-            layers.append(nn.MaxPool2d(2, ceil_mode=True))
+            layers.insert(-1, nn.MaxPool2d(2, ceil_mode=True))  # then the ReLU has less to do
         super().__init__(*layers)
 
 
 class Head(nn.Module):
-    """The classifier on z. For two classes a single logit s, as [0, s]: its cross-entropy is the binary one of s.
-
-    Args:
-        latent: d.
-        num_classes: K.
-    """
+    """The classifier on z. For two classes a single logit s, as [0, s]: its cross-entropy is the binary one of s."""
 
     def __init__(self, latent: int, num_classes: int) -> None:
         super().__init__()
@@ -97,6 +90,8 @@ class FlameNet(nn.Module):
 
     def latent(self, x: Tensor) -> Latent:
         """The latent vectors of patches."""
+        if x.ndim == 4:  # half the time of a step on a CPU; ``contiguous()`` would leave a single channel as it is
+            x = x.to(memory_format=torch.channels_last)
         features = self.features(x).flatten(1)
         p = self.embedding(features)
         return Latent(features, p, self.attention(p))
@@ -138,11 +133,7 @@ def build_backbone(options: BackboneOptions, info: DataInfo) -> FlameNet:
 
 
 def backbone(network: str, in_channels: int) -> nn.Module:
-    """A network of torchvision or timm from scratch, without its classifier, for images of ``in_channels``.
-
-    Args:
-        network: ``torchvision:resnet18``, ``timm:mobilenetv3_small_100``, ...
-        in_channels: of the first convolution.
+    """A network (``torchvision:resnet18``, ``timm:mobilenetv3_small_100``) from scratch, without its classifier.
 
     Raises:
         FlamefinderError: the library is not installed, does not know the name, or the network has another form.

@@ -19,7 +19,7 @@ from .detection import DECISIONS, decided
 from .measures import detection, separation, standardised
 from .options import Decision, FlamefinderOptions
 
-__all__ = ["Tested", "brightness", "numbers", "pictures", "worst"]
+__all__ = ["Tested", "brightness", "mosaic", "numbers", "pictures", "worst"]
 
 Figures = dict[str, Metric | Table | Plot]
 Better = Literal["higher", "lower", "neither"]
@@ -44,16 +44,10 @@ UNITS: Mapping[str, tuple[str, Better]] = {
 
 @dataclass(frozen=True)
 class Tested:
-    """What a network said of a split.
+    """What a network said of a split: latent vectors z [n, d], the classifier's logits [n, K], the true labels [n].
 
-    Attributes:
-        z: latent vectors [n, d].
-        logits: of the classifier [n, K].
-        label: truth [n].
-        fields: the split's other fields, of which ``bucket`` and ``hot`` are read.
-        centres: ``running`` and ``mean``, [K, d] or None.
-        buckets: names of the buckets; without any, everything is one.
-        num_classes: K.
+    Of the split's other ``fields``, ``bucket``, ``hot`` and ``celsius_max`` are read. ``centres`` are ``running`` and
+    ``mean``, [K, d] or None; ``buckets`` the names of the buckets, without any everything is one.
     """
 
     z: Tensor
@@ -112,7 +106,7 @@ def numbers(tested: Tested, options: FlamefinderOptions) -> Figures:
         given |= _named(bucket, measured, reason)
         others = {"davies_bouldin_standardised": standardised(z), "davies_bouldin_logit": logit}
         for name, space in others.items():
-            measured, reason = separation(space, label[rows])
+            measured, reason = separation(space, label[rows], ("davies_bouldin",))
             given |= _named(bucket, {name: measured["davies_bouldin"]}, reason)
     given["decisions"] = Table("Every decision on every bucket", columns, table)
     return given
@@ -172,13 +166,38 @@ def worst(tested: Tested, count: int = 10) -> tuple[npt.NDArray[np.int64], Table
     return rows, Table(title, ["row", *named, "flame", "logit"], lines)
 
 
-def brightness(tested: Tested, train: Split, test: Split) -> Figures:
-    """The control: a logistic regression on the largest and the mean value of a patch.
+def mosaic(patches: npt.NDArray[Any], cells: int = 16) -> Plot:
+    """The worst patches in the report's page, false alarms first, each in cells of its own range, dark ones left out.
 
     Args:
-        tested: the labels and buckets of the test patches.
-        train, test: the splits.
+        patches: [n, P, P] in [0, 1].
+        cells: of a patch in a row.
     """
+    cells = min(cells, patches.shape[1])
+    step = patches.shape[1] // cells
+    means = patches[:, : cells * step, : cells * step].reshape(len(patches), cells, step, cells, step).mean((2, 4))
+    low, high = means.min((1, 2), keepdims=True), means.max((1, 2), keepdims=True)
+    means = (means - low) / np.maximum(high - low, 1e-6)
+    across = -(-len(patches) // 2)
+    levels = {
+        "25 to 50 % of the patch's own range": (0.25, 0.5),
+        "50 to 75 %": (0.5, 0.75),
+        "75 to 100 %": (0.75, 1.01),
+    }
+    series: dict[str, tuple[Sequence[Any], Sequence[float]]] = {}
+    for name, (least, most) in levels.items():
+        number, row, column = np.nonzero((means >= least) & (means < most))
+        x, y = (number % across) * (cells + 2) + column, -(number // across) * (cells + 2) - row
+        series[name] = (x.tolist(), y.tolist())
+    edges, height = (cells + 2) * np.arange(across + 1) - 1.5, 2 * (cells + 2)
+    links = [(float(x), 1.5, float(x), 1.5 - height) for x in edges]
+    links += [(float(edges[0]), 1.5 - y, float(edges[-1]), 1.5 - y) for y in (0.0, height / 2, float(height))]
+    title = "The worst patches, thermal: false alarms above, missed flames below"
+    return Plot(title, "", "", series, "graph", links)
+
+
+def brightness(tested: Tested, train: Split, test: Split) -> Figures:
+    """The control: a logistic regression on the largest and the mean value of a patch."""
     from sklearn.linear_model import LogisticRegression
 
     def features(split: Split) -> npt.NDArray[Any]:

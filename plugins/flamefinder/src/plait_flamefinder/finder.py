@@ -70,9 +70,9 @@ class FlameFinder:
         values = {"BCE": cross_entropy(self.network.head(latent.z), labels)}
         loss = values["BCE"]
         if self.terms is not None:
-            for name, each in self.terms(latent, labels).items():
-                values[name] = each.mean()
-                loss = loss + self.terms.factors[name] * values[name]
+            means = self.terms(latent, labels).mean(1)
+            values |= dict(zip(self.terms.factors, means.detach(), strict=True))
+            loss = loss + self.terms.scales @ means
         if options.l_rec:
             target = thermal if options.rec_target == "thermal" else rgb
             if target is None:
@@ -83,9 +83,9 @@ class FlameFinder:
                 self.optimizer.add_param_group({"params": list(self.reconstruction.parameters())})
             values["rec"] = self.reconstruction(latent.z, target).mean()
             loss = loss + options.l_rec * values["rec"]
-        for optimizer in (self.optimizer, self.own):
-            if optimizer is not None:
-                optimizer.zero_grad()
+        self.optimizer.zero_grad()
+        if self.terms is not None:
+            self.terms.zero_grad()  # an optimizer's own takes ten times as long for one parameter
         loss.backward()  # type: ignore[no-untyped-call]
         for optimizer in (self.optimizer, self.own):
             if optimizer is not None:
@@ -98,11 +98,8 @@ class FlameFinder:
     def detector(self, thermal: Tensor | None = None, labels: Tensor | None = None) -> FlameNet:
         """The network, which now decides by its rule, in eval mode.
 
-        Args:
-            thermal, labels: training patches, for ``centers = "mean"``, and where there are no trained centres.
-
         Raises:
-            FlamefinderError: they are needed and not given.
+            FlamefinderError: no training patches, which ``centers = "mean"`` needs, or where no centres were trained.
         """
         self.network.eval()
         if self.options.decision == "head":

@@ -13,9 +13,11 @@ Every centre counts, also those of classes that the batch lacks, and no square r
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import normalize
 
 from .errors import FlamefinderError
@@ -23,6 +25,7 @@ from .errors import FlamefinderError
 __all__ = [
     "CentreLoss",
     "Distance",
+    "MetricLosses",
     "TripletCentreLoss",
     "TripletCosineCentreLoss",
     "cosine_distances",
@@ -55,12 +58,7 @@ def cosine_distances(z: Tensor, centres: Tensor, weights: Tensor | None = None) 
 
 
 class _MetricLoss(nn.Module):
-    """What the three have in common: a distance matrix, the own and the nearest other centre.
-
-    Args:
-        margin: of the triplet losses, in units of the distance, >= 0.
-        distance: another distance than the loss's own; it takes no weights.
-    """
+    """What the three share; ``margin`` >= 0 in units of the distance, another ``distance`` takes no weights."""
 
     def __init__(self, margin: float = 0.0, distance: Distance | None = None) -> None:
         super().__init__()
@@ -128,3 +126,42 @@ class TripletCosineCentreLoss(TripletCentreLoss):
     def distances(self, z: Tensor, centres: Tensor, weights: Tensor | None) -> Tensor:
         """[B, K], 0 to 2."""
         return cosine_distances(z, centres, weights)
+
+
+class MetricLosses(torch.autograd.Function):
+    """The three losses of each example in one function, [3, B]: CL, TCL, TCCL, without weights of the features.
+
+    They share differences, dot products and norms, and their gradients are two matrix products; as three modules the
+    same small operations take four times as long. ``apply(z, labels, centres, margins)``, the margins of TCL and TCCL
+    as a tensor [2, 1]. Differentiable once; the modules are what it is tested against.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, labels: Tensor, centres: Tensor, margins: Tensor) -> Tensor:
+        """[3, B]."""
+        own = labels.unsqueeze(1) == torch.arange(len(centres), device=z.device)
+        norm_z = torch.linalg.vector_norm(z, dim=1, keepdim=True).clamp_min_(EPS)
+        norm_c = torch.linalg.vector_norm(centres, dim=1).clamp_min_(EPS)
+        cosine = (z @ centres.T).div_(norm_z).div_(norm_c)
+        distances = torch.stack([half_squared_distances(z, centres), 1 - cosine])
+        to_own = distances.gather(2, labels.expand(2, -1).unsqueeze(2)).squeeze(2)
+        to_other, other = distances.masked_fill(own, torch.inf).min(2, keepdim=True)
+        hinge = (to_own - to_other.squeeze(2)).add_(margins).clamp_min_(0)
+        ctx.save_for_backward(z, centres, own, other, hinge, cosine, norm_z, norm_c)
+        return torch.cat([to_own[:1], hinge])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        """By D and by S first, [2, B, K], then by what they are made of."""
+        z, centres, own, other, hinge, cosine, norm_z, norm_c = ctx.saved_tensors
+        active = (upstream[1:] * (hinge > 0)).unsqueeze(2)
+        by_d, by_s = (own * active).scatter_(2, other, -active)
+        by_d.addcmul_(own, upstream[0].unsqueeze(1))
+        turning = by_s * cosine
+        products = (by_s / norm_z).div_(norm_c).add_(by_d)
+        of_z = (turning.sum(1, keepdim=True) / norm_z.square()).add_(by_d.sum(1, keepdim=True))
+        of_c = (turning.sum(0) / norm_c.square()).add_(by_d.sum(0))
+        grad_z = torch.addmm(z * of_z, products, centres, alpha=-1)
+        grad_c = torch.addmm(centres * of_c.unsqueeze(1), products.T, z, alpha=-1)
+        return grad_z, None, grad_c, None

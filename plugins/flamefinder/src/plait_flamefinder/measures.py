@@ -5,7 +5,7 @@ A measure that is not defined is None, and the reason stands beside it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,12 +23,7 @@ Measured = tuple[dict[str, float | None], str]
 
 
 def detection(score: npt.NDArray[Any], label: npt.NDArray[Any], hot: npt.NDArray[Any] | None = None) -> Measured:
-    """Accuracy and its kin of a binary score that says flame above 0.
-
-    Args:
-        score: float [n].
-        label: 0 or 1, [n].
-        hot: whether hot distractors lie on a negative, [n].
+    """Accuracy and its kin of a binary score [n] that says flame above 0, by labels 0 or 1, [n].
 
     Returns:
         ``accuracy``, ``balanced_accuracy``, ``f1``, ``recall`` and, with ``hot``, ``hot_fpr`` in %, ``auc`` 0 to 1;
@@ -58,32 +53,33 @@ def detection(score: npt.NDArray[Any], label: npt.NDArray[Any], hot: npt.NDArray
     return values, reason
 
 
-def separation(z: npt.NDArray[Any], label: npt.NDArray[Any]) -> Measured:
-    """How far apart the true classes lie, for their spread; none of these changes with a common scale of z.
-
-    Args:
-        z: vectors, [n, d].
-        label: class numbers [n].
+def separation(z: npt.NDArray[Any], label: npt.NDArray[Any], names: Sequence[str] = SEPARATION) -> Measured:
+    """How far apart the true classes [n] of vectors [n, d] lie, for their spread, whatever the scale of z.
 
     Returns:
         ``silhouette`` (-1 to 1, higher is better), ``davies_bouldin`` (lower), ``calinski_harabasz`` (higher) and
         ``intra_inter``, the classes' mean distance to their mean over the mean distance of the means (lower).
     """
-    values: dict[str, float | None] = dict.fromkeys(SEPARATION)
+    undefined: dict[str, float | None] = dict.fromkeys(names)
     classes, counts = np.unique(label, return_counts=True)
     if len(classes) < 2 or counts.min() < 2:
-        return values, "it takes two classes with two examples each"
+        return undefined, "it takes two classes with two examples each"
+    z = z.astype(np.float64)  # which scikit-learn would do again for every block of pairs
     means = np.stack([z[label == one].mean(0) for one in classes])
     between = np.linalg.norm(means[:, None] - means[None], axis=-1)[np.triu_indices(len(classes), 1)]
     if not (between > 0).all():
-        return values, "two classes have one mean"
+        return undefined, "two classes have one mean"
     spreads = [np.linalg.norm(z[label == one] - mean, axis=1).mean() for one, mean in zip(classes, means, strict=True)]
     rows = _stratified(label)
-    values["silhouette"] = float(metrics.silhouette_score(z[rows], label[rows]))
-    values["davies_bouldin"] = float(metrics.davies_bouldin_score(z, label))
-    values["calinski_harabasz"] = float(metrics.calinski_harabasz_score(z, label))
-    values["intra_inter"] = float(np.mean(spreads) / between.mean())
-    return values, "" if len(rows) == len(label) else f"silhouette of {len(rows)} points, each class in proportion"
+    measures: Mapping[str, Callable[[], float]] = {
+        "silhouette": lambda: metrics.silhouette_score(z[rows], label[rows]),
+        "davies_bouldin": lambda: metrics.davies_bouldin_score(z, label),
+        "calinski_harabasz": lambda: metrics.calinski_harabasz_score(z, label),
+        "intra_inter": lambda: np.mean(spreads) / between.mean(),
+    }
+    part = "silhouette" in names and len(rows) < len(label)
+    note = f"silhouette of {len(rows)} points, each class in proportion" if part else ""
+    return {name: float(measures[name]()) for name in names}, note
 
 
 def standardised(z: npt.NDArray[Any]) -> npt.NDArray[Any]:

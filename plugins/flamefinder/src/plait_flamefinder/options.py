@@ -54,7 +54,9 @@ class FlamefinderOptions(PresetOptions):
         0.0, ge=0, le=2, description="thermal gain of training patches exp(U(-a, a)), offset U(-a/2, a/2) of the range"
     )
     share_points: int = Field(20, ge=0, le=10_000, description="how often the losses' gradient shares are measured")
-    latent_points: int = Field(400, ge=0, le=5000, description="points in the pictures of the latent space; 0: none")
+    latent_points: int = Field(
+        400, ge=0, le=5000, description="points in the pictures of the latent space; 0: no pictures"
+    )
 
 
 class LfeOptions(Options):

@@ -13,11 +13,7 @@ __all__ = ["cut", "patch_means", "patch_sums"]
 
 
 def cut(frame: npt.NDArray[Any], size: int) -> npt.NDArray[Any]:
-    """The non-overlapping patches of a frame, the grid in its centre: [rows, columns, size, size, ...].
-
-    Args:
-        frame: [H, W, ...].
-        size: side of a patch, pixels.
+    """The non-overlapping patches of a frame [H, W, ...], the grid in its centre: [rows, columns, size, size, ...].
 
     Raises:
         FlamefinderError: the patch is larger than the frame.

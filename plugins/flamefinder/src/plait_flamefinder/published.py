@@ -44,13 +44,9 @@ FLAME, WARM = 200.0, 60.0
 
 @dataclass(frozen=True)
 class Pair:
-    """The files of one frame.
+    """The files of one frame, its block of time, whether the source says that it has fire, and its group, 0 or 1.
 
-    Attributes:
-        rgb, thermal: the two images.
-        block: the block of time that it belongs to; blocks are divided among the splits, never frames.
-        fire: whether the source says that the frame has fire.
-        group: 0 or 1, for methods that treat groups alike.
+    Blocks are divided among the splits, never frames.
     """
 
     rgb: Path
@@ -73,7 +69,7 @@ def flame2(options: Flame2Options, seed: int) -> Data:
         raise FlamefinderError(f"{root}: no folder '254p RGB Images' with frames in it.")
     lists = sorted(root.rglob("*Frame Pair Labels.txt"))
     codes = flame2_labels(lists[0], numbers[-1]) if lists else _known_codes(numbers)
-    pairs = []
+    pairs, lacking = [], 0
     for number in numbers:
         files = [side[number] for side in sides.values() if number in side]
         if len(files) == 2 and number in codes:
@@ -83,6 +79,8 @@ def flame2(options: Flame2Options, seed: int) -> Data:
             missing = [f"no {kind} image of this frame" for kind, side in sides.items() if number not in side]
             why = missing[0] if missing else f"the frame is in no range of {lists[0].name}"
             raise FlamefinderError(f"{files[0]}: {why}; skip_bad = true leaves it out.")
+        else:
+            lacking += 1
     pairs = pairs[:: max(1, -(-len(pairs) // options.max_frames))]
 
     def read(pair: Pair) -> tuple[npt.NDArray[Any], npt.NDArray[np.uint8], None]:
@@ -94,15 +92,11 @@ def flame2(options: Flame2Options, seed: int) -> Data:
         inside = (slice(top, top + CROP), slice(left, left + CROP))
         return thermal[inside], rgb[inside], None
 
-    return _data("flame2", pairs, read, options, 32, ("no smoke flag", "smoke flag"))
+    return _data("flame2", pairs, lacking, read, options, 32, ("no smoke flag", "smoke flag"))
 
 
 def flame2_labels(file: Path, last_frame: int) -> dict[int, str]:
     """Frame -> code, from a labels file: after some header lines ``first last XY``, tab-separated.
-
-    Args:
-        file: the file.
-        last_frame: the highest number that there is an image of.
 
     Raises:
         FlamefinderError: an unknown code, overlapping ranges, or frames that there are no images of, with the line.
@@ -152,30 +146,31 @@ def flame3(options: Flame3Options, seed: int) -> Data:
     """
     root = _folder(options.root)
     thermal = "Raw JPG" if options.thermal == "raw_jpg" else "Celsius TIFF"
-    found: list[tuple[float, Path, Path, bool]] = []
+    timed: list[tuple[float, Path, Path, bool]] = []
+    lacking = 0
     for fire in ("Fire", "No Fire"):
         sides = [root / fire / "RGB" / "Corrected FOV", root / fire / "Thermal" / thermal]
         stems = [{file.stem: file for file in side.glob("*.*")} for side in sides]
         for stem in sorted(stems[0].keys() | stems[1].keys()):
             pair = [side.get(stem) for side in stems]
-            if pair[0] is None or pair[1] is None:
-                if options.skip_bad:
-                    continue
-                side = sides[pair.index(None)]
-                raise FlamefinderError(f"{side}: no frame {stem}, which the other has; skip_bad = true leaves it out.")
-            moment = taken(pair[0])
-            if moment is None and not options.skip_bad:
-                raise FlamefinderError(f"{pair[0]}: no time in its EXIF, by which splits are made.")
-            if moment is not None:
-                found.append((moment, pair[0], pair[1], fire == "Fire"))
-    if not found:
+            try:
+                if pair[0] is None or pair[1] is None:
+                    raise FlamefinderError(f"{sides[pair.index(None)]}: no frame {stem}, which the other has.")
+                if (moment := taken(pair[0])) is None:
+                    raise FlamefinderError(f"{pair[0]}: no time in its EXIF, by which splits are made.")
+                timed.append((moment, pair[0], pair[1], fire == "Fire"))
+            except FlamefinderError as error:
+                if not options.skip_bad:
+                    raise FlamefinderError(f"{str(error)[:-1]}; skip_bad = true leaves it out.") from None
+                lacking += 1
+    if not timed:
         raise FlamefinderError(f"{root}: no pair of frames in Fire/RGB/Corrected FOV and Fire/Thermal/{thermal}.")
-    found.sort()
+    timed.sort()
     pairs, block = [], 0
-    for place, (moment, rgb, image, has_fire) in enumerate(found):
-        gap = moment - found[place - 1][0] if place else 0.0
+    for place, (moment, rgb, image, has_fire) in enumerate(timed):
+        gap = moment - timed[place - 1][0] if place else 0.0
         if options.split == "time-block":
-            block = int((moment - found[0][0]) // options.block)
+            block = int((moment - timed[0][0]) // options.block)
         else:
             block += gap > GAP
         pairs.append(Pair(rgb, image, block, has_fire, int(moment % 86400 >= 43200)))
@@ -185,7 +180,7 @@ def flame3(options: Flame3Options, seed: int) -> Data:
         _same_size(frame, rgb, pair)
         return frame, rgb, None if options.thermal == "raw_jpg" else read_celsius(pair.thermal)
 
-    return _data("flame3", pairs, read, options, options.patch, ("morning", "afternoon"))
+    return _data("flame3", pairs, lacking, read, options, options.patch, ("morning", "afternoon"))
 
 
 def _same_size(thermal: npt.NDArray[Any], rgb: npt.NDArray[Any], pair: Pair) -> None:
@@ -211,6 +206,7 @@ Read = Callable[[Pair], tuple[npt.NDArray[Any], npt.NDArray[np.uint8], npt.NDArr
 def _data(
     name: str,
     pairs: Sequence[Pair],
+    lacking: int,
     read: Read,
     options: Flame2Options | Flame3Options,
     size: int,
@@ -225,7 +221,7 @@ def _data(
     turns = ("train",) * 5 + ("validation", "test") if len(blocks) >= 7 else SPLITS
     split_of = {block: turns[place % len(turns)] for place, block in enumerate(blocks)}
     frames: dict[str, list[Columns]] = {split: [] for split in SPLITS}
-    unseen, bad = dict.fromkeys(SPLITS, 0), 0
+    unseen, bad = dict.fromkeys(SPLITS, 0), lacking
     for number, pair in enumerate(pairs):
         try:
             columns = _columns(*read(pair), options, size)
@@ -237,7 +233,7 @@ def _data(
         split, count = split_of[pair.block], len(columns["label"])
         frames[split].append(columns | {"group": np.full(count, pair.group), "frame": np.full(count, number)})
         unseen[split] += pair.fire and not columns["rule"].any()
-    notes = [f"{name}: {bad} of {len(pairs)} frames cannot be used and were skipped"] if bad else []
+    notes = [f"{name}: {bad} of {len(pairs) + lacking} frames cannot be used and were skipped"] if bad else []
     splits: dict[str, PatchSplit] = {}
     for split in SPLITS:
         if not frames[split]:

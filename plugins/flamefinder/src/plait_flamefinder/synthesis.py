@@ -31,15 +31,10 @@ Mask = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Frame:
-    """A generated pair and its truth.
+    """A generated pair, rgb uint8 [256, 256, 3] and thermal uint8 [256, 256] after auto-gain, and its truth [256, 256].
 
-    Attributes:
-        rgb: uint8 [256, 256, 3].
-        thermal: after auto-gain, uint8 [256, 256].
-        flame: truth, bool [256, 256].
-        hot: hot distractors that are no flame (rock, vehicle, ash, ember), bool [256, 256].
-        transmittance: exp(-D) of the smoke in the visible, float32 [256, 256].
-        sun: 0 (overcast) to 1.
+    ``flame`` bool; ``hot`` bool, distractors that are no flame (rock, vehicle, ash, ember); ``transmittance`` float32,
+    exp(-D) of the smoke in the visible. ``sun`` is 0 (overcast) to 1.
     """
 
     rgb: npt.NDArray[np.uint8]

@@ -48,13 +48,10 @@ IMAGES = ("input", "rgb")
 
 
 class PatchSplit:
-    """Patches in memory as bytes, handed out as float32 in [0, 1].
-
-    Args:
-        columns: name -> tensor or array [n, ...]; ``input`` and ``rgb`` are the images, all others are ``fields``.
-    """
+    """Columns [n, ...] in memory, the images ``input`` and ``rgb`` as bytes, handed out as float32 in [0, 1]."""
 
     in_memory = True
+    at_once = 128  # examples in a pass of an evaluation: what lies between two layers then fits a core's cache
 
     def __init__(self, columns: Mapping[str, Any]) -> None:
         self._whole = TensorSplit(columns)
@@ -101,13 +98,7 @@ class PatchSet:
 
 
 def patch_set(split: str, frames: int, frame_seed: int) -> PatchSet:
-    """The patches of a split, from the cache where they are; what cannot be kept there is made again.
-
-    Args:
-        split: ``train``, ``validation`` or ``test``.
-        frames: how many.
-        frame_seed: which.
-    """
+    """The patches of a split's frames, from the cache where they are; what cannot be kept there is made again."""
     known = {"version": synthesis.VERSION, "split": split, "frames": frames, "frame_seed": frame_seed}
     digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
     file = user_cache_path("plait", appauthor=False) / "flame-synth" / f"{digest}.npz"

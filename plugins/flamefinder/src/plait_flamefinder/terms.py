@@ -9,7 +9,7 @@ from .attention import DistanceWeights, seeded
 from .centres import Centres
 from .decoder import Decoder
 from .encoder import FlameNet, Latent
-from .losses import CentreLoss, TripletCentreLoss, TripletCosineCentreLoss
+from .losses import CentreLoss, MetricLosses, TripletCentreLoss, TripletCosineCentreLoss
 from .options import FlamefinderOptions
 
 __all__ = ["MetricTerms", "Reconstruction"]
@@ -18,11 +18,7 @@ __all__ = ["MetricTerms", "Reconstruction"]
 class MetricTerms(nn.Module):
     """l_CL CL + l_TCL TCL + l_TCCL TCCL with their centres; terms of weight 0 are left out.
 
-    Args:
-        options: weights, margins, attention and the centres' update.
-        num_classes: K.
-        network: whose latent space it is; only its sizes are read.
-        generator: draws the first centres and gates.
+    Of ``network`` only the sizes of its latent space are read; ``generator`` draws the first centres and gates.
     """
 
     def __init__(self, options: FlamefinderOptions, num_classes: int, network: FlameNet, generator: Generator) -> None:
@@ -30,15 +26,18 @@ class MetricTerms(nn.Module):
         self.options = options
         weighted = {"CL": options.l_CL, "TCL": options.l_TCL, "TCCL": options.l_TCCL}
         self.factors = {name: factor for name, factor in weighted.items() if factor}
-        self.losses = {
-            "CL": CentreLoss(),
-            "TCL": TripletCentreLoss(options.m),
-            "TCCL": TripletCosineCentreLoss(options.m_c),
-        }
+        losses = {"CL": CentreLoss(), "TCL": TripletCentreLoss(options.m), "TCCL": TripletCosineCentreLoss(options.m_c)}
+        self.losses = nn.ModuleDict({name: losses[name] for name in self.factors})
+        self.register_buffer("margins", torch.tensor([[options.m], [options.m_c]]), persistent=False)
+        self.register_buffer("scales", torch.tensor(list(self.factors.values())), persistent=False)
+        self.rows = [place for place, name in enumerate(weighted) if name in self.factors]
         latent = network.latent_dim
         self.centres = Centres(num_classes, latent, options.center_update, options.alpha, generator)
         with seeded(generator):
             self.weights = DistanceWeights(options.attention, latent, network.num_features, tuple(self.factors))
+
+    margins: Tensor
+    scales: Tensor
 
     def optimizer(self) -> torch.optim.Optimizer | None:
         """Adam without decay over centres and weights, each at its own rate; None where nothing learns by gradient."""
@@ -47,30 +46,28 @@ class MetricTerms(nn.Module):
         learned = [group for group in learned if group["params"]]
         return torch.optim.Adam(learned, fused=True) if learned else None
 
-    def forward(self, latent: Latent, labels: Tensor) -> dict[str, Tensor]:
-        """Name -> the loss of each example without its factor, [B]."""
-        weights = self.weights(latent.p, latent.features)
+    def forward(self, latent: Latent, labels: Tensor) -> Tensor:
+        """The loss of each example without its factor, [n, B] in the order of ``factors``."""
         centres = self.centres.values
-        return {name: self.losses[name](latent.z, labels, centres, weights.get(name)) for name in self.factors}
+        if self.options.attention not in ("none", "embed"):
+            weights = self.weights(latent.p, latent.features)
+            return torch.stack([f(latent.z, labels, centres, weights.get(name)) for name, f in self.losses.items()])
+        each: Tensor = MetricLosses.apply(latent.z, labels, centres, self.margins)
+        return each if len(self.rows) == len(each) else each[self.rows]
 
     def gradient_shares(self, latent: Latent, labels: Tensor) -> dict[str, float]:
         """||d(l_k L_k)/dz|| of each loss over the sum of all, 0 to 1: which of them moves the latent vectors."""
         with torch.enable_grad():
             there = Latent(*(part.detach().requires_grad_() for part in latent))
-            means = {name: self.factors[name] * loss.mean() for name, loss in self(there, labels).items()}
-            norms = {name: torch.autograd.grad(mean, there.z)[0].norm() for name, mean in means.items()}
-        total = sum(float(norm) for norm in norms.values())
-        return {name: float(norm) / total if total else 0.0 for name, norm in norms.items()}
+            means = self.scales * self(there, labels).mean(1)
+            by_z = [torch.autograd.grad(mean, there.z, retain_graph=True)[0] for mean in means]
+        norms = {name: float(gradient.norm()) for name, gradient in zip(self.factors, by_z, strict=True)}
+        total = sum(norms.values())
+        return {name: norm / total if total else 0.0 for name, norm in norms.items()}
 
 
 class Reconstruction(nn.Module):
-    """Mean squared error of a patch that is rebuilt from its latent vector.
-
-    Args:
-        latent: d.
-        channels, side: of the patch.
-        generator: draws the decoder's first weights.
-    """
+    """Mean squared error of a patch of ``channels`` and ``side`` that is rebuilt from its latent vector."""
 
     def __init__(self, latent: int, channels: int, side: int, generator: Generator) -> None:
         super().__init__()
@@ -78,11 +75,6 @@ class Reconstruction(nn.Module):
             self.decoder = Decoder(latent, channels, side)
 
     def forward(self, z: Tensor, target: Tensor) -> Tensor:
-        """The loss of each example, [B].
-
-        Args:
-            z: latent vectors [B, d].
-            target: patches [B, C, P, P] in [-1, 1].
-        """
+        """The loss of each example [B], by latent vectors [B, d] and patches [B, C, P, P] in [-1, 1]."""
         rebuilt: Tensor = self.decoder(z)
         return (rebuilt - target).square().flatten(1).mean(1)

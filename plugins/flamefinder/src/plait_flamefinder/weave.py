@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -59,14 +60,8 @@ def _with_gain(strength: float, before: Callable[[Any, Any], Any] | None, batch:
 def attentive(options: FlamefinderOptions, model: nn.Module, num_classes: int, generator: torch.Generator) -> FlameNet:
     """A `FlameNet` whose attention is what the options say; a backbone of ``latent_dim`` gets a classifier.
 
-    Args:
-        options: of which ``attention`` counts.
-        model: a `FlameNet` or a backbone.
-        num_classes: K.
-        generator: draws the weights of what is added.
-
     Raises:
-        FlamefinderError: a model without a latent vector.
+        FlamefinderError: a model that does not say how long its latent vector is.
     """
     if not isinstance(model, FlameNet):
         latent = getattr(model, "latent_dim", None)
@@ -104,11 +99,7 @@ def watched(network: FlameNet) -> dict[str, Tensor]:
 
 
 class Weave:
-    """What the plugin keeps during a run.
-
-    Args:
-        options: the plugin's options.
-        trainer: the run, its data prepared and its model attentive.
+    """What the plugin keeps during a run, whose data are `prepared` and whose model is `attentive`.
 
     Raises:
         FlamefinderError: an RGB patch that is to be rebuilt and is not there.
@@ -142,6 +133,7 @@ class Weave:
         total = trainer.total_steps
         self.share_steps = frozenset(max(1, round(total * number / points)) for number in range(1, points + 1))
         self.first: tuple[Tensor, Tensor, Tensor] | None = None
+        self.judged: list[Judged] = []
 
     # ---- training -----------------------------------------------------------------------------------------------
     def step(self, trainer: Trainer, batch: Any, proceed: Callable[[], LossReport]) -> LossReport:
@@ -180,7 +172,8 @@ class Weave:
                 each = self.metric(latent, labels)
                 self._remember(latent.z, labels, batch)
                 self._measure(trainer, latent, labels, each)
-                terms = {name: self.metric.factors[name] * (weights * loss).mean() for name, loss in each.items()}
+                means = self.metric.scales * (weights * each).mean(1)
+                terms = dict(zip(self.metric.factors, means.unbind(), strict=True))
             if self.reconstruction is not None:
                 target = seen["x"] if self.options.rec_target == "thermal" else batch["rgb"] * 2 - 1
                 terms["rec"] = self.options.l_rec * (weights * self.reconstruction(seen["z"], target)).mean()
@@ -196,7 +189,7 @@ class Weave:
         rows = rows[new]
         vectors[rows], numbers[rows], known[rows] = z.detach()[new], labels[new], True
 
-    def _measure(self, trainer: Trainer, latent: Latent, labels: Tensor, each: Mapping[str, Tensor]) -> None:
+    def _measure(self, trainer: Trainer, latent: Latent, labels: Tensor, each: Tensor) -> None:
         """At some steps the gradient share and the plain value of each loss, in the step's first pass."""
         if trainer.step not in self.share_steps or (self.shares and self.shares[-1][0] == trainer.step):
             return
@@ -204,7 +197,8 @@ class Weave:
         shares = self.metric.gradient_shares(latent, labels)
         self.shares.append([trainer.step, *shares.values()])
         trainer.log({f"flamefinder/gradient_share/{name}": share for name, share in shares.items()})
-        trainer.log({f"flamefinder/value/{name}": float(loss.detach().mean()) for name, loss in each.items()})
+        means = zip(shares, each.detach().mean(1).tolist(), strict=True)
+        trainer.log({f"flamefinder/value/{name}": mean for name, mean in means})
 
     # ---- afterwards ---------------------------------------------------------------------------------------------
     def export(self, trainer: Trainer, model: nn.Module) -> nn.Module:
@@ -234,16 +228,29 @@ class Weave:
         if trainer.step == 0:
             classes = column(train, "label") == torch.arange(trainer.info.num_classes).unsqueeze(1)
             train = Subset(train, torch.cat([of.nonzero().flatten()[:FEW] for of in classes]))
-        z, labels = vectors(trainer, model, train)
-        means = class_means(z, labels, trainer.info.num_classes)
+        means = class_means(*self.judge(trainer, model, train), trainer.info.num_classes)
         return None if bool(means.isnan().any()) else means
+
+    def judge(self, trainer: Trainer, model: nn.Module, split: Any) -> tuple[Tensor, Tensor]:
+        """`vectors`, remembered: the trained and the exported network often have the same weights.
+
+        Not over several processes, where each pass is one of all of them, nor of a loop's batches, which may change.
+        """
+        if trainer.world > 1 or trainer.recipe.data.name == BATCHES:
+            return vectors(trainer, model, split)
+        state = digest(model)
+        for known in self.judged:
+            if known.digest == state and known.split is split:
+                return known.vectors
+        self.judged = [*self.judged[-2:], Judged(state, split, vectors(trainer, model, split))]
+        return self.judged[-1].vectors  # kept: of the test, training and validation split
 
     def evaluate(self, trainer: Trainer, predictions: Predictions) -> dict[str, Metric | Table | Plot]:
         """The card's metrics on the clean view, with every decision beside the others."""
         clean = predictions["clean"]
         model = predictions.model
         split = clean.view.split if clean.view.split is not None else trainer.data.test
-        z, label = vectors(trainer, model, split)
+        z, label = self.judge(trainer, model, split)
         assert isinstance(model, FlameNet)
         with torch.no_grad():
             logits = model.head(z.to(next(model.parameters()).device)).float().cpu()
@@ -267,12 +274,17 @@ class Weave:
         return given
 
     def _looked_at(self, trainer: Trainer, tested: figures.Tested) -> dict[str, Metric | Table | Plot]:
-        """What needs the patches themselves: the brightness control, and a picture of the worst ones."""
-        rows, table = figures.worst(tested)
-        patches = trainer.data.test.__getitems__(torch.from_numpy(rows))["input"]
-        if trainer.writes and patches.ndim == 4:
-            save_row(trainer.folder / "flamefinder-worst.png", patches[:, 0].numpy())
-        return {**figures.brightness(tested, trainer.data.train, trainer.data.test), "worst": table}
+        """What needs the patches themselves: the brightness control, and pictures of the worst ones."""
+        given = figures.brightness(tested, trainer.data.train, trainer.data.test)
+        if self.options.latent_points:
+            rows, table = figures.worst(tested)
+            patches = trainer.data.test.__getitems__(torch.from_numpy(rows))["input"]
+            given["worst"] = table
+            if patches.ndim == 4:
+                given["worst_patches"] = figures.mosaic(patches[:, 0].numpy())
+                if trainer.writes:
+                    save_row(trainer.folder / "flamefinder-worst.png", patches[:, 0].numpy())
+        return given
 
     # ---- state --------------------------------------------------------------------------------------------------
     def state_dict(self) -> dict[str, Any]:
@@ -284,19 +296,30 @@ class Weave:
         self.shares = [[float(value) for value in entry] for entry in state["shares"]]
 
 
+class Judged(NamedTuple):
+    """What a network of these weights gave for a split."""
+
+    digest: bytes
+    split: Any
+    vectors: tuple[Tensor, Tensor]
+
+
+def digest(model: nn.Module) -> bytes:
+    """A hash of the weights that the latent vectors come from."""
+    known = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        if name != "centres":
+            known.update(name.encode() + value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return known.digest()
+
+
 def _latent_vectors(network: Any, batch: Any) -> Tensor:
     z: Tensor = network.latent(batch["input"]).z
     return z
 
 
 def vectors(trainer: Trainer, model: nn.Module, split: Any) -> tuple[Tensor, Tensor]:
-    """Latent vectors [n, d] and labels [n] of a split, on the CPU, by the model in eval mode.
-
-    Args:
-        trainer: the run, for the data's ``prepare`` and the precision.
-        model: a `FlameNet`.
-        split: a split, or the batches of a loop.
-    """
+    """Latent vectors [n, d] and labels [n] of a split or a loop's batches, on the CPU, by the model in eval mode."""
     way = trainer.forward
     through = Forward(way.world, way.precision, way.prepare, _latent_vectors)
     z, fields = predict(through, model, split)
