@@ -31,6 +31,9 @@ CORE_PROVIDES = frozenset(
 )
 """What the core gives every plugin unless another plugin breaks it."""
 
+TASKS = ("classification", "multilabel", "regression", "causal-lm")
+"""Those with a loss and figures of the core; for another one a plugin must have the hook ``objective``."""
+
 
 @dataclass(frozen=True)
 class Ownership:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from plait.declare.recipe import Recipe
 from plait.declare.rules import Implementation, Rule
 from plait.declare.sources import DataSource, ModelSource
-from plait.declare.words import CORE_PROVIDES, Ownership
+from plait.declare.words import CORE_PROVIDES, TASKS, Ownership
 from plait.errors import Refusal
 from plait.planning import discovery
 from plait.plugin import Plugin
@@ -115,7 +115,24 @@ def judge_needs(
             unchecked.append(f"{who} needs {word}: checked when the data and the model are loaded")
         elif word not in provided:
             refusals.append(_missing(who, word, recipe, data, model))
+    tasks = {word.removeprefix("task:") for word in provided if word.startswith("task:")}
+    if tasks and not tasks.intersection(TASKS) and not any(map(_has_objective, plugins)):
+        refusals.append(_without_loss(recipe, min(tasks), provided))
     return refusals, unchecked
+
+
+def _has_objective(plugin: str) -> bool:
+    item = discovery.active_registry().get(plugin)
+    return item is not None and "objective" in item.hooks
+
+
+def _without_loss(recipe: Recipe, task: str, provided: frozenset[str]) -> Refusal:
+    message = f"the task {task!r} of data {recipe.data.name!r} has no loss in the core, and no plugin here has one."
+    known = {name: item.plugin for name, item in discovery.active_registry().items() if item.plugin}
+    fits = {name for name, plugin in known.items() if discovery.default_instance(plugin).needs() <= provided}
+    able = [f"-p {name}" for name in known if name in fits and _has_objective(name)]
+    fix = f"Use {' or '.join(able)}." if able else "Add a plugin with the hook objective."
+    return Refusal("needs", (), message, fix)
 
 
 def _missing(who: str, word: str, recipe: Recipe, data: DataSource | None, model: ModelSource | None) -> Refusal:

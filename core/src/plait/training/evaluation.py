@@ -14,15 +14,13 @@ from plait.data import Data, Split
 from plait.data.batches import in_parts
 from plait.data.streams import in_order
 from plait.declare.results import Metric, Plot, Table
+from plait.declare.words import TASKS
 from plait.training.forward import Forward
 from plait.training.frozen import evaluating
 from plait.training.objectives import fitting
 
 BATCH = 512
 """Examples per forward pass in evaluation, where the split does not say how many it takes at once."""
-
-TASKS = ("classification", "multilabel", "regression", "causal-lm")
-"""Those that have figures of their own."""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from plait.data.streams import Stream, in_order
 from plait.declare.recipe import Recipe
 from plait.declare.results import Metric, Plot, Table
 from plait.declare.rules import Composed, Implementation
+from plait.declare.words import TASKS
 from plait.distributed.world import World
 from plait.errors import BadInput, Interrupted, blame, failing, first_line
 from plait.storage import checkpoints
@@ -207,7 +208,7 @@ class Trainer(Woven):
     @torch.no_grad()
     def split_figures(self, split: Split) -> dict[str, Metric]:
         """What the model's predictions on a split are worth; of an unusual task the mean of the plugin's objective."""
-        if self.info.task in evaluation.TASKS:
+        if self.info.task in TASKS:
             return evaluation.split_figures(self.data, *evaluation.predict(self.forward, self.model, split))
         losses = []
         with evaluating(self.model):

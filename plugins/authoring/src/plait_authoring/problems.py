@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from plait.data import Batch
+from plait.data.batches import in_parts
 from plait.declare.results import Metric, Plot, Table
 from plait.training.evaluation import View
 
@@ -103,7 +104,8 @@ def export_problems(trainer: Trainer, result: Any) -> Iterator[str]:
     if not isinstance(result, nn.Module):
         yield f"export returned {shape(result)}; it must return the model, changed or not."
         return
-    batch = trainer.data.test.__getitems__(torch.arange(min(2, len(trainer.data.test)))).to(trainer.device)
+    rows = trainer.data.test.__getitems__(torch.arange(min(2, len(trainer.data.test))))
+    batch = in_parts(rows)[0].to(trainer.device)
     modes = {module: module.training for module in result.modules()}
     with torch.no_grad():
         want = trainer.call(copy.deepcopy(trainer.model).eval(), batch)

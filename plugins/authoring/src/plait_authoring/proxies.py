@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -10,6 +11,7 @@ from typing import Any, Protocol
 import torch
 
 from plait.data import Batch
+from plait.data.batches import Parts
 from plait.training.evaluation import Predicted, Predictions
 
 
@@ -49,8 +51,12 @@ class WatchedBatch(_Watched, Batch):
     """A batch that tells which of its fields are read."""
 
     @classmethod
-    def of(cls, batch: Batch, watch: Listener) -> WatchedBatch:
-        """The same fields, watched."""
+    def of(cls, batch: Batch, watch: Listener) -> Batch:
+        """The same fields, watched; of several parts those of each part."""
+        if isinstance(batch, Parts):
+            parts = copy.copy(batch)
+            parts.parts = [cls.of(part, watch) for part in batch.parts]
+            return parts
         watched = cls(batch)
         watched.watch = watch
         return watched

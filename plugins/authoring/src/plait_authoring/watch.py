@@ -22,6 +22,7 @@ import torch
 from torch.nn.modules.dropout import _DropoutNd
 
 from plait.data import Batch, Data
+from plait.data.batches import Parts, in_parts
 from plait.declare.rules import Implementation
 from plait.hooks import HookSpecs
 from plait.training.evaluation import View
@@ -193,9 +194,9 @@ class Watch:
 
     def _in_core(self, name: str, method: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         if name == "train_step":
-            keys = getattr(arguments[0], "keys", None)
+            keys = getattr(in_parts(arguments[0])[0], "keys", None)
             self.fields |= set(keys()) if callable(keys) else set()
-            if type(arguments[0]) is Batch:
+            if type(arguments[0]) is Batch or isinstance(arguments[0], Parts):
                 arguments = (WatchedBatch.of(arguments[0], self), *arguments[1:])
         with self.acting(None):
             return method(*arguments, **options)

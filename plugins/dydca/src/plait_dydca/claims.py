@@ -1,0 +1,168 @@
+"""What `claims.toml` measures beside the metrics of a run: time, memory, programs, equality of compiled paths."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from plait.declare.recipe import Recipe
+
+from .bodies import WDSR
+from .buckets import Array
+from .clips import Clip, embedded
+from .memory import plan_memory
+from .network import RoutedNetwork, reconstruct, windows
+from .options import DydcaOptions
+from .routing import plan_clip
+from .runtimes import available, build, difference, random_shapes
+from .symbolic import analyse
+
+__all__ = ["equality", "handling", "memory", "programs"]
+
+WARM, REPEATS = 2, 8
+
+
+def the_case(seed: int) -> tuple[RoutedNetwork, Clip, Array]:
+    """Paths (4, 2) of width 16 at x2, one frame of bikes, and its patches: half of the squares are hard, no halo."""
+    torch.manual_seed(seed)
+    clip = embedded("bikes", 2, frames=1)
+    patches = plan_clip(clip, DydcaOptions(halo=0)).patches
+    return RoutedNetwork([WDSR(2, 4), WDSR(2, 2)]), clip, patches
+
+
+def handling(recipe: Recipe, folder: Path, runtime: str = "onnxruntime") -> Mapping[str, float]:
+    """CPU milliseconds of a frame within one engine, by how it handles shapes that change.
+
+    Args:
+        recipe: for its seed.
+        folder: for the programs.
+        runtime: the engine.
+
+    Returns:
+        ``grouped`` (patches of one shape in one batch), ``padded`` (every patch as large as the largest),
+        ``reinitialised`` (patch by patch, the engine built anew when path or shape change), ``single`` (patch by
+        patch), ``whole`` (one deep path on the whole frame).
+    """
+    network, clip, patches = the_case(recipe.seed)
+    frame, largest = clip.lr[0], patches[:, 3:5].max(0)
+    engine = build(runtime, network, folder / "programs")
+
+    def padded() -> None:
+        for path in np.unique(patches[:, 5]):
+            own = patches[patches[:, 5] == path].copy()
+            own[:, 3:5] = largest
+            engine(int(path), as_batch(windows(frame[None], own, 0)))
+
+    def single(anew: bool) -> None:
+        last: tuple[int, ...] | None = None
+        machine: Callable[[int, Tensor], Tensor] = engine
+        for patch in patches:
+            key = tuple(patch[3:6])
+            if anew and key != last:
+                machine, last = again(runtime, engine.artefacts[int(patch[5])]), key
+            machine(int(patch[5]), as_batch(windows(frame[None], patch[None], 0)))
+
+    whole = patches[:1].copy()
+    whole[0] = (0, 0, 0, *frame.shape[:2], 0)
+    return {
+        "grouped": cpu_ms(lambda: reconstruct(frame, patches, engine, 2, 0)),
+        "padded": cpu_ms(padded),
+        "reinitialised": cpu_ms(lambda: single(True)),
+        "single": cpu_ms(lambda: single(False)),
+        "whole": cpu_ms(lambda: reconstruct(frame, whole, engine, 2, 0)),
+    }
+
+
+def as_batch(pixels: Any) -> Tensor:
+    """uint8 [B, h, w, 3] as float [B, 3, h, w]."""
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+
+
+def again(runtime: str, artefact: Path) -> Callable[[int, Tensor], Tensor]:
+    """The engine built anew from the program of one path, as it is done for a new shape.
+
+    Raises:
+        ValueError: an engine other than ONNX Runtime.
+    """
+    if runtime != "onnxruntime":
+        raise ValueError(f"re-initialisation is measured with onnxruntime, not {runtime}.")
+    import onnxruntime as ort
+
+    settings = ort.SessionOptions()
+    settings.intra_op_num_threads = torch.get_num_threads()
+    session = ort.InferenceSession(str(artefact), settings, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda path, x: torch.from_numpy(session.run(None, {name: np.ascontiguousarray(x.numpy())})[0])
+
+
+def cpu_ms(work: Callable[[], object]) -> float:
+    """Median CPU time of 8 calls after 2 that are not counted."""
+    taken = []
+    for _ in range(WARM + REPEATS):
+        started = time.process_time()
+        work()
+        taken.append(1000 * (time.process_time() - started))
+    return statistics.median(taken[WARM:])
+
+
+def programs(recipe: Recipe, folder: Path, shapes: int = 1000) -> Mapping[str, float]:
+    """How many programs serve so many random shapes.
+
+    Returns:
+        ``paths`` of the network, ``compilations`` by torch.compile with dynamic shapes, ``artefacts`` of ONNX Runtime.
+    """
+    from torch._dynamo.testing import CompileCounter
+
+    network, _, _ = the_case(recipe.seed)
+    small = RoutedNetwork([WDSR(2, 2, 4), WDSR(2, 1, 4)]).folded()
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    with torch.no_grad():
+        for path in small.paths:
+            compiled = torch.compile(path, dynamic=True, backend=counter)
+            first = torch.rand(2, 3, 12, 14)
+            for axis in (0, 2, 3):
+                torch._dynamo.mark_dynamic(first, axis)
+            compiled(first)
+            for batch, height, width in random_shapes(shapes, recipe.seed):
+                compiled(torch.rand(batch + 1, 3, height, width))
+    engine = build("onnxruntime", network, folder / "programs")
+    return {"paths": len(small.paths), "compilations": counter.frame_count, "artefacts": len(engine.artefacts)}
+
+
+def memory(recipe: Recipe, folder: Path) -> Mapping[str, float]:
+    """Planned memory of a batch of 16 fine cells on the deep path.
+
+    Returns:
+        ``padded_over_planned`` (16 patches as large as the largest, over 16 as they are), ``arena_over_live`` (the plan
+        over the highest sum of tensors that live at once: what an allocator that frees would need, without fusion) and
+        ``unfused_over_fused``.
+    """
+    network, _, patches = the_case(recipe.seed)
+    plan, unfused = (plan_memory(analyse(network.paths[0]), fused=fused) for fused in (True, False))
+    fine, coarse = patches[:, 3:5].min(0), patches[:, 3:5].max(0)
+    return {
+        "padded_over_planned": plan.bytes(16, *map(int, coarse)) / plan.bytes(16, *map(int, fine)),
+        "arena_over_live": unfused.arena / unfused.live,
+        "unfused_over_fused": unfused.arena / plan.arena,
+    }
+
+
+def equality(recipe: Recipe, folder: Path, shapes: int = 9) -> Mapping[str, float]:
+    """The largest difference from PyTorch over random shapes, of every runtime that is installed.
+
+    Returns:
+        ``largest`` of all, and ``runtimes``, how many were compared.
+    """
+    network, _, _ = the_case(recipe.seed)
+    names = [name for name in available() if name != "eager"]
+    drawn = random_shapes(shapes, recipe.seed)
+    largest = [difference(build(name, network, folder / name), network, drawn) for name in names]
+    return {"largest": max(largest), "runtimes": float(len(names))}

