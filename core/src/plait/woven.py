@@ -285,7 +285,8 @@ def weave(
     world = World(device, accelerator)
     way = Forward.of(world, precision, task, model, prepare, forward, readout)
     shown = _training_set(train, batch, read)
-    info = _shown(task, loss, way, model, batch, shown)
+    own = loss is None and bool(plan.composed["objective"])
+    info = _shown(task, loss, way, model, batch, shown, judged=not own)
     read.needed = needed_fields(plan)
     _judge_shown(plan, info, model, read.needed)
 
@@ -442,8 +443,11 @@ def _shown(
     model: nn.Module,
     batch: Any,
     train: Split,
+    judged: bool,
 ) -> DataInfo:
     """What a pass over the example shows of data and model; it leaves no trace in the model or the generators.
+
+    Where a plugin gives the objective, the loss is not ``judged`` here.
 
     Raises:
         BadInput: the model cannot take the example, or the loss cannot take its outputs.
@@ -464,6 +468,8 @@ def _shown(
     groups = int(columns["group"].max()) + 1 if "group" in columns else 0
     shape = tuple(batch["input"].shape[1:]) if isinstance(batch.get("input"), Tensor) else ()
     info = DataInfo(task, shape, classes, groups, frozenset(batch) - {"index"})
+    if not judged:
+        return info
     try:
         each = loss(outputs, there) if loss is not None else default_objective(info, outputs, there)
     except PlaitError:

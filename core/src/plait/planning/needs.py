@@ -116,7 +116,7 @@ def judge_needs(
         elif word not in provided:
             refusals.append(_missing(who, word, recipe, data, model))
     tasks = {word.removeprefix("task:") for word in provided if word.startswith("task:")}
-    if tasks and not tasks.intersection(TASKS) and not any(map(_has_objective, plugins)):
+    if data and tasks and not tasks.intersection(TASKS) and not any(map(_has_objective, plugins)):
         refusals.append(_without_loss(recipe, min(tasks), provided))
     return refusals, unchecked
 
