@@ -12,7 +12,20 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-NAMES = ("cli", "path", "loop", "steps", "weave", "shrunk", "scale", "glt", "dbadfl", "fairprune", "flamefinder")
+NAMES = (
+    "cli",
+    "path",
+    "loop",
+    "steps",
+    "weave",
+    "shrunk",
+    "scale",
+    "glt",
+    "dbadfl",
+    "fairprune",
+    "flamefinder",
+    "dydca",
+)
 
 
 def main() -> None:

@@ -143,12 +143,14 @@ class WdsrOptions(Options):
 class EdsrOptions(Options):
     """Options of ``edsr``."""
 
-    channels: int = Field(64, ge=1, le=1024, description="width of the residual stream")
+    channels: int = Field(16, ge=1, le=1024, description="width of the residual stream (64 as published)")
     blocks: int = Field(4, ge=1, le=64, description="residual blocks, where dydca is not active")
 
 
 class EspcnOptions(Options):
     """Options of ``espcn``."""
 
-    channels: int = Field(64, ge=2, le=1024, description="width of the first layers; the last hidden one has half")
+    channels: int = Field(
+        16, ge=2, le=1024, description="width of the first layers (64 as published); the last hidden one has half"
+    )
     blocks: int = Field(1, ge=1, le=64, description="layers of this width after the first, where dydca is not active")

@@ -1,0 +1,146 @@
+"""The small language model that is condensed where none is given: trained once on real texts, and kept in the cache.
+
+By steps and not by minutes; a training that was killed goes on where it was, and ends with the same bits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from plait.errors import BadCheckpoint
+from plait.storage import checkpoints
+
+__all__ = ["Recipe", "cached", "key_of", "pretrain"]
+
+Recipe = Mapping[str, Any]
+"""``steps``, ``batch``, ``lr``, ``shares`` (of the domains), ``seed``."""
+
+EVERY = 100
+"""Steps between two places where a killed training goes on."""
+
+
+def key_of(model: Any, recipe: Recipe, corpus: str) -> str:
+    """SHA-256 of the configuration, the first weights, the corpus' hash, the recipe and the releases that compute."""
+    import transformers
+
+    digest = hashlib.sha256()
+    config = {k: v for k, v in model.config.to_dict().items() if k != "transformers_version"}
+    releases = [torch.__version__, transformers.__version__]
+    digest.update(json.dumps([config, dict(recipe), corpus, releases], sort_keys=True, default=str).encode())
+    for name, value in model.state_dict().items():
+        digest.update(name.encode() + value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def cached(
+    model: Any,
+    windows: Tensor,
+    domains: Tensor,
+    recipe: Recipe,
+    corpus: str,
+    folder: Path,
+    tell: Callable[[int, int], object] = lambda done, of: None,
+) -> bool:
+    """Give ``model`` the trained weights, from the cache or by training; whether they were there.
+
+    Args:
+        model: freshly built, of transformers; changed in place.
+        windows, domains: the training texts int64 [n, T], and the domain of each [n].
+        recipe: how long and with what.
+        corpus: hash of the texts.
+        folder: where trained models are kept. Processes that want the same one wait for the one that trains it.
+        tell: called with steps done and in all.
+    """
+    home = folder / key_of(model, recipe, corpus)[:32]
+    home.mkdir(parents=True, exist_ok=True)
+    with FileLock(home / "lock"):
+        trained, going = home / "trained.safetensors", home / "going.safetensors"
+        if trained.exists():
+            try:
+                model.load_state_dict(checkpoints.load(trained)["model"])
+                return True
+            except BadCheckpoint:  # damaged: train it again
+                pass
+        pretrain(model, windows, domains, recipe, going=going, tell=tell)
+        checkpoints.save(trained, {"model": model.state_dict()})
+        going.unlink(missing_ok=True)
+    return False
+
+
+def pretrain(
+    model: Any,
+    windows: Tensor,
+    domains: Tensor,
+    recipe: Recipe,
+    going: Path | None = None,
+    tell: Callable[[int, int], object] = lambda done, of: None,
+) -> None:
+    """The card's recipe: AdamW (0.9, 0.95), weight decay 0.05, 50 steps of warm-up, a cosine to 5 %, clipped at 1.
+
+    Every step draws its own windows from the seed and its number, so it depends on nothing before it.
+
+    Args as in `cached`; ``going`` is a file from which a killed training goes on.
+    """
+    steps, seed = int(recipe["steps"]), int(recipe["seed"])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe["lr"], betas=(0.9, 0.95), weight_decay=0.05)
+    first = 0
+    if going is not None and going.exists():
+        try:
+            state = checkpoints.load(going)
+            model.load_state_dict(state["model"])
+            optimizer.load_state_dict(_numbered(state["optimizer"]))
+            first = int(state["step"])
+        except (BadCheckpoint, KeyError, ValueError):
+            first = 0
+    rows = [(domains == number).nonzero().flatten() for number in range(int(domains.max()) + 1)]
+    shares = _shares(recipe["shares"], rows)
+    factor = getattr(model.config, "router_aux_loss_coef", 0.0) or 0.0
+    was = model.training
+    model.train()
+    for step in range(first, steps):
+        generator = torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
+        drawn = torch.multinomial(shares, recipe["batch"], replacement=True, generator=generator)
+        place = torch.rand(recipe["batch"], generator=generator)
+        picked = torch.stack(
+            [rows[d][int(p * len(rows[d]))] for d, p in zip(drawn.tolist(), place.tolist(), strict=True)]
+        )
+        ids = windows[picked].long().to(next(model.parameters()).device)
+        rise, fall = min(1.0, (step + 1) / min(50, max(1, steps // 2))), 0.5 + 0.5 * math.cos(math.pi * step / steps)
+        for group in optimizer.param_groups:
+            group["lr"] = recipe["lr"] * rise * (0.05 + 0.95 * fall)
+        optimizer.zero_grad()
+        routed = {"output_router_logits": True} if factor and hasattr(model.config, "output_router_logits") else {}
+        output = model(ids, use_cache=False, **routed)
+        loss = cross_entropy(output.logits[:, :-1].float().flatten(0, 1), ids[:, 1:].flatten())
+        if routed and isinstance(getattr(output, "aux_loss", None), Tensor):
+            loss = loss + factor * output.aux_loss
+        torch.autograd.backward(loss)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        tell(step + 1, steps)
+        if going is not None and (step + 1) % EVERY == 0 and step + 1 < steps:
+            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
+            checkpoints.save(going, state)
+    optimizer.zero_grad()
+    model.train(was)
+
+
+def _shares(given: Sequence[float], rows: Sequence[Tensor]) -> Tensor:
+    """How often each domain is drawn; as given, or by size where they are others."""
+    sizes = [float(len(part)) for part in rows]
+    return torch.tensor(list(given) if len(given) == len(rows) else sizes)
+
+
+def _numbered(state: Mapping[str, Any]) -> dict[str, Any]:
+    """An optimizer's state as it was: a checkpoint holds its numbers as text."""
+    return {**state, "state": {int(name): value for name, value in state["state"].items()}}

@@ -1,0 +1,52 @@
+"""How far apart two hidden states are (card, section 4); minimised is the mean over texts of the mean over tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+__all__ = ["KINDS", "Distance", "distance", "jensen_shannon"]
+
+Kind = Literal["js_hidden", "js_logits", "mse", "cosine"]
+KINDS: tuple[Kind, ...] = ("js_hidden", "js_logits", "mse", "cosine")
+EPSILON = 1e-10
+
+Distance = Callable[[Tensor, Tensor], Tensor]
+"""``(reference [n, d], states [..., n, d]) -> [..., n]`` float32 (float64 states stay float64), one number a token."""
+
+
+def jensen_shannon(a: Tensor, b: Tensor) -> Tensor:
+    """JS divergence of softmax(a) and softmax(b) over the last dimension, nats, in [0, ln 2].
+
+    Args:
+        a, b: [..., d], broadcast against each other; computed in float32 (float64 stays float64).
+    """
+    a, b = _wide(a), _wide(b)
+    p, q = a.softmax(-1).add_(EPSILON), b.softmax(-1).add_(EPSILON)
+    log_m = (p + q).mul_(0.5).log_()
+    return 0.5 * ((p * (p.log() - log_m)).sum(-1) + (q * (q.log() - log_m)).sum(-1))
+
+
+def distance(kind: Kind, logits: Callable[[Tensor], Tensor] | None = None) -> Distance:
+    """The distance of a name.
+
+    Args:
+        kind: ``js_hidden`` (the paper's) takes the hidden channels as they are; ``js_logits`` the distribution of the
+            next token; ``mse`` and ``cosine`` (1 - cosine) the states as vectors.
+        logits: of ``js_logits``: states [..., d] -> logits [..., V].
+    """
+    if kind == "js_hidden":
+        return jensen_shannon
+    if kind == "js_logits":
+        assert logits is not None
+        return lambda a, b: jensen_shannon(logits(a), logits(b))
+    if kind == "mse":
+        return lambda a, b: (_wide(a) - _wide(b)).square().mean(-1)
+    return lambda a, b: 1 - torch.cosine_similarity(_wide(a), _wide(b), dim=-1)
+
+
+def _wide(states: Tensor) -> Tensor:
+    return states if states.dtype == torch.float64 else states.float()

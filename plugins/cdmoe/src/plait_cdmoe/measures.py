@@ -1,0 +1,186 @@
+"""What a condensed model is worth: perplexity, multiple choice, memory, and speed with its protocol."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+__all__ = [
+    "Speed",
+    "clock",
+    "layer_speed",
+    "losses_of",
+    "multiple_choice",
+    "parameter_bytes",
+    "perplexity",
+    "retained",
+    "speed_of",
+]
+
+
+@torch.no_grad()
+def losses_of(model: nn.Module, windows: Tensor, batch: int = 64) -> Tensor:
+    """Next-token loss of each window, its first token not predicted: [n, T] -> nats in sum and tokens, [n, 2]."""
+    rows = []
+    for part in torch.split(windows, batch):
+        logits = model(part).logits[:, :-1].float()
+        each = cross_entropy(logits.flatten(0, 1), part[:, 1:].flatten(), reduction="none").view(len(part), -1)
+        rows.append(torch.stack([each.double().sum(1), torch.full((len(part),), each.shape[1]).double()], 1))
+    return torch.cat(rows)
+
+
+def perplexity(losses: Tensor, groups: Tensor | None = None, names: Sequence[str] = ()) -> dict[str, float]:
+    """exp(nats / tokens) over all rows of [n, 2] (``""``), and of each domain by name."""
+    parts = {"": losses}
+    if groups is not None:
+        parts |= {name: losses[groups == number] for number, name in enumerate(names) if bool((groups == number).any())}
+    return {name: math.exp(float(part[:, 0].sum() / part[:, 1].sum())) for name, part in parts.items()}
+
+
+def parameter_bytes(model: nn.Module) -> int:
+    """Bytes of all parameters, tied ones once; buffers are not counted."""
+    return sum(p.numel() * p.element_size() for p in model.parameters())
+
+
+def retained(accuracy: float, original: float, chance: float = 0.0) -> float:
+    """(accuracy - chance) / (original - chance); NaN (undefined) where the original is at chance."""
+    return (accuracy - chance) / (original - chance) if abs(original - chance) > 1e-12 else math.nan
+
+
+@torch.no_grad()
+def multiple_choice(
+    model: nn.Module,
+    streams: Mapping[str, Tensor],
+    questions: int,
+    *,
+    context: int = 48,
+    option: int = 16,
+    seed: int = 0,
+    batch: int = 128,
+) -> dict[str, float]:
+    """Which of four continuations is the true one: % right in each domain, and over all questions (``""``); chance 25.
+
+    Args:
+        model: of transformers.
+        streams: domain -> its tokens in a row, int64 [N].
+        questions: of each domain, at most one for each ``option`` tokens of its stream.
+        context, option: tokens before, and of each continuation. Wrong ones are from random places of the same domain.
+        seed: of the questions; the same for every model.
+
+    The answer is the continuation with the largest summed log-likelihood.
+    """
+    right: dict[str, Tensor] = {}
+    for number, (name, stream) in enumerate(streams.items()):
+        generator = torch.Generator().manual_seed(seed * 1009 + number)
+        count, last = min(questions, len(stream) // option), len(stream) - context - option
+        if count < 1 or last < 1:
+            continue
+        starts = torch.randint(last, (count, 1), generator=generator)
+        others = torch.randint(len(stream) - option, (count, 3), generator=generator)
+        before = stream[starts + torch.arange(context)]
+        ends = torch.cat([starts + context, others], 1)[..., None] + torch.arange(option)
+        rows = torch.cat([before[:, None].expand(-1, 4, -1), stream[ends]], 2).flatten(0, 1)
+        scores = []
+        for part in torch.split(rows, batch):
+            logits = model(part.to(_device(model))).logits[:, context - 1 : -1].float()
+            cost = cross_entropy(logits.flatten(0, 1), part[:, context:].flatten().to(logits.device), reduction="none")
+            scores.append(-cost.view(len(part), -1).sum(1).cpu())
+        right[name] = torch.cat(scores).view(-1, 4).argmax(1) == 0
+    if not right:
+        return {}
+    share = {name: 100 * float(hits.double().mean()) for name, hits in right.items()}
+    return {"": 100 * float(torch.cat(list(right.values())).double().mean()), **share}
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Tokens a second, by process time on the CPU and by the clock elsewhere, with the experts implementation."""
+
+    prefill: float
+    decode: float
+    experts: str
+
+
+@torch.no_grad()
+def speed_of(
+    models: Sequence[Any],
+    vocabulary: int,
+    *,
+    rows: int = 32,
+    length: int = 64,
+    new: int = 16,
+    repeats: int = 20,
+    decode: bool = True,
+) -> list[Speed]:
+    """Prefill of [rows, length] tokens, and greedy decoding of ``new`` more at batch 1; three warm-ups, medians.
+
+    The models take turns, so that whatever else the machine does meets all of them.
+    """
+    device = _device(models[0])
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(vocabulary, (rows, length), generator=generator).to(device)
+    settings = {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False, "pad_token_id": 0}
+    one = ids[:1, : max(1, length // 4)]
+
+    def timed(work: Callable[[Any], object], count: int) -> list[float]:
+        taken: list[list[float]] = [[] for _ in models]
+        for turn in range(count + 3):
+            for at, model in enumerate(models):
+                started = clock(device)
+                work(model)
+                if turn >= 3:
+                    taken[at].append(clock(device) - started)
+        return [median(times) for times in taken]
+
+    training = [model.training for model in models]
+    for model in models:
+        model.eval()
+    prefill = timed(lambda model: model(ids, use_cache=False), repeats)
+    ways = [{**settings, "attention_mask": torch.ones_like(one)}]
+    decoding = timed(lambda model: model.generate(one, **ways[0]), max(3, repeats // 4)) if decode else []
+    for model, was in zip(models, training, strict=True):
+        model.train(was)
+    return [
+        Speed(
+            rows * length / prefill[at],
+            new / decoding[at] if decode else math.nan,
+            str(getattr(model.config, "_experts_implementation", None) or "grouped_mm"),
+        )
+        for at, model in enumerate(models)
+    ]
+
+
+@torch.no_grad()
+def layer_speed(blocks: Sequence[nn.Module], width: int, *, tokens: int = 512, repeats: int = 20) -> list[float]:
+    """Tokens a second through single MLPs, [1, tokens, width]; the protocol of `speed_of`, by process time."""
+    first = next(blocks[0].parameters())
+    x = torch.randn(1, tokens, width, generator=torch.Generator().manual_seed(0)).to(first)
+    taken: list[list[float]] = [[] for _ in blocks]
+    for turn in range(repeats + 3):
+        for at, block in enumerate(blocks):
+            started = clock(first.device)
+            block(x)
+            if turn >= 3:
+                taken[at].append(clock(first.device) - started)
+    return [tokens / max(median(times), 1e-9) for times in taken]
+
+
+def clock(device: torch.device) -> float:
+    """Seconds: of this process on the CPU, else of the wall after the device has finished."""
+    if device.type == "cpu":
+        return time.process_time()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device

@@ -1,0 +1,198 @@
+"""Runs: figures, kills in every phase, two processes, other plugins, refusals."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import plait
+from plait.declare.recipe import assemble
+from plait.errors import BadInput, Refused
+from plait_authoring.kill import final_state, first_difference, forked, resume_until_done
+from plait_authoring.together import together
+from plait_cdmoe import storage
+from plait_cdmoe.options import CdmoeOptions
+from plait_cdmoe.presets import BASELINES
+
+pytestmark = pytest.mark.smoke
+
+SMALL = {
+    "data.characters": 12000,
+    "data.vocab": 280,
+    "data.length": 16,
+    "data.domains": ["code", "docs"],
+    "model.hidden": 32,
+    "model.layers": 3,
+    "model.config": {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 8},
+    "train.batch_size": 8,
+    "checkpoint.every_steps": 2,
+}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+def wanted(steps: int = 4, settings: dict[str, Any] | None = None, **options: Any) -> dict[str, Any]:
+    own = {"layers": 2, "texts": 6, "base_steps": 6, "base_batch": 4, "windows": 6, "questions": 3, "speed": False}
+    return {
+        "plugins": {"cdmoe": {**own, **options}},
+        "data": "python-docs",
+        "model": "transformers",
+        "steps": steps,
+        "settings": {**SMALL, **(settings or {})},
+    }
+
+
+def run(out: Path, steps: int = 4, **options: Any) -> plait.Run:
+    return plait.run(**wanted(steps, **options), out=out)
+
+
+def test_a_run_condenses_tunes_and_exports(tmp_path: Path) -> None:
+    first, second = run(tmp_path / "one", curve=True), run(tmp_path / "two", curve=True)
+    drop = {"cdmoe/search_seconds", "cdmoe/search_seconds@export"}
+    assert str({k: v for k, v in first.metrics.items() if k not in drop}) == str(
+        {k: v for k, v in second.metrics.items() if k not in drop}
+    )
+    metrics = first.metrics
+    assert metrics["cdmoe/excess"] == pytest.approx(
+        math.log(metrics["task/perplexity"] / metrics["cdmoe/perplexity_original"]), abs=1e-5
+    )
+    assert metrics["cdmoe/excess@export"] == pytest.approx(metrics["cdmoe/excess"], abs=1e-4)
+    assert metrics["cdmoe/excess_p2"] == pytest.approx(metrics["cdmoe/excess_before"], abs=1e-6)
+    assert metrics["cdmoe/memory_ratio_p2"] == metrics["cdmoe/memory_ratio"]
+    assert metrics["cdmoe/reload_difference@export"] == 0.0
+    exported = storage.AutoModelForCausalLM.from_pretrained(first.export)
+    found = json.loads((tmp_path / "one" / "cdmoe" / "search.json").read_text())
+    assert sorted(exported.config.condensed_layers) == sorted(found["beams"][0]["order"])
+    assert (first.export / "tokenizer.json").exists()
+    before = next(iter((tmp_path / "one" / "checkpoints").iterdir()))
+    assert before.exists()
+
+
+def test_only_the_condensed_layers_are_trained(tmp_path: Path) -> None:
+    with_steps, without = run(tmp_path / "some", 4), run(tmp_path / "none", 0)
+    ends = [final_state(r.path)["model"] for r in (with_steps, without)]
+    moved = {name for name in ends[0] if not torch.equal(ends[0][name], ends[1][name])}
+    assert moved
+    assert all(".mlp." in name and name.endswith("_proj.weight") for name in moved)
+    assert without.metrics["cdmoe/excess"] == pytest.approx(without.metrics["cdmoe/excess_before"], abs=1e-6)
+
+
+@pytest.mark.parametrize("name", [*BASELINES])
+def test_every_preset_runs(tmp_path: Path, name: str) -> None:
+    metrics = run(tmp_path / "run", 0, baseline=name, curve=True, questions=0).metrics
+    assert metrics["cdmoe/memory_ratio"] < 1
+    assert metrics["cdmoe/excess_p2"] == pytest.approx(metrics["cdmoe/excess"], abs=1e-6)
+
+
+def test_no_layers_leave_the_original(tmp_path: Path) -> None:
+    metrics = run(tmp_path / "run", 0, layers=0).metrics
+    assert metrics["cdmoe/excess"] == 0
+    assert metrics["cdmoe/memory_ratio"] == 1
+
+
+def test_the_control_keeps_the_router_and_its_memory(tmp_path: Path) -> None:
+    metrics = run(tmp_path / "run", 3, control=True).metrics
+    assert metrics["cdmoe/memory_ratio"] == 1
+    assert metrics["cdmoe/excess_before"] == 0
+    assert metrics["cdmoe/excess"] != 0
+
+
+def test_killed_in_every_phase_it_ends_with_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed at a write: of the base, of the search, of the figures, of a checkpoint."""
+    recipe = assemble(None, **wanted()).model_dump(mode="json")
+    assert forked(lambda: run(tmp_path / "whole")) == 0
+    for number, reached in ((10, "recipe.toml"), (16, "cdmoe/search.json"), (28, "checkpoints")):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / f"cache-{number}"))
+        path = tmp_path / f"killed-{number}"
+        assert forked(lambda path=path: run(path), kill_at=("os.replace", number)) == -signal.SIGKILL
+        assert (path / reached).exists()
+        assert not (path / "export").exists()
+        resume_until_done(path, recipe)
+        assert first_difference(final_state(path), final_state(tmp_path / "whole")) is None
+        ends = [plait.load_run(end).metrics for end in (path, tmp_path / "whole")]
+        ends = [{name: value for name, value in end.items() if "search_seconds" not in name} for end in ends]
+        assert str(ends[0]) == str(ends[1])
+
+
+def test_two_processes_find_the_same_and_end_alike(tmp_path: Path) -> None:
+    settings = {"device": "cpu", "distributed.timeout": 60}
+    ended = together(lambda rank: plait.run(**wanted(settings=settings), out=tmp_path / "two"), 2)
+    assert [end.code for end in ended] == [0, 0], ended
+    plait.run(**wanted(settings=settings), out=tmp_path / "one")
+    searches = [json.loads((tmp_path / n / "cdmoe" / "search.json").read_text()) for n in ("one", "two")]
+    assert {**searches[0], "seconds": 0} == {**searches[1], "seconds": 0}
+    two, one = final_state(tmp_path / "two"), final_state(tmp_path / "one")
+    for name, value in one["model"].items():
+        torch.testing.assert_close(two["model"][name], value, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_a_model_of_a_folder_is_condensed_without_a_base(tmp_path: Path, small: Callable[..., Any]) -> None:
+    small("deepseek_v2", torch.float32, vocab_size=280).save_pretrained(tmp_path / "model")
+    settings = {name: value for name, value in SMALL.items() if not name.startswith("model.")}
+    made = plait.run(
+        plugins={"cdmoe": {"layers": 2, "texts": 6, "base_steps": 0, "windows": 6, "questions": 0, "speed": False}},
+        data="python-docs",
+        model="transformers",
+        steps=0,
+        settings={**settings, "model.path": str(tmp_path / "model")},
+        out=tmp_path / "run",
+    )
+    again = storage.AutoModelForCausalLM.from_pretrained(made.export)
+    assert type(again).__name__ == "CondensedDeepseekV2ForCausalLM"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"layers": 4}, "layers = 4 is more than the 3 layers"),
+        ({"kept": 7}, "kept = 7 is more than the 6 experts"),
+        ({"distance": "far"}, "distance"),
+        ({"replay": "nowhere"}, "gates.json cannot be read"),
+    ],
+)
+def test_bad_options_leave_nothing(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadInput, match=message) as caught:
+        run(tmp_path / "run", **options)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_without_experts_is_named(tmp_path: Path) -> None:
+    given = wanted(settings={"model.family": "llama", "model.config": {}}, base_steps=0)
+    with pytest.raises(BadInput, match="'llama' has no adapter; there are adapters for qwen2_moe"):
+        plait.run(**given, out=tmp_path / "run")
+
+
+def test_who_else_owns_experts_is_refused() -> None:
+    from plait import Ownership, Plugin
+    from plait.planning.discovery import pretend
+
+    class Other(Plugin):
+        """Removes experts of its own."""
+
+        name = "other"
+        contract = 1
+
+        def ownership(self) -> tuple[Ownership, ...]:
+            """All."""
+            return (Ownership("experts", "*"),)
+
+    with pretend(Other):
+        plan = plait.plan(plugins=["cdmoe", "other"], data="python-docs", model="transformers")
+        with pytest.raises(Refused, match=r"cdmoe.*other|other.*cdmoe"):
+            plan.raise_if_refused()
+
+
+def test_presets_are_options() -> None:
+    for name in BASELINES:
+        assert CdmoeOptions(baseline=name).baseline == name
