@@ -16,7 +16,7 @@ import shlex
 import subprocess
 import sys
 import tomllib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -198,8 +198,11 @@ def details(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any
     """Every metric of small runs of everything: the methods for images woven into one, the strategies alone."""
     from plait.planning import discovery
 
-    federation = discovery.find_plugin("dbadfl").plugin
-    assert federation is not None
+    def tiny(name: str) -> Mapping[str, Any]:
+        plugin = discovery.find_plugin(name).plugin
+        assert plugin is not None
+        return plugin.tiny
+
     beside = {"companions": ["naive", "naive@adjacent"], "defence": "balance"}
     rounds = {"rounds": 2, "p_g": 0.5, "mask_epochs": 3, "fix_epochs": 2, "warmup": 0}
     frames = {"data.train_frames": 8, "data.validation_frames": 2, "data.test_frames": 4}
@@ -210,7 +213,8 @@ def details(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any
         {"plugins": {"fairprune": pruned}, "settings": {"data.classes": 2}, **small},
         {"plugins": {"flamefinder": {}}, "data": "flame-synth", "settings": frames, "steps": 20},
         {"plugins": {"glt": rounds}, "data": "karate", "model": "gcn"},
-        {"plugins": {"dbadfl": {**federation.tiny, **beside}}, **small, "steps": 4},
+        *({"plugins": {name: dict(tiny(name))}, "steps": 2} for name in ("brainot", "cdmoe", "dydca", "malletrain")),
+        {"plugins": {"dbadfl": {**tiny("dbadfl"), **beside}}, **small, "steps": 4},
     ]
     folder, details = tmp_path_factory.mktemp("metrics"), {}
     for number, chosen in enumerate(runs):
@@ -237,7 +241,7 @@ def _row(metric: str, written: Collection[str]) -> str:
     """The row of a metric: its own, or one with capital letters in the place of a number or a name."""
     if metric in written:
         return metric
-    patterns = {row: re.sub(r"(?<![a-z])[A-Z]+(?![a-z])", "[a-z0-9_]+", row) for row in written}
+    patterns = {row: re.sub(r"(?<![a-z])[A-Z]+(?![a-z])", "[A-Za-z0-9_]+", row) for row in written}
     fitting = [row for row, pattern in patterns.items() if pattern != row and re.fullmatch(pattern, metric)]
     return max(fitting, key=len, default=metric)
 

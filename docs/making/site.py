@@ -29,6 +29,7 @@ FIXED = {
     "cli/README.md": "packages/cli.md",
 }
 """Repository file -> page."""
+IMAGES = (".png", ".svg")
 LEXERS = {".py": "python", ".toml": "toml", ".json": "json", ".yml": "yaml"}
 
 
@@ -115,6 +116,8 @@ def uri_of(source: Path) -> str:
         if folder.parent == ROOT / "plugins":
             return f"{'methods' if folder in methods() else 'packages'}/{folder.name}.md"
         return f"{folder.relative_to(ROOT).as_posix()}.md"
+    if source.suffix in IMAGES:
+        return f"source/{path}"
     return path if source.suffix == ".md" else f"source/{path}.md"
 
 

@@ -90,7 +90,8 @@ class FlameNet(nn.Module):
 
     def latent(self, x: Tensor) -> Latent:
         """The latent vectors of patches."""
-        if x.ndim == 4:  # half the time of a step on a CPU; ``contiguous()`` would leave a single channel as it is
+        mapped = not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+        if x.ndim == 4 and not mapped:  # half the time of a step on a CPU; vmap takes no memory format
             x = x.to(memory_format=torch.channels_last)
         features = self.features(x).flatten(1)
         p = self.embedding(features)
