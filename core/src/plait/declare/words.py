@@ -27,7 +27,14 @@ from dataclasses import dataclass
 from functools import cache
 
 CORE_PROVIDES = frozenset(
-    {"loss:per-example", "gradients:repeatable", "gradients:dense", "parameters:single", "steps:minibatch"}
+    {
+        "loss:per-example",
+        "gradients:repeatable",
+        "gradients:dense",
+        "parameters:single",
+        "parameters:computed",
+        "steps:minibatch",
+    }
 )
 """What the core gives every plugin unless another plugin breaks it."""
 

@@ -110,7 +110,8 @@ def judge_needs(
         if word in breakers and breakers[word] != who:
             other = breakers[word]
             message = f"{who!r} needs {word}, which {other!r} takes away."
-            refusals.append(Refusal("needs", (who, other), message, f"Drop -p {other} or -p {who}."))
+            fix = f"Drop -p {other} or {'use another --model' if who not in plugins else f'-p {who}'}."
+            refusals.append(Refusal("needs", (who, other), message, fix))
         elif word not in provided and word.partition(":")[0] in unknown:
             unchecked.append(f"{who} needs {word}: checked when the data and the model are loaded")
         elif word not in provided:

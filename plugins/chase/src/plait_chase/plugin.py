@@ -44,6 +44,10 @@ class ChasePlugin(Plugin):
         """Its export changes shapes, so whoever puts other weights into the export goes before it."""
         return frozenset({"export:structure"})
 
+    def breaks(self) -> frozenset[str]:
+        """Its masks lie on weights that are parameters; a network whose weights are computed from others has none."""
+        return frozenset({"parameters:computed"})
+
     def ownership(self) -> tuple[Ownership, ...]:
         """Weights of two or more dimensions, and biases of prunable channels, among the included names."""
         return tuple(Ownership("parameters", pattern) for pattern in self.options.include)

@@ -100,7 +100,7 @@ class DydcaPlugin(Plugin):
                 f"{module}.bodies:{factory}",
                 f"super-resolution: {summary}",
                 words | ({"model:skip"} if name == "wdsr" else set()),
-                frozenset({"field:frame"}),
+                frozenset({"field:frame"} | ({"parameters:computed"} if name == "wdsr" else set())),
                 later(f"{module}.options:{options}"),
             )
             for name, (factory, summary, options) in given.items()
