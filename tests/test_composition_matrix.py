@@ -30,6 +30,7 @@ PAGE = ROOT / "docs" / "composition-matrix.json"
 ANEW = "run: python docs/make_tables.py --matrix"
 
 torch.set_num_threads(1)
+pytestmark = pytest.mark.timeout(1800)  # the first test waits for the whole matrix
 
 
 def examples() -> list[type[plait.Plugin]]:
