@@ -30,7 +30,7 @@ PAGE = ROOT / "docs" / "composition-matrix.json"
 ANEW = "run: python docs/make_tables.py --matrix"
 
 torch.set_num_threads(1)
-pytestmark = pytest.mark.timeout(1800)  # the first test waits for the whole matrix
+pytestmark = pytest.mark.timeout(1800)  # the first test waits for all sets
 
 
 def examples() -> list[type[plait.Plugin]]:
@@ -42,7 +42,7 @@ def examples() -> list[type[plait.Plugin]]:
 @pytest.fixture(scope="module")
 def combined() -> Matrix:
     with pretend(*examples()):
-        return matrix.make()
+        return matrix.make(components=False)  # every model and data source with every plugin takes minutes: slow, below
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def test_the_page_shows_these_outcomes(combined: Matrix) -> None:
 
 
 @pytest.mark.slow
-def test_the_page_shows_these_outcomes_on_large_models() -> None:
+def test_the_page_shows_these_outcomes_on_every_model_and_data_source() -> None:
     with pretend(*examples()):
         combined = matrix.make(large=True)
     assert not combined.crashed, "\n".join(map(named, combined.crashed))
@@ -114,6 +114,8 @@ def compare(combined: Matrix, *, large: bool) -> None:
     alone = {name for name in discovery.active_registry() if name not in on_the_page()} == set()
     for part in ("sets", "models", "data"):
         kept, seen = ({key(outcome): outcome for outcome in page[part]} for page in (stored, combined.as_dict()))
+        if part != "sets" and not large:
+            continue
         common = kept.keys() & seen.keys()
         if not alone:  # a foreign package's data may be in a fix
             kept, seen = ({k: {**outcome, "fix": ""} for k, outcome in page.items()} for page in (kept, seen))

@@ -12,6 +12,8 @@ from plait_brainot import captions as measures
 from plait_brainot import commands
 from plait_brainot.errors import BrainotError
 
+pytestmark = pytest.mark.smoke
+
 SAID = [
     "a red car and a blue dog on grass at night",
     "a white cat on the sand by day",

@@ -17,6 +17,8 @@ from plait_brainot.options import EncoderOptions
 from plait_brainot.perceiver import Resampler
 from plait_brainot.tokenizer import tokens_naive, tokens_of_rank_one
 
+pytestmark = pytest.mark.smoke
+
 SMALL = {"hidden": 16, "depth": 2, "heads": 2, "head_dim": 4}
 
 

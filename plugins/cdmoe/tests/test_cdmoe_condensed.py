@@ -14,6 +14,8 @@ from plait_cdmoe.condensed import condensed_layer, fold
 from plait_cdmoe.errors import CdmoeError
 from plait_cdmoe.families import Family
 
+pytestmark = pytest.mark.smoke
+
 KINDS = ("qwen2_moe", "qwen3_moe", "deepseek_v2", "deepseek_v3", "deepseek")
 
 

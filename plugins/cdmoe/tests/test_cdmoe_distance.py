@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from plait_cdmoe.distance import EPSILON, KINDS, distance, jensen_shannon
 
+pytestmark = pytest.mark.smoke
+
 
 def by_definition(a: list[float], b: list[float]) -> float:
     p, q = ([math.exp(v) / sum(map(math.exp, row)) + EPSILON for v in row] for row in (a, b))

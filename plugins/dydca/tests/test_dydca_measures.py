@@ -11,6 +11,8 @@ from torchmetrics.functional.image import peak_signal_noise_ratio
 
 from plait_dydca.measures import CAP, PatchErrors, patch_errors, psnr, psnr_frame_mean, psnr_video, squared_error
 
+pytestmark = pytest.mark.smoke
+
 
 def frames(seed: int, count: int = 3, side: int = 24) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (count, side, side, 3), dtype=np.uint8)

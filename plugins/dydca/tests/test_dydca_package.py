@@ -29,6 +29,8 @@ from plait_dydca.plugin import DydcaPlugin
 from plait_dydca.routing import Routing, plan_clip
 from plait_dydca.runtimes import build
 
+pytestmark = pytest.mark.smoke
+
 
 @pytest.fixture(autouse=True)
 def alone() -> Iterator[None]:

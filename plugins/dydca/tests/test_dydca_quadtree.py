@@ -23,6 +23,8 @@ from plait_dydca.quadtree import (
 )
 from plait_dydca.routing import Gate, by_shape, gradient_energy, plan_clip
 
+pytestmark = pytest.mark.smoke
+
 
 def clip_of(height: int, width: int, frames: int = 2, scale: int = 2, seed: int = 0) -> Clip:
     random = np.random.default_rng(seed)

@@ -12,6 +12,8 @@ from plait_malletrain.allocation import Demand, Plan, allocate, allocate_table, 
 from plait_malletrain.errors import MalletrainError
 from plait_malletrain.milp import solve_counts, solve_nodes
 
+pytestmark = pytest.mark.smoke
+
 
 def random_demands(seed: int, jobs: int, nodes: int, most: int, breaks: int = 7) -> list[Demand]:
     """Curves that may fall, and a present map that fills at most the pool."""

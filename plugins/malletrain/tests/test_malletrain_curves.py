@@ -10,6 +10,8 @@ from plait_malletrain.errors import MalletrainError
 from plait_malletrain.profiling import Profile, ceiling, profile_sizes, worthwhile
 from plait_malletrain.workloads import IMAGENET, WORKLOADS, workload
 
+pytestmark = pytest.mark.smoke
+
 
 def true_rate(n: np.ndarray, r1: float = 500.0, rho: float = 0.4, gamma: float = 0.01) -> np.ndarray:
     return r1 * n / (1 + rho * 2 * (n - 1) / n + gamma * (n - 1))
