@@ -91,5 +91,9 @@ def test_a_run_reports_the_simulation_and_trains_as_without_it(tmp_path: Path) -
     first, second = ((run.export / "model.safetensors").read_bytes() for run in runs)
     assert first == second
     assert {"malletrain/over_equal", "malletrain/over_oracle", "malletrain/nodes_per_job"} <= set(runs[1].metrics)
+
+
+def test_a_network_for_each_participant_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("plait_dbadfl")
     with pytest.raises(Refused, match="malletrain"):
         plait.run(plugins={"malletrain": {}, "dbadfl": {}}, out=tmp_path / "refused")
