@@ -306,6 +306,7 @@ def test_bad_options_of_serve(tmp_path: Path, options: dict[str, object], said: 
 
 
 def test_status_of_nothing_and_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(MalletrainError, match="no manager has worked here"):
         status(tmp_path)
     with Manager(tmp_path, OPTIONS, nmax=2) as manager:
@@ -313,4 +314,4 @@ def test_status_of_nothing_and_of_a_folder(tmp_path: Path, capsys: pytest.Captur
     status(tmp_path)
     assert "waiting" in capsys.readouterr().out
     assert read_state(tmp_path)["jobs"][0]["name"] == "job"
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) is before

@@ -86,6 +86,7 @@ class TransformersOptions(Options):
         {},
         max_length=200,
         description="further values of the family's configuration (--set model.config.num_experts=8)",
+        json_schema_extra={"unbounded": "the family's configuration checks its own values"},
     )
     router_loss: float | None = Field(
         None,
