@@ -352,9 +352,8 @@ class Woven:
     def _in_parts(self, batch: Any, without: Collection[str], scale: float, sync: bool) -> LossReport:
         """The passes of a batch that is computed in parts; the last one averages over the ranks."""
         parts = in_parts(batch) if self.accumulate == 1 else batch.chunks(self.accumulate)
-        by_shape = (
-            isinstance(batch, ByShape) and self.world > 1
-        )  # ranks may have other parts, and other numbers of them
+        # ranks may have other shapes, and another number of them
+        by_shape = isinstance(batch, ByShape) and self.world > 1
         if by_shape and self.sharded:
             raise BadInput("distributed.strategy = 'fsdp' takes no batches that are lists by shape; use ddp.")
         reports = []

@@ -108,7 +108,7 @@ def trial(
         while offer := {kind: name for kind, name in offers(plan).items() if kind not in chosen}:
             chosen |= offer  # data of another task, and then a model for it
             followed |= offer
-            plan = make_plan(recipe(names, data=chosen.get("data"), model=chosen.get("model"), steps=steps))
+            plan = make_plan(recipe(names, steps=steps, **chosen))
         outcome.followed = " ".join(f"--{kind} {name}" for kind, name in followed.items())
     except PlaitError as error:
         return _not_planned(outcome, error)

@@ -133,7 +133,7 @@ def closeness(brain: Tensor, image: Tensor, options: BrainotOptions) -> Figures:
     The transport figures are by exact plans whatever the loss was, so that losses compare.
     """
     cost = distances(brain, image)
-    moved = options.m if options.align in ("partial", "entropic_partial", "hybrid") else 1.0
+    moved = options.moved
     plan = exact_plan(cost, moved).plan
     given: Figures = {
         "transport_cost": Metric(
@@ -206,7 +206,7 @@ def save_maps(stem: Path, brain: Tensor, image: Tensor, options: BrainotOptions)
     plan is that of the first sample, brain tokens in rows.
     """
     few = min(100, len(brain))
-    moved = options.m if options.align in ("partial", "entropic_partial", "hybrid") else 1.0
+    moved = options.moved
     plan = exact_plan(distances(brain[:1], image[:1]), moved).plan[0].numpy()
     maps = {"plan": plan}
     if brain.shape == image.shape:

@@ -86,6 +86,11 @@ class BrainotOptions(PresetOptions):
     )
     resamples: int = Field(1000, ge=10, le=100_000, description="bootstrap resamples of an interval")
 
+    @property
+    def moved(self) -> float:
+        """The share of the mass that the loss moves: m where it is partial, else all of it."""
+        return self.m if self.align in ("partial", "entropic_partial", "hybrid") else 1.0
+
 
 class EncoderOptions(Options):
     """The brain encoder: a tokenizer for each subject, a shared perceiver, a linear head."""

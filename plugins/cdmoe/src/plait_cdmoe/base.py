@@ -19,6 +19,7 @@ from torch.nn.functional import cross_entropy
 
 from plait.errors import BadCheckpoint
 from plait.storage import checkpoints
+from plait.training.optimizers import state_to_tree, tree_to_state
 
 __all__ = ["Recipe", "cached", "key_of", "pretrain"]
 
@@ -33,13 +34,11 @@ def key_of(model: Any, recipe: Recipe, corpus: str) -> str:
     """SHA-256 of the configuration, the first weights, the corpus' hash, the recipe and the releases that compute."""
     import transformers
 
-    digest = hashlib.sha256()
     config = {k: v for k, v in model.config.to_dict().items() if k != "transformers_version"}
     releases = [torch.__version__, transformers.__version__]
-    digest.update(json.dumps([config, dict(recipe), corpus, releases], sort_keys=True, default=str).encode())
-    for name, value in model.state_dict().items():
-        digest.update(name.encode() + value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    first = checkpoints.digest(model.state_dict())
+    text = json.dumps([config, dict(recipe), corpus, releases, first], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def cached(
@@ -98,7 +97,7 @@ def pretrain(
         try:
             state = checkpoints.load(going)
             model.load_state_dict(state["model"])
-            optimizer.load_state_dict(_numbered(state["optimizer"]))
+            tree_to_state(optimizer, state["optimizer"])
             first = int(state["step"])
         except (BadCheckpoint, KeyError, ValueError):
             first = 0
@@ -129,7 +128,7 @@ def pretrain(
         optimizer.step()
         tell(step + 1, steps)
         if going is not None and (step + 1) % EVERY == 0 and step + 1 < steps:
-            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
+            state = {"model": model.state_dict(), "optimizer": state_to_tree(optimizer), "step": step + 1}
             checkpoints.save(going, state)
     optimizer.zero_grad()
     model.train(was)
@@ -139,8 +138,3 @@ def _shares(given: Sequence[float], rows: Sequence[Tensor]) -> Tensor:
     """How often each domain is drawn; as given, or by size where they are others."""
     sizes = [float(len(part)) for part in rows]
     return torch.tensor(list(given) if len(given) == len(rows) else sizes)
-
-
-def _numbered(state: Mapping[str, Any]) -> dict[str, Any]:
-    """An optimizer's state as it was: a checkpoint holds its numbers as text."""
-    return {**state, "state": {int(name): value for name, value in state["state"].items()}}

@@ -26,7 +26,6 @@ from .finetuning import as_control, finetune
 from .measures import layer_speed, losses_of, multiple_choice, parameter_bytes, perplexity
 from .options import CdmoeOptions
 from .search import Search, condense
-from .trimming import without_blocks, without_layers
 from .weave import by_domain, calibration, shortened, trained_base
 
 __all__ = ["compared", "layers_at_width"]
@@ -80,7 +79,7 @@ def compared(recipe: Recipe, folder: Path) -> Mapping[str, float]:
         search = searches[way] = Search(Decoder(model), texts, chosen, generator=generator)
         search.run()
         for count in range(1, 6 if way != "blocks" else 4):
-            small = reduced(search, model, count)
+            small = search.reduced(count)
             figures[f"{way}_p{count}"] = cost(small) - whole
             figures[f"{way}_memory_p{count}"] = parameter_bytes(small) / size
     for count in range(1, 6):
@@ -107,16 +106,6 @@ def compared(recipe: Recipe, folder: Path) -> Mapping[str, float]:
     ) / len(searches["sr"].state.keep)
     figures["never_selected"] = len(searches["sr"].state.gates.never_selected())
     return figures
-
-
-def reduced(search: Search, model: Any, count: int) -> Any:
-    """The model with the first ``count`` layers or blocks of the order condensed or removed."""
-    chosen, mode = search.state.order[:count], search.options.mode
-    if mode == "block-trimming":
-        return without_blocks(model, chosen)
-    if mode.startswith("layer"):
-        return without_layers(model, [search.family.moe_layers()[layer] for layer in chosen])
-    return search.small(count)
 
 
 def drawn(windows: Tensor, seed: int) -> Any:

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from plait.training.objectives import token_losses
+
 __all__ = [
     "Speed",
     "clock",
@@ -29,12 +31,8 @@ __all__ = [
 @torch.no_grad()
 def losses_of(model: nn.Module, windows: Tensor, batch: int = 64) -> Tensor:
     """Next-token loss of each window, its first token not predicted: [n, T] -> nats in sum and tokens, [n, 2]."""
-    rows = []
-    for part in torch.split(windows, batch):
-        logits = model(part).logits[:, :-1].float()
-        each = cross_entropy(logits.flatten(0, 1), part[:, 1:].flatten(), reduction="none").view(len(part), -1)
-        rows.append(torch.stack([each.double().sum(1), torch.full((len(part),), each.shape[1]).double()], 1))
-    return torch.cat(rows)
+    parts = torch.split(windows, batch)
+    return torch.cat([token_losses(model(part).logits, {"input": part}) for part in parts]).double()
 
 
 def perplexity(losses: Tensor, groups: Tensor | None = None, names: Sequence[str] = ()) -> dict[str, float]:

@@ -26,7 +26,7 @@ from .families import Family
 from .gates import GateStats, gates_by_text, most
 from .layers import Beam, LayerSearch
 from .options import SearchOptions
-from .trimming import Nothing
+from .trimming import Nothing, without_blocks, without_layers
 
 __all__ = ["Condensed", "Search", "SearchState", "calibration_hash", "condense"]
 
@@ -210,6 +210,16 @@ class Search:
         entries = self.entries(count)
         layers = {place: layer for layer, place in enumerate(self.family.moe_layers())}
         return rebuild(self.decoder.model, {place: self.condensed(layers[place]) for place in entries}, entries)
+
+    def reduced(self, count: int) -> Any:
+        """The model with the first ``count`` layers or blocks of the order condensed, or removed."""
+        chosen, mode = self.state.order[:count], self.options.mode
+        if mode == "block-trimming":
+            return without_blocks(self.decoder.model, chosen)
+        if mode in ("layer-drop", "layer-trimming"):
+            places = self.family.moe_layers()
+            return without_layers(self.decoder.model, [places[layer] for layer in chosen])
+        return self.small(count)
 
     def run(self) -> SearchState:
         """Everything that is not done yet."""

@@ -26,7 +26,7 @@ from plait.storage.files import write_text
 from plait.training.evaluation import Predictions, predict
 from plait.training.forward import Forward
 
-from . import base, storage, trimming
+from . import base, storage
 from .decoder import Decoder, unpadded
 from .errors import CdmoeError
 from .finetuning import as_control, freeze
@@ -139,16 +139,9 @@ class Weave:
         return search
 
     def _small(self, original: Any, count: int) -> Any:
-        """The model with the first ``count`` layers of the order condensed, or removed."""
-        search, mode, places = self.search, self.options.mode, self.search.family.moe_layers()
-        chosen = self.state.order[:count]
-        if not chosen or self.options.control:
-            return original
-        if mode == "block-trimming":
-            return trimming.without_blocks(original, chosen)
-        if mode in ("layer-drop", "layer-trimming"):
-            return trimming.without_layers(original, [places[layer] for layer in chosen])
-        return search.small(count)
+        """The original itself where nothing is chosen or it is the control, else `Search.reduced`."""
+        untouched = self.options.control or not self.state.order[:count]
+        return original if untouched else self.search.reduced(count)
 
     def _choose_trainable(self, original: Any) -> None:
         """Of a condensed model its condensed layers; a trimmed or unchanged one stays as it is."""

@@ -15,8 +15,7 @@ from plait.data.seeds import seed_of
 from plait.data.streams import Stream
 
 from .clips import Clip
-from .degradation import Frame
-from .network import groups, windows
+from .network import as_input, groups, windows
 
 __all__ = ["BucketStream", "CropStream", "FrameSplit", "PatchSplit", "TrainingPatches"]
 
@@ -185,8 +184,3 @@ class CropStream(BucketStream):
             patches[:, 1:3] = at.numpy()
             yield ByShape([self.split.batch(patches, rows)])
             number += 1
-
-
-def as_input(frames: Frame) -> Tensor:
-    """uint8 [B, H, W, 3] as float [B, 3, H, W] in [0, 1], its memory in the order of the frames (channels last)."""
-    return torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float() / 255

@@ -6,7 +6,6 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from .bodies import WDSR
 from .buckets import Array
 from .clips import Clip, embedded
 from .memory import plan_memory
-from .network import RoutedNetwork, reconstruct, windows
+from .network import RoutedNetwork, as_input, reconstruct, windows
 from .options import DydcaOptions
 from .routing import plan_clip
 from .runtimes import available, build, difference, random_shapes
@@ -58,7 +57,7 @@ def handling(recipe: Recipe, folder: Path, runtime: str = "onnxruntime") -> Mapp
         for path in np.unique(patches[:, 5]):
             own = patches[patches[:, 5] == path].copy()
             own[:, 3:5] = largest
-            engine(int(path), as_batch(windows(frame[None], own, 0)))
+            engine(int(path), as_input(windows(frame[None], own, 0)))
 
     def single(anew: bool) -> None:
         last: tuple[int, ...] | None = None
@@ -67,7 +66,7 @@ def handling(recipe: Recipe, folder: Path, runtime: str = "onnxruntime") -> Mapp
             key = tuple(patch[3:6])
             if anew and key != last:
                 machine, last = again(runtime, engine.artefacts[int(patch[5])]), key
-            machine(int(patch[5]), as_batch(windows(frame[None], patch[None], 0)))
+            machine(int(patch[5]), as_input(windows(frame[None], patch[None], 0)))
 
     whole = patches[:1].copy()
     whole[0] = (0, 0, 0, *frame.shape[:2], 0)
@@ -78,11 +77,6 @@ def handling(recipe: Recipe, folder: Path, runtime: str = "onnxruntime") -> Mapp
         "single": cpu_ms(lambda: single(False)),
         "whole": cpu_ms(lambda: reconstruct(frame, whole, engine, 2, 0)),
     }
-
-
-def as_batch(pixels: Any) -> Tensor:
-    """uint8 [B, h, w, 3] as float [B, 3, h, w]."""
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
 
 
 def again(runtime: str, artefact: Path) -> Callable[[int, Tensor], Tensor]:

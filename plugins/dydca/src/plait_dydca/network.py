@@ -13,7 +13,7 @@ from .bodies import bicubic_start, folded, macs_per_pixel
 from .degradation import Frame
 from .errors import DydcaError
 
-__all__ = ["RoutedNetwork", "frame_macs", "groups", "reconstruct", "windows"]
+__all__ = ["RoutedNetwork", "as_input", "frame_macs", "groups", "reconstruct", "windows"]
 
 Array = npt.NDArray[np.int64]
 
@@ -80,6 +80,11 @@ def windows(frames: Frame, patches: Array, halo: int) -> Frame:
     return cut
 
 
+def as_input(frames: Frame) -> Tensor:
+    """uint8 [B, H, W, 3] as float [B, 3, H, W] in [0, 1], its memory in the order of the frames (channels last)."""
+    return torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float() / 255
+
+
 def groups(patches: Array) -> Iterator[Array]:
     """Row numbers of patches of one path and one shape, group by group."""
     keys = patches[:, 3:6]
@@ -120,7 +125,7 @@ def reconstruct(
         for start in range(0, len(rows), count):
             chosen = patches[rows[start : start + count]].copy()
             chosen[:, 0] = 0
-            x = torch.from_numpy(windows(frame[None], chosen, halo)).permute(0, 3, 1, 2).float() / 255
+            x = as_input(windows(frame[None], chosen, halo))
             raw = run(path, x)
             raw = raw[..., edge:-edge, edge:-edge] if edge else raw
             grey = (raw * 255).round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from plait.errors import BadInput, Interrupted, Refused
+from plait.storage.environment import describe
 from plait_experiments.cells import Cache, Job, Outcome
 from plait_experiments.experiment import Experiment, Point
 from plait_experiments.expressions import parse
@@ -84,13 +85,16 @@ def measure(
     for name in only:
         if name not in results:
             raise BadInput(f"claim {name}: the scoreboard has no figures of it; verify it first.")
-    experiment = Experiment(book, scale, [], Cache(Cache(cache).folder / "drift" / _machine()))
+    here = place(describe("cpu", []))
+    machine = hashlib.sha256(here.encode()).hexdigest()[:16]
+    experiment = Experiment(book, scale, [], Cache(Cache(cache).folder / "drift" / machine))
     wanted = {name: _arm_and_seeds(result) for name, result in results.items()}
     changes: dict[Key, list[Changed]] = {}
     problems: dict[str, str] = {}
     for name, key in wanted.items():
         try:
-            changes.setdefault(key, list(_changes(experiment, *key)))
+            if key not in changes:
+                changes[key] = list(_changes(experiment, *key))
         except (BadInput, Refused) as error:
             problems[name] = str(error)
     runner = Runner(workers, ray, False, Progress("measuring drift" if progress else ""))
@@ -106,7 +110,7 @@ def measure(
         drifts: list[Drift] = []
         if (name := result.claim.id) in wanted and name not in problems:
             try:
-                drifts = list(_drifts(result, changes[wanted[name]], runner.outcomes))
+                drifts = list(_drifts(result, wanted[name][0], changes[wanted[name]], runner.outcomes, here))
             except BadInput as error:
                 problems[name] = str(error)
         after.append(_with(result, drifts))
@@ -161,12 +165,6 @@ def _named(job: Job, change: str) -> Job:
     return dataclasses.replace(job, key=key, folder=str(Path(job.folder).with_name(key)))
 
 
-def _machine() -> str:
-    from plait.storage.environment import describe
-
-    return hashlib.sha256(place(describe("cpu", [])).encode()).hexdigest()[:16]
-
-
 def place(environment: Mapping[str, Any]) -> str:
     """``AMD EPYC 7B13, torch 2.14.1``."""
     device = environment.get("device_name") or environment.get("device") or "unknown device"
@@ -174,11 +172,9 @@ def place(environment: Mapping[str, Any]) -> str:
 
 
 # ---- what came of it ---------------------------------------------------------------------------------------------
-def _drifts(result: ClaimResult, changes: Sequence[Changed], outcomes: Mapping[str, Outcome]) -> Iterator[Drift]:
-    from plait.storage.environment import describe
-
-    here = place(describe("cpu", []))
-    name = _arm(result)
+def _drifts(
+    result: ClaimResult, name: str, changes: Sequence[Changed], outcomes: Mapping[str, Outcome], here: str
+) -> Iterator[Drift]:
     arm = next(arm for arm in result.arms if arm.name == name)
     board = {short: dict(values) for short, values in arm.values.items()}
     again = _values(changes[0], outcomes, result)

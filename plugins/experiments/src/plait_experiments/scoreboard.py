@@ -12,7 +12,7 @@ from plait import __version__
 from plait.errors import BadInput
 from plait_experiments import tables
 from plait_experiments.cells import Cache
-from plait_experiments.drift import smaller
+from plait_experiments.drift import place, smaller
 from plait_experiments.experiment import Experiment, Tried, compared
 from plait_experiments.page import as_json, rendered, write_files
 from plait_experiments.power import MOST, TWO_SIDED, Power
@@ -284,7 +284,5 @@ def _joined(before: Verification | None, now: Verification) -> Verification:
     now = dataclasses.replace(now, claims=tuple(claims))
     if not kept:
         return now
-    versions = before.environment.get("versions", {})
-    device = before.environment.get("device_name") or before.environment.get("device") or "unknown device"
-    note = f"from an earlier verification ({device}, torch {versions.get('torch', 'unknown')}): {', '.join(kept)}"
+    note = f"from an earlier verification ({place(before.environment)}): {', '.join(kept)}"
     return dataclasses.replace(now, notes=(*now.notes, note), work=now.work + before.work)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from plait.data import Batch, Data, Subset
 from plait.data.streams import column
 from plait.declare.results import Metric, Plot, Table
+from plait.storage.checkpoints import digest
 from plait.training.evaluation import Predictions, predict
 from plait.training.forward import Forward
 from plait.woven import BATCHES
@@ -238,7 +238,7 @@ class Weave:
         """
         if trainer.world > 1 or trainer.recipe.data.name == BATCHES:
             return vectors(trainer, model, split)
-        state = digest(model)
+        state = digest({name: value for name, value in model.state_dict().items() if name != "centres"})
         for known in self.judged:
             if known.digest == state and known.split is split:
                 return known.vectors
@@ -299,18 +299,9 @@ class Weave:
 class Judged(NamedTuple):
     """What a network of these weights gave for a split."""
 
-    digest: bytes
+    digest: str
     split: Any
     vectors: tuple[Tensor, Tensor]
-
-
-def digest(model: nn.Module) -> bytes:
-    """A hash of the weights that the latent vectors come from."""
-    known = hashlib.sha256()
-    for name, value in model.state_dict().items():
-        if name != "centres":
-            known.update(name.encode() + value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return known.digest()
 
 
 def _latent_vectors(network: Any, batch: Any) -> Tensor:

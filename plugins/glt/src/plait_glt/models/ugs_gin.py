@@ -37,18 +37,14 @@ class UGSGIN(nn.Module):
 
     def see_graph(self, edge_index: Tensor, num_nodes: int) -> None:
         """Take the in-degrees of a whole graph int64 [2, E]."""
-        like = self.eps
-        self.degree = torch.bincount(edge_index[1], minlength=num_nodes).to(like.device, like.dtype)
+        self.degree = _in_degree(edge_index, num_nodes, self.eps)
 
     def forward(self, x: Tensor, edge_index: Tensor, edge_weight: Tensor | None = None) -> Tensor:
         """Logits [n, C] of features [n, F] (dense or CSR), edges int64 [2, E] and their weights [E] (None: ones)."""
         n = x.shape[0]
         if edge_weight is None:
             edge_weight = torch.ones(edge_index.shape[1], dtype=self.eps.dtype, device=edge_index.device)
-        degree = self.degree
-        if len(degree) != n:
-            degree = torch.zeros(n, dtype=edge_weight.dtype, device=edge_weight.device)
-            degree = degree.index_add(0, edge_index[1], torch.ones_like(edge_weight))
+        degree = self.degree if len(self.degree) == n else _in_degree(edge_index, n, edge_weight)
         share = edge_weight / degree.clamp(min=1).index_select(0, edge_index[1])
         outputs: list[Tensor] = []
         for layer, eps in zip(self.layers, self.eps, strict=True):
@@ -58,3 +54,9 @@ class UGSGIN(nn.Module):
             outputs.append(self.dropout(h.relu()))
         logits: Tensor = (self.head(outputs[0]) + outputs[1]) / 2
         return logits
+
+
+def _in_degree(edge_index: Tensor, num_nodes: int, like: Tensor) -> Tensor:
+    zeros = torch.zeros(num_nodes, dtype=like.dtype, device=like.device)
+    target = edge_index[1].to(like.device)
+    return zeros.index_add(0, target, torch.ones(len(target), dtype=like.dtype, device=like.device))
