@@ -14,7 +14,7 @@ from plait_flamefinder.annotation import flame_mask, without_specks
 from plait_flamefinder.augmentation import gained, to_network, turned
 from plait_flamefinder.errors import FlamefinderError
 from plait_flamefinder.options import SynthOptions
-from plait_flamefinder.patches import cut, patch_means, patch_sums
+from plait_flamefinder.patches import HOT_PX, POSITIVE_PX, cut, patch_means, patch_sums
 from plait_flamefinder.smoke import OBSCURED, PARTIAL, UNOBSCURED, buckets, sky_mask, smoke_score
 
 
@@ -117,29 +117,29 @@ def test_reference_statistics() -> None:
     """What the generator is: a change of these is another version, and measures every method anew."""
     patches = synthetic.patch_set("train", 40, 0)
     assert synthesis.VERSION == 1
-    bucket, flame = patches.true_buckets(), patches.flame_px >= synthetic.POSITIVE_PX
-    clear = (patches.flame_px == 0) | flame
+    bucket, flame = synthetic.true_buckets(patches["transmittance"]), patches["flame_px"] >= POSITIVE_PX
+    clear = (patches["flame_px"] == 0) | flame
     shares = np.bincount(bucket, minlength=3) / len(bucket)
     np.testing.assert_allclose(shares, [0.51, 0.22, 0.27], atol=0.03)
     flames = [float(flame[(bucket == b) & clear].mean()) for b in range(3)]
     np.testing.assert_allclose(flames, [0.160, 0.439, 0.468], atol=0.02)
-    hot = (patches.hot_px > synthetic.HOT_PX) & (patches.flame_px == 0)
+    hot = (patches["hot_px"] > HOT_PX) & (patches["flame_px"] == 0)
     assert float(hot[bucket == UNOBSCURED].mean()) == pytest.approx(0.23, abs=0.03)
-    unobscured = buckets(patches.score[:, 0]) == UNOBSCURED
-    label, truth = patches.rule_px[unobscured, 0] > 0, patches.flame_px[unobscured] > 0
+    unobscured = buckets(patches["score"][:, 0]) == UNOBSCURED
+    label, truth = patches["rule_px"][unobscured, 0] > 0, patches["flame_px"][unobscured] > 0
     assert float(truth[label].mean()) == pytest.approx(0.954, abs=0.02)  # precision of the RGB rule
     assert float(label[truth].mean()) == pytest.approx(0.885, abs=0.02)  # its recall
     assert 0 < (label != truth).sum()  # the labels are noisy on purpose
-    assert float(patches.thermal.mean()) == pytest.approx(57.4, abs=4)
+    assert float(patches["thermal"].mean()) == pytest.approx(57.4, abs=4)
 
 
 def test_the_smoke_score_ranks_the_true_smoke() -> None:
     from sklearn.metrics import roc_auc_score
 
     patches = synthetic.patch_set("train", 40, 0)
-    bucket = patches.true_buckets()
+    bucket = synthetic.true_buckets(patches["transmittance"])
     chosen = bucket != PARTIAL
-    assert roc_auc_score(bucket[chosen] == OBSCURED, patches.score[chosen, 0]) > 0.999
+    assert roc_auc_score(bucket[chosen] == OBSCURED, patches["score"][chosen, 0]) > 0.999
 
 
 def test_what_is_kept_is_what_is_made(cache: Path) -> None:
@@ -147,12 +147,12 @@ def test_what_is_kept_is_what_is_made(cache: Path) -> None:
     file = max((cache / "plait/flame-synth").iterdir(), key=lambda path: path.stat().st_mtime_ns)
     kept = synthetic.patch_set("validation", 2, 0)
     for name in ("thermal", "rgb", "score", "rule_px"):
-        assert np.array_equal(getattr(fresh, name), getattr(kept, name)), name
+        assert np.array_equal(fresh[name], kept[name]), name
     file.write_bytes(b"damaged")
     again = synthetic.patch_set("validation", 2, 0)
-    assert np.array_equal(again.thermal, fresh.thermal)
-    assert not np.array_equal(synthetic.patch_set("validation", 2, 1).thermal, fresh.thermal)
-    assert not np.array_equal(synthetic.patch_set("test", 2, 0).thermal, fresh.thermal)
+    assert np.array_equal(again["thermal"], fresh["thermal"])
+    assert not np.array_equal(synthetic.patch_set("validation", 2, 1)["thermal"], fresh["thermal"])
+    assert not np.array_equal(synthetic.patch_set("test", 2, 0)["thermal"], fresh["thermal"])
 
 
 # ---- the data source -------------------------------------------------------------------------------------------------
@@ -188,7 +188,9 @@ def test_frames_of_the_run_s_seed() -> None:
 
 
 def test_no_flame_patches() -> None:
-    with pytest.raises(FlamefinderError, match=r"no flame patches in the .* check data\.min_flame_px"):
+    with pytest.raises(
+        FlamefinderError, match=r"no flame patches in unobscured training frames: check data\.min_flame_px"
+    ):
         synthetic.load(OPTIONS.model_copy(update={"min_flame_px": 1024}), 0)
 
 

@@ -9,14 +9,13 @@ from torch.nn import functional
 
 from plait import DataInfo
 from plait_flamefinder.attention import DistanceWeights, FeatureGate, seeded
-from plait_flamefinder.centres import Centres, class_means
-from plait_flamefinder.decoder import Decoder
-from plait_flamefinder.detection import decided
+from plait_flamefinder.centres import Centres, class_means, decided
 from plait_flamefinder.encoder import LFE, FlameNet, Head, build_backbone, build_lfe
 from plait_flamefinder.errors import FlamefinderError
 from plait_flamefinder.finder import FlameFinder
 from plait_flamefinder.losses import cosine_distances, half_squared_distances
 from plait_flamefinder.options import Attention, BackboneOptions, FlamefinderOptions, LfeOptions
+from plait_flamefinder.reconstruction import Decoder
 from plait_flamefinder.terms import MetricTerms
 
 pytestmark = pytest.mark.smoke
@@ -165,7 +164,7 @@ def test_networks_of_timm() -> None:
     assert finder.detector()(patches).shape == (12, 2)
     with pytest.raises(FlamefinderError, match="timm:no_such_network'"):
         build_backbone(BackboneOptions(network="timm:no_such_network"), info)
-    with pytest.raises(FlamefinderError, match=r"the encoder cannot take patches of 1 x \[32, 32\]"):
+    with pytest.raises(FlamefinderError, match=r"the encoder cannot take patches of \[1, 32, 32\]"):
         build_backbone(BackboneOptions(network="timm:vit_tiny_patch16_224"), info)
 
 

@@ -28,7 +28,7 @@ from plait_flamefinder.attention import FeatureGate
 from plait_flamefinder.encoder import LFE, FlameNet
 from plait_flamefinder.finder import FlameFinder
 from plait_flamefinder.losses import cosine_distances
-from plait_flamefinder.presets import BASELINES
+from plait_flamefinder.options import BASELINES
 from plait_flamefinder.synthesis import synthesise
 
 FRAMES = {"data.train_frames": 6, "data.validation_frames": 2, "data.test_frames": 4}
@@ -500,12 +500,28 @@ def test_detect(trained: plait.Run, tmp_path: Path, capsys: pytest.CaptureFixtur
     place = json.loads((tmp_path / "out/flames.geojson").read_text())["features"][0]
     assert place["geometry"]["coordinates"] == pytest.approx([-121.26, 42.5])
     assert Image.open(tmp_path / "out/a.png").size == (256, 256)
+    assert set(commands.frames_in(folder, folder)) == {"a", "b", "c"}
     (folder / "d.png").write_bytes(b"no image")
     with pytest.raises(BadInput, match=r"d\.png: cannot be read"):
         commands.detect(folder, trained.directory.path, tmp_path / "out2")
     assert not (tmp_path / "out2").exists()
     commands.detect(folder, trained.directory.path, tmp_path / "out2", skip_bad=True)
     assert "1 skipped" in capsys.readouterr().out
+
+
+@pytest.mark.smoke
+def test_names_of_frames(tmp_path: Path) -> None:
+    """Each has its own, and what was written before is no frame."""
+    for name in ("a.jpg", "a.tiff", "b/a.png", "out/a.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    frames = commands.frames_in(tmp_path, tmp_path / "out")
+    assert {name: str(file.relative_to(tmp_path)) for name, file in frames.items()} == {
+        "a": "a.jpg",
+        "a.tiff": "a.tiff",
+        "b_a": "b/a.png",
+    }
+    assert len(commands.frames_in(tmp_path / "b", tmp_path)) == 1
 
 
 @pytest.mark.parametrize("others", [(), ("chase",)])

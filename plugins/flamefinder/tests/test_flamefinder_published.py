@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import ExifTags, Image
+from PIL.TiffImagePlugin import IFDRational
 
 from plait_flamefinder.errors import FlamefinderError
 from plait_flamefinder.frames import auto_gain, position, read_celsius, read_grey, taken
@@ -68,6 +69,10 @@ def test_when_and_where(tmp_path: Path) -> None:
     assert taken(tmp_path / "b.jpg") - taken(tmp_path / "a.jpg") == 30  # type: ignore[operator]
     assert position(tmp_path / "a.jpg") == pytest.approx((-121.26, 42.5))
     assert position(tmp_path / "b.jpg") is None
+    lost = Image.Exif()  # as a receiver without a fix writes it
+    lost.get_ifd(ExifTags.IFD.GPSInfo).update({2: (IFDRational(0, 0), 0.0, 0.0), 4: (121.0, 15.0, 36.0)})
+    Image.fromarray(rgb_frame(16, 16, False)).save(tmp_path / "c.jpg", exif=lost)
+    assert position(tmp_path / "c.jpg") is None
 
 
 @pytest.mark.smoke

@@ -5,13 +5,13 @@ Importing this package imports no torch, so that its plugin is found fast; the n
 | module | what is there |
 | --- | --- |
 | `finder` | `FlameFinder`, for any training loop |
-| `encoder`, `attention`, `decoder` | the network with its latent vector, and what is put into or onto it |
-| `losses`, `centres`, `terms` | CL, TCL and TCCL as plain modules, the centres, and all terms together |
-| `detection`, `measures` | decisions by classifier or centres, and how good they are |
-| `annotation`, `smoke`, `patches` | flame pixels and smoke in RGB frames, and the grid of patches |
+| `encoder`, `attention`, `reconstruction` | the network with its latent vector, and what is put into or onto it |
+| `losses`, `centres`, `terms` | CL, TCL and TCCL as plain modules, the centres and their decisions, all terms |
+| `measures` | how good decisions are, and how well the classes are separated |
+| `annotation`, `smoke`, `patches` | flame pixels and smoke in RGB frames, the grid of patches and data made of it |
 | `synthesis`, `synthetic` | generated frames, and the data set made of them |
 | `published`, `frames` | FLAME2 and FLAME3 as published, and their files |
-| `options`, `presets` | the options, and what the method is compared with |
+| `options` | the options, and presets of what the method is compared with |
 """
 
 __version__ = "0.1.0"

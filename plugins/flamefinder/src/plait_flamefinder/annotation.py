@@ -49,9 +49,6 @@ def flame_mask(rgb: npt.NDArray[np.uint8], rule: Rule = "paper-like") -> npt.NDA
 
 def without_specks(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     """A mask without its 8-connected components of fewer than `MIN_COMPONENT` pixels."""
-    components: npt.NDArray[Any]
-    components, _ = ndimage.label(mask, structure=np.ones((3, 3)))
-    large: npt.NDArray[np.bool_] = np.bincount(components.ravel()) >= MIN_COMPONENT
-    large[0] = False
-    kept: npt.NDArray[np.bool_] = large[components]
-    return kept
+    components: npt.NDArray[Any] = ndimage.label(mask, structure=np.ones((3, 3)))[0]
+    large = np.bincount(components.ravel()) >= MIN_COMPONENT
+    return np.asarray(large[components] & mask)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -40,20 +40,19 @@ class BalancedSplit(SplitAround):
 
     def stream(self, name: str, seed: int, batch_size: int, **options: Any) -> BalancedStream:
         """Endless balanced batches; an epoch is as many as shuffling the split would give."""
-        return BalancedStream(self, name, seed, batch_size, **options)
+        stream = BalancedStream(self.split, name, seed, batch_size, **options)
+        stream.by_class = self.by_class
+        return stream
 
 
 class BalancedStream(Stream):
     """A `Stream` whose batches are drawn class by class, each by a seed of its own, so that any of them can be next."""
 
-    def __init__(self, balanced: BalancedSplit, name: str, seed: int, batch_size: int, **options: Any) -> None:
-        super().__init__(balanced.split, name, seed, batch_size, **options)
-        self.balanced = balanced
+    by_class: Sequence[Tensor]
 
     def rows(self, start: int) -> Iterator[Tensor]:
         """This rank's row numbers of batch ``start``, ``start + 1``, ..."""
-        classes = self.balanced.by_class
-        number = start
+        classes, number = self.by_class, start
         while True:
             generator = torch.Generator().manual_seed(seed_of(self.seed, self.name, "balanced", number))
             places = torch.arange(self.batch_size) + number  # what is left over goes to another class each time

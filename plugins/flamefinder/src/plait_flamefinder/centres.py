@@ -1,4 +1,4 @@
-"""The centres of the classes in the latent space, and how they move. Card section 6."""
+"""The centres of the classes in the latent space, how they move, and what they decide. Card sections 6 and 8."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from torch import Generator, Tensor, nn
 from torch.nn.functional import one_hot
 
 from .errors import FlamefinderError
-from .options import CentreUpdate
+from .losses import cosine_distances, half_squared_distances
+from .options import CentreUpdate, Decision
 
-__all__ = ["Centres", "class_means"]
+__all__ = ["DECISIONS", "Centres", "class_means", "decided"]
 
+DECISIONS: tuple[Decision, ...] = ("head", "center_l2", "center_cos")
 SPREAD = 0.5
 """Standard deviation of the first centres."""
 
@@ -60,3 +62,16 @@ def class_means(z: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     """Mean latent vector of each class [K, d]; NaN for a class without examples."""
     member = one_hot(labels, num_classes).to(z.dtype)
     return member.T @ z / member.sum(0).unsqueeze(1)
+
+
+def decided(decision: Decision, logits: Tensor, z: Tensor, centres: Tensor | None) -> Tensor:
+    """Outputs [B, K], of which the largest decides: the logits, or minus the distance to each centre.
+
+    For two classes output 1 minus output 0 is the card's score, and a patch is flame where it is above 0. z is [B, d],
+    the centres are [K, d], not needed for ``head``.
+    """
+    if decision == "head":
+        return logits
+    assert centres is not None
+    distances = half_squared_distances if decision == "center_l2" else cosine_distances
+    return -distances(z, centres)

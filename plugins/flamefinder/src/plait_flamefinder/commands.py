@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json as documents
 from pathlib import Path
 from typing import Any
@@ -10,19 +11,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 from safetensors.torch import load_model
 
 import plait
 from plait import DataInfo
 from plait.errors import BadInput
 from plait.loading import build_model
-from plait.storage.files import write_atomically, write_text
+from plait.storage.files import write_text
 
 from .annotation import flame_mask
 from .encoder import FlameNet
 from .errors import FlamefinderError
-from .frames import READERS, position, read_rgb
+from .frames import READERS, position, read_rgb, save_png
 from .options import FlamefinderOptions, Rule
 from .patches import cut
 from .weave import attentive
@@ -57,39 +57,39 @@ def detect(
     def read(file: Path) -> npt.NDArray[Any]:
         return READERS[("celsius" if in_degrees else "agc") if file.suffix.lower() in DEGREES else "raw_jpg"](file)
 
-    judged: dict[Path, npt.NDArray[Any]] = {}
-    skipped = 0
-    for file in frames_in(folder):  # all of them before anything is written
+    judged: dict[str, tuple[Path, npt.NDArray[Any]]] = {}
+    frames = frames_in(folder, out)
+    for name, file in frames.items():  # all of them before anything is written
         try:
             patches = cut(frame := read(file), size)
         except FlamefinderError:
             if not skip_bad:
                 raise
-            skipped += 1
             continue
         thermal = torch.from_numpy(np.ascontiguousarray(patches)).reshape(-1, 1, size, size).float()
         thermal = thermal / 255 if frame.dtype == np.uint8 else thermal
-        judged[file] = network.flame_probability(thermal * 2 - 1).reshape(patches.shape[:2]).numpy()
-    rows: list[list[Any]] = []
+        judged[name] = file, network.flame_probability(thermal * 2 - 1).reshape(patches.shape[:2]).numpy()
+    rows: list[list[Any]] = [["frame", "row", "column", "probability", "longitude", "latitude"]]
     places: list[dict[str, Any]] = []
-    for file, probability in judged.items():
-        name, place = _name(file, folder), position(file)
-        _picture(out / f"{name}.png", overlay(read(file), probability, size))
+    for name, (file, probability) in judged.items():
+        place = position(file)
+        save_png(out / f"{name}.png", overlay(read(file), probability, size))
         cells = [(row, column, f"{probability[row, column]:.4f}") for row, column in np.ndindex(probability.shape)]
         rows += [[name, *cell, *(place or ("", ""))] for cell in cells]
         if place is not None:
             most = {"frame": name, "flame_patches": int((probability > 0.5).sum()), "most": float(probability.max())}
             point = {"type": "Point", "coordinates": list(place)}
             places.append({"type": "Feature", "geometry": point, "properties": most})
-    write_atomically(out / "patches.csv", lambda temporary: _table(temporary, rows))
+    csv.writer(table := io.StringIO(newline="")).writerows(rows)
+    write_text(out / "patches.csv", table.getvalue())
     if places:
         write_text(out / "flames.geojson", documents.dumps({"type": "FeatureCollection", "features": places}, indent=1))
-    frames, flames = len(judged), sum(bool((probability > 0.5).any()) for probability in judged.values())
+    flames, skipped = sum(bool((p > 0.5).any()) for _, p in judged.values()), len(frames) - len(judged)
     if json:
-        said = {"frames": frames, "with_flames": flames, "skipped": skipped, "positions": len(places)}
+        said = {"frames": len(judged), "with_flames": flames, "skipped": skipped, "positions": len(places)}
         print(documents.dumps({**said, "out": str(out)}))
     else:
-        print(f"{flames} of {frames} frames have a patch with flames; {skipped} skipped. Pictures and tables: {out}")
+        print(f"{flames} of {len(judged)} frames have a patch with flames; {skipped} skipped. Pictures, tables: {out}")
 
 
 def exported(finished: plait.Run) -> tuple[FlameNet, int]:
@@ -124,10 +124,11 @@ def annotate(folder: Path, out: Path = Path("masks"), rule: Rule = "strict", jso
         rule: paper-like, loose or strict.
         json: print one JSON document.
     """
-    masks = {file: flame_mask(read_rgb(file), rule) for file in frames_in(folder)}
-    for file, mask in masks.items():
-        _picture(out / f"{_name(file, folder)}.png", np.where(mask[..., None], MARK, read_rgb(file)))
-    pixels = {_name(file, folder): int(mask.sum()) for file, mask in masks.items()}
+    frames = frames_in(folder, out)
+    masks = {name: flame_mask(read_rgb(file), rule) for name, file in frames.items()}
+    for name, mask in masks.items():
+        save_png(out / f"{name}.png", np.where(mask[..., None], MARK, read_rgb(frames[name])))
+    pixels = {name: int(mask.sum()) for name, mask in masks.items()}
     empty = sum(not count for count in pixels.values())
     if json:
         print(documents.dumps({"frames": len(pixels), "empty": empty, "pixels": pixels, "out": str(out)}))
@@ -135,13 +136,20 @@ def annotate(folder: Path, out: Path = Path("masks"), rule: Rule = "strict", jso
         print(f"{len(pixels)} frames, {empty} of them without a flame pixel by the rule {rule!r}. Pictures: {out}")
 
 
-def frames_in(folder: Path) -> list[Path]:
-    """The images in a folder and below it, in order.
+def frames_in(folder: Path, out: Path) -> dict[str, Path]:
+    """The images in a folder and below it, but not in ``out``, each by a name of its own: its path without the ending.
 
     Raises:
         BadInput: there is none.
     """
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in IMAGES)
+    files: dict[str, Path] = {}
+    there = [file for file in folder.rglob("*") if file.suffix.lower() in IMAGES]
+    if folder.resolve() in out.resolve().parents:
+        there = [file for file in there if out.resolve() not in file.resolve().parents]
+    for file in sorted(there):
+        path = file.relative_to(folder)
+        name = "_".join(path.with_suffix("").parts)
+        files["_".join(path.parts) if name in files else name] = file  # a.jpg and a.tiff side by side
     if not files:
         raise BadInput(f"{folder}: no image in it ({', '.join(IMAGES)}).")
     return files
@@ -160,18 +168,3 @@ def overlay(frame: npt.NDArray[Any], probability: npt.NDArray[Any], size: int) -
     inside = (slice(top, top + rows * size), slice(left, left + columns * size))
     picture[inside] += (np.array([255, 40, 0]) - picture[inside]) * 0.6 * strength
     return picture.astype(np.uint8)
-
-
-def _name(file: Path, folder: Path) -> str:
-    return "_".join(file.relative_to(folder).with_suffix("").parts)
-
-
-def _picture(file: Path, picture: npt.NDArray[np.uint8]) -> None:
-    write_atomically(file, lambda temporary: Image.fromarray(picture).save(temporary, format="PNG"))
-
-
-def _table(file: Path, rows: list[list[Any]]) -> None:
-    with open(file, "w", newline="", encoding="utf-8") as handle:
-        writer = csv.writer(handle)
-        writer.writerow(["frame", "row", "column", "probability", "longitude", "latitude"])
-        writer.writerows(rows)

@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 from plait import DataInfo
 
 from .attention import FeatureGate
-from .detection import decided
+from .centres import decided
 from .errors import FlamefinderError
 from .options import BackboneOptions, Decision, LfeOptions
 
@@ -121,16 +121,22 @@ class FlameNet(nn.Module):
 
 def build_lfe(options: LfeOptions, info: DataInfo) -> FlameNet:
     """The model ``flame-lfe`` for patches of ``info.input_shape``."""
-    channels, *side = info.input_shape
-    features = LFE(channels, options.channels, options.doubled)
-    return FlameNet(features, _numbers(features, channels, side), options.latent, info.num_classes)
+    return _around(LFE(info.input_shape[0], options.channels, options.doubled), options.latent, info)
 
 
 def build_backbone(options: BackboneOptions, info: DataInfo) -> FlameNet:
     """The model ``flame-backbone``."""
-    channels, *side = info.input_shape
-    features = backbone(options.network, channels)
-    return FlameNet(features, _numbers(features, channels, side), options.latent, info.num_classes)
+    return _around(backbone(options.network, info.input_shape[0]), options.latent, info)
+
+
+@torch.no_grad()
+def _around(features: nn.Module, latent: int, info: DataInfo) -> FlameNet:
+    """The network on an encoder, whose numbers are counted by a patch of zeros."""
+    try:
+        numbers = features.eval()(torch.zeros(1, *info.input_shape)).numel()
+    except Exception as error:  # a network for larger images may raise anything
+        raise FlamefinderError(f"the encoder cannot take patches of {list(info.input_shape)}: {error}") from error
+    return FlameNet(features.train(), numbers, latent, info.num_classes)
 
 
 def backbone(network: str, in_channels: int) -> nn.Module:
@@ -166,16 +172,3 @@ def backbone(network: str, in_channels: int) -> nn.Module:
         new = nn.Conv2d(in_channels, old.out_channels, **shape, bias=old.bias is not None)  # type: ignore[arg-type]
         model.set_submodule(first[0], new)
     return model
-
-
-@torch.no_grad()
-def _numbers(features: nn.Module, channels: int, side: list[int]) -> int:
-    """How many numbers the features are for one patch."""
-    training = features.training
-    try:
-        shape = features.eval()(torch.zeros(1, channels, *side)).shape
-    except Exception as error:  # a network for larger images may raise anything
-        raise FlamefinderError(f"the encoder cannot take patches of {channels} x {side}: {error}") from error
-    finally:
-        features.train(training)
-    return int(shape[1:].numel())

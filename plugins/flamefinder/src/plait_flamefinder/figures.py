@@ -15,31 +15,19 @@ from plait.data.batches import Split
 from plait.data.streams import column, in_order
 from plait.declare.results import Metric, Plot, Table
 
-from .detection import DECISIONS, decided
-from .measures import detection, separation, standardised
+from .centres import DECISIONS, decided
+from .measures import DETECTION, detection, separation, standardised
 from .options import Decision, FlamefinderOptions
 
 __all__ = ["Tested", "brightness", "mosaic", "numbers", "pictures", "worst"]
 
 Figures = dict[str, Metric | Table | Plot]
-Better = Literal["higher", "lower", "neither"]
+Series = dict[str, tuple[Sequence[Any], Sequence[float]]]
 
 CELSIUS = 80.0
 """Degrees of the control that calls a patch flame by its hottest pixel, where there are degrees."""
-UNITS: Mapping[str, tuple[str, Better]] = {
-    "accuracy": ("%", "higher"),
-    "balanced_accuracy": ("%", "higher"),
-    "f1": ("%", "higher"),
-    "recall": ("%", "higher"),
-    "auc": ("", "higher"),
-    "hot_fpr": ("%", "lower"),
-    "silhouette": ("", "higher"),
-    "davies_bouldin": ("", "lower"),
-    "calinski_harabasz": ("", "higher"),
-    "intra_inter": ("", "lower"),
-    "davies_bouldin_standardised": ("", "lower"),
-    "davies_bouldin_logit": ("", "lower"),
-}
+PERCENT = ("accuracy", "balanced_accuracy", "f1", "recall", "hot_fpr")
+LOWER = ("hot_fpr", "davies_bouldin", "intra_inter", "davies_bouldin_standardised", "davies_bouldin_logit")
 
 
 @dataclass(frozen=True)
@@ -83,7 +71,7 @@ def numbers(tested: Tested, options: FlamefinderOptions) -> Figures:
     chosen = (options.decision, "" if options.decision == "head" else options.centers)
     if chosen not in outputs and options.decision != "head":
         chosen = (options.decision, "mean")  # no centre was trained: the class means are what is exported
-    names = list(UNITS)[: 5 if hot is None else 6]
+    names = DETECTION[: 5 if hot is None else 6]
     columns = ["bucket", "decision", "centres", "examples", "flame %", *names]
     table: list[list[Any]] = []
     for bucket, rows in tested.rows().items():
@@ -98,16 +86,12 @@ def numbers(tested: Tested, options: FlamefinderOptions) -> Figures:
                 given |= _named(f"{bucket}_{decision}", brief, reason)
         given[f"{bucket}_examples"] = Metric(int(rows.sum()), "examples")
         if "celsius_max" in tested.fields:
-            degrees = tested.fields["celsius_max"].numpy()[rows]
-            measured, reason = detection(degrees - CELSIUS, label[rows])
-            given |= _named(f"{bucket}_celsius", {name: measured[name] for name in ("accuracy", "auc")}, reason)
-        z, logit = tested.z.numpy()[rows], outputs["head", ""][rows]
-        measured, reason = separation(z, label[rows])
-        given |= _named(bucket, measured, reason)
-        others = {"davies_bouldin_standardised": standardised(z), "davies_bouldin_logit": logit}
-        for name, space in others.items():
+            given |= _control(f"{bucket}_celsius", tested.fields["celsius_max"].numpy()[rows] - CELSIUS, label[rows])
+        z = tested.z.numpy()[rows]
+        given |= _named(bucket, *separation(z, label[rows]))
+        for name, space in (("standardised", standardised(z)), ("logit", outputs["head", ""][rows])):
             measured, reason = separation(space, label[rows], ("davies_bouldin",))
-            given |= _named(bucket, {name: measured["davies_bouldin"]}, reason)
+            given |= _named(bucket, {f"davies_bouldin_{name}": measured["davies_bouldin"]}, reason)
     given["decisions"] = Table("Every decision on every bucket", columns, table)
     return given
 
@@ -118,17 +102,24 @@ def _detected(
     """`detection` of two classes; of more only the accuracy."""
     if outputs.shape[1] == 2:
         return detection(outputs[:, 1] - outputs[:, 0], label, hot)
-    values: dict[str, float | None] = dict.fromkeys(list(UNITS)[: 5 if hot is None else 6])
+    values: dict[str, float | None] = dict.fromkeys(DETECTION[: 5 if hot is None else 6])
     if len(label):
         values["accuracy"] = 100 * float((outputs.argmax(1) == label).mean())
     return values, f"{outputs.shape[1]} classes"
 
 
 def _named(prefix: str, values: Mapping[str, float | None], reason: str) -> Figures:
-    return {
-        f"{prefix}_{name}": Metric(nan if value is None else value, *UNITS[name], reason)
-        for name, value in values.items()
-    }
+    given = Figures()
+    for name, value in values.items():
+        unit = "%" if name in PERCENT else ""
+        better: Literal["lower", "higher"] = "lower" if name in LOWER else "higher"
+        given[f"{prefix}_{name}"] = Metric(nan if value is None else value, unit, better, reason)
+    return given
+
+
+def _control(prefix: str, score: npt.NDArray[Any], label: npt.NDArray[Any]) -> Figures:
+    measured, reason = detection(score, label)
+    return _named(prefix, {name: measured[name] for name in ("accuracy", "auc")}, reason)
 
 
 def pictures(
@@ -138,13 +129,12 @@ def pictures(
     given = Figures()
     if shares:
         steps = [entry[0] for entry in shares]
-        series: dict[str, tuple[Sequence[Any], Sequence[float]]] = {
-            name: (steps, [100 * entry[place] for entry in shares]) for place, name in enumerate(losses, 1)
-        }
-        for name, (_, values) in series.items():
-            given[f"gradient_share_{name.lower()}"] = Metric(
-                float(np.mean(values)), "%", "neither", f"mean of {len(steps)}"
-            )
+        series = Series()
+        for place, name in enumerate(losses, 1):
+            percent = [100 * entry[place] for entry in shares]
+            series[name] = (steps, percent)
+            share = Metric(float(np.mean(percent)), "%", "neither", f"mean of {len(steps)}")
+            given[f"gradient_share_{name.lower()}"] = share
         given["gradient_share"] = Plot("Which loss moves the latent vectors", "step", "% of the gradients", series)
     if tested.num_classes == 2:
         given["roc"] = Plot("ROC of the classifier", "false positives %", "true positives %", _roc(tested))
@@ -179,14 +169,10 @@ def mosaic(patches: npt.NDArray[Any], cells: int = 16) -> Plot:
     low, high = means.min((1, 2), keepdims=True), means.max((1, 2), keepdims=True)
     means = (means - low) / np.maximum(high - low, 1e-6)
     across = -(-len(patches) // 2)
-    levels = {
-        "25 to 50 % of the patch's own range": (0.25, 0.5),
-        "50 to 75 %": (0.5, 0.75),
-        "75 to 100 %": (0.75, 1.01),
-    }
-    series: dict[str, tuple[Sequence[Any], Sequence[float]]] = {}
-    for name, (least, most) in levels.items():
-        number, row, column = np.nonzero((means >= least) & (means < most))
+    levels = ("25 to 50 % of the patch's own range", "50 to 75 %", "75 to 100 %")
+    series = Series()
+    for quarter, name in enumerate(levels, 1):
+        number, row, column = np.nonzero(np.minimum(4 * means, 3).astype(int) == quarter)
         x, y = (number % across) * (cells + 2) + column, -(number // across) * (cells + 2) - row
         series[name] = (x.tolist(), y.tolist())
     edges, height = (cells + 2) * np.arange(across + 1) - 1.5, 2 * (cells + 2)
@@ -208,17 +194,15 @@ def brightness(tested: Tested, train: Split, test: Split) -> Figures:
     score, label = model.decision_function(features(test)), tested.label.numpy()
     given = Figures()
     for bucket, rows in tested.rows().items():
-        measured, reason = detection(score[rows], label[rows])
-        brief = {name: measured[name] for name in ("accuracy", "auc")}
-        given |= _named(f"{bucket}_brightness", brief, reason)
+        given |= _control(f"{bucket}_brightness", score[rows], label[rows])
     return given
 
 
-def _roc(tested: Tested) -> dict[str, tuple[Sequence[Any], Sequence[float]]]:
+def _roc(tested: Tested) -> Series:
     from sklearn.metrics import roc_curve
 
     score, label = (tested.logits[:, 1] - tested.logits[:, 0]).numpy(), tested.label.numpy()
-    curves: dict[str, tuple[Sequence[Any], Sequence[float]]] = {}
+    curves = Series()
     for bucket, rows in tested.rows().items():
         if 0 < label[rows].sum() < rows.sum():
             false, true, _ = roc_curve(label[rows], score[rows])
@@ -241,7 +225,7 @@ def _planes(tested: Tested, points: int) -> Figures:
         if z.shape[1] < 2 or not z.std():
             continue
         place = way.fit_transform(z)
-        series: dict[str, tuple[Sequence[Any], Sequence[float]]] = {}
+        series = Series()
         for bucket, inside in kinds.items():
             for number in np.unique(label):
                 of_kind = place[inside & (label == number)]

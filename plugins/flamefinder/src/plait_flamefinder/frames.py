@@ -15,7 +15,7 @@ from plait.storage.files import write_atomically
 
 from .errors import FlamefinderError
 
-__all__ = ["auto_gain", "position", "read_celsius", "read_grey", "read_rgb", "save_row", "taken"]
+__all__ = ["auto_gain", "position", "read_celsius", "read_grey", "read_rgb", "save_png", "save_row", "taken"]
 
 SPAN = 15.0
 """Smallest range, degrees, that the auto-gain spreads over 8 bits: a cold scene is not blown up into noise."""
@@ -82,8 +82,7 @@ def auto_gain(celsius: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
     """The frame as a camera shows it: percentiles 1 to 99.9, at least `SPAN` degrees, in 8 bits. No absolute scale."""
     low, high = np.percentile(celsius, [1, 99.9])
     share = np.clip((celsius - low) / max(high - low, SPAN), 0, 1)
-    gained: npt.NDArray[np.uint8] = (share * 255 + 0.5).astype(np.uint8)
-    return gained
+    return np.asarray(share * 255 + 0.5).astype(np.uint8)
 
 
 def taken(file: Path) -> float | None:
@@ -105,7 +104,7 @@ def position(file: Path) -> tuple[float, float] | None:
         north = _degrees(gps[tags.GPSLatitude]) * (-1 if gps.get(tags.GPSLatitudeRef) == "S" else 1)
     except (KeyError, TypeError, ValueError, ZeroDivisionError):
         return None
-    return east, north
+    return (east, north) if abs(east) <= 180 and abs(north) <= 90 else None  # a receiver without a fix writes 0/0: NaN
 
 
 def _degrees(parts: Any) -> float:
@@ -117,8 +116,12 @@ def save_row(file: Path, patches: npt.NDArray[Any], scale: int = 4) -> None:
     """Patches [n, P, P] in [0, 1] side by side as a PNG, each pixel ``scale`` wide."""
     framed = np.pad(patches, ((0, 0), (1, 1), (1, 1)), constant_values=1)
     grey = (np.clip(np.concatenate(list(framed), 1), 0, 1) * 255).astype(np.uint8)
-    picture = Image.fromarray(np.kron(grey, np.ones((scale, scale), np.uint8)))
-    write_atomically(file, lambda temporary: picture.save(temporary, format="PNG"))
+    save_png(file, np.kron(grey, np.ones((scale, scale), np.uint8)))
+
+
+def save_png(file: Path, pixels: npt.NDArray[np.uint8]) -> None:
+    """A picture, uint8 [H, W] or [H, W, 3], written whole or not at all."""
+    write_atomically(file, lambda temporary: Image.fromarray(pixels).save(temporary, format="PNG"))
 
 
 READERS: dict[str, Callable[[Path], npt.NDArray[Any]]] = {

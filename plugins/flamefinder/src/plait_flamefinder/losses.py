@@ -139,16 +139,16 @@ class MetricLosses(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z: Tensor, labels: Tensor, centres: Tensor, margins: Tensor) -> Tensor:
         """[3, B]."""
-        own = labels.unsqueeze(1) == torch.arange(len(centres), device=z.device)
+        own = labels.expand(2, -1).unsqueeze(2)
         norm_z = torch.linalg.vector_norm(z, dim=1, keepdim=True).clamp_min_(EPS)
         norm_c = torch.linalg.vector_norm(centres, dim=1).clamp_min_(EPS)
         cosine = (z @ centres.T).div_(norm_z).div_(norm_c)
         distances = torch.stack([half_squared_distances(z, centres), 1 - cosine])
-        to_own = distances.gather(2, labels.expand(2, -1).unsqueeze(2)).squeeze(2)
-        to_other, other = distances.masked_fill(own, torch.inf).min(2, keepdim=True)
-        hinge = (to_own - to_other.squeeze(2)).add_(margins).clamp_min_(0)
+        to_own = distances.gather(2, own)
+        to_other, other = distances.scatter_(2, own, torch.inf).min(2, keepdim=True)
+        hinge = (to_own - to_other).squeeze(2).add_(margins).clamp_min_(0)
         ctx.save_for_backward(z, centres, own, other, hinge, cosine, norm_z, norm_c)
-        return torch.cat([to_own[:1], hinge])
+        return torch.cat([to_own[0].T, hinge])
 
     @staticmethod
     @once_differentiable
@@ -156,8 +156,9 @@ class MetricLosses(torch.autograd.Function):
         """By D and by S first, [2, B, K], then by what they are made of."""
         z, centres, own, other, hinge, cosine, norm_z, norm_c = ctx.saved_tensors
         active = (upstream[1:] * (hinge > 0)).unsqueeze(2)
-        by_d, by_s = (own * active).scatter_(2, other, -active)
-        by_d.addcmul_(own, upstream[0].unsqueeze(1))
+        by_d, by_s = by = torch.zeros_like(cosine).expand(2, -1, -1).scatter(2, other, -active)
+        active[0] += upstream[0].unsqueeze(1)
+        by.scatter_(2, own, active)
         turning = by_s * cosine
         products = (by_s / norm_z).div_(norm_c).add_(by_d)
         of_z = (turning.sum(1, keepdim=True) / norm_z.square()).add_(by_d.sum(1, keepdim=True))

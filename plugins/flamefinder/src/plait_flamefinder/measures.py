@@ -14,6 +14,7 @@ from sklearn import metrics
 
 __all__ = ["MOST_POINTS", "Measured", "detection", "separation"]
 
+DETECTION = ("accuracy", "balanced_accuracy", "f1", "recall", "auc", "hot_fpr")
 SEPARATION = ("silhouette", "davies_bouldin", "calinski_harabasz", "intra_inter")
 MOST_POINTS = 5000
 """Points that the silhouette takes; of more a stratified part, chosen by a fixed seed."""
@@ -29,8 +30,7 @@ def detection(score: npt.NDArray[Any], label: npt.NDArray[Any], hot: npt.NDArray
         ``accuracy``, ``balanced_accuracy``, ``f1``, ``recall`` and, with ``hot``, ``hot_fpr`` in %, ``auc`` 0 to 1;
         with one class alone only the accuracy, with fewer than two examples nothing.
     """
-    names = ("accuracy", "balanced_accuracy", "f1", "recall", "auc", "hot_fpr")
-    values: dict[str, float | None] = dict.fromkeys(names if hot is not None else names[:-1])
+    values: dict[str, float | None] = dict.fromkeys(DETECTION if hot is not None else DETECTION[:-1])
     if len(label) < 2:
         return values, f"{len(label)} examples"
     said, flame = score > 0, label == 1
@@ -87,8 +87,7 @@ def standardised(z: npt.NDArray[Any]) -> npt.NDArray[Any]:
     if not len(z):
         return z
     spread = z.std(0)
-    result: npt.NDArray[Any] = (z - z.mean(0)) / np.where(spread > 0, spread, 1)
-    return result
+    return np.asarray((z - z.mean(0)) / np.where(spread > 0, spread, 1))
 
 
 def _stratified(label: npt.NDArray[Any]) -> npt.NDArray[np.int64]:

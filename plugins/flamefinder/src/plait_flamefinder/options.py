@@ -1,4 +1,4 @@
-"""Options of the method, its data and its models: bounds, units and a description each. Imports no torch."""
+"""Options of the method, its data and its models, and presets of what is compared. Imports no torch."""
 
 from __future__ import annotations
 
@@ -9,13 +9,26 @@ from pydantic import Field
 
 from plait import Options, PresetOptions
 
-from .presets import BASELINES
-
 Attention = Literal["none", "embed", "per_loss_global", "per_loss_gated", "dacl"]
 CentreUpdate = Literal["gradient", "delta"]
 Decision = Literal["head", "center_l2", "center_cos"]
 Rule = Literal["paper-like", "loose", "strict"]
 SmokeRule = Literal["dark-channel", "relative"]
+
+_BCE = {"l_CL": 0.0, "l_TCL": 0.0, "l_TCCL": 0.0, "attention": "none", "decision": "head"}
+_WIDE = {"m": 50.0, "attention": "none"}
+
+BASELINES: Mapping[str, Mapping[str, Any]] = {
+    "full": {},
+    "wide-margin": _WIDE,
+    "wide-margin-gain": {**_WIDE, "gain_aug": 0.2},
+    "bce": _BCE,
+    "bce-gain": {**_BCE, "gain_aug": 0.2},
+    "centre-loss": {**_BCE, "l_CL": 1.0},
+}
+"""Preset -> option values: the method as the card has it, its best variant on validation frames without and with random
+thermal gain, the paper's baseline (a classifier alone), the same with gain, and with the centre loss (Wen et al. 2016).
+"""
 
 
 class FlamefinderOptions(PresetOptions):

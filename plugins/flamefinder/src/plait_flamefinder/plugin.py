@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from .weave import Weave
 
+MODULE = "plait_flamefinder"
 _PATCHES = frozenset({"field:input", "field:label", "field:group", "field:index", "task:classification"})
 _IMAGES = frozenset({"field:input", "task:classification"})
 
@@ -75,25 +76,20 @@ class FlamefinderPlugin(Plugin):
             "flame2": ("published:flame2", "FLAME2: frame pairs 254x254 of a prescribed burn", "Flame2Options"),
             "flame3": ("published:flame3", "FLAME3: radiometric pairs 640x512, Sycan Marsh", "Flame3Options"),
         }
-        module = "plait_flamefinder"
         return {
-            name: DataSource(f"{module}.{factory}", summary, _PATCHES, later(f"{module}.options:{options}"))
+            name: DataSource(f"{MODULE}.{factory}", summary, _PATCHES, later(f"{MODULE}.options:{options}"))
             for name, (factory, summary, options) in given.items()
         }
 
     @hookimpl
     def models(self) -> Mapping[str, ModelSource]:
         """The paper's encoder as reconstructed, and any network of torchvision or timm in its place."""
-        given = {
-            "flame-lfe": ("build_lfe", "FlameFinder's local features", "LfeOptions"),
-            "flame-backbone": ("build_backbone", "FlameFinder on a torchvision or timm network", "BackboneOptions"),
-        }
-        words, module = frozenset({"model:latent"}), "plait_flamefinder"
+        latent, options = frozenset({"model:latent"}), f"{MODULE}.options"
+        lfe, network = "FlameFinder's local features", "FlameFinder on a torchvision or timm network"
+        factories = f"{MODULE}.encoder:build_lfe", f"{MODULE}.encoder:build_backbone"
         return {
-            name: ModelSource(
-                f"{module}.encoder:{factory}", summary, words, _IMAGES, later(f"{module}.options:{options}")
-            )
-            for name, (factory, summary, options) in given.items()
+            "flame-lfe": ModelSource(factories[0], lfe, latent, _IMAGES, later(f"{options}:LfeOptions")),
+            "flame-backbone": ModelSource(factories[1], network, latent, _IMAGES, later(f"{options}:BackboneOptions")),
         }
 
     @hookimpl
@@ -133,5 +129,4 @@ class FlamefinderPlugin(Plugin):
     @hookimpl
     def commands(self) -> Mapping[str, str]:
         """`plait flamefinder detect` and `annotate`."""
-        module = "plait_flamefinder.commands"
-        return {"detect": f"{module}:detect", "annotate": f"{module}:annotate"}
+        return {name: f"{MODULE}.commands:{name}" for name in ("detect", "annotate")}

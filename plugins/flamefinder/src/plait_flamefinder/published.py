@@ -14,16 +14,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from plait import Data, DataInfo
+from plait import Data
 
 from .annotation import flame_mask
-from .augmentation import to_network, turned
 from .errors import FlamefinderError
 from .frames import READERS, read_celsius, read_rgb, taken
 from .options import Flame2Options, Flame3Options
-from .patches import cut, patch_sums
-from .smoke import BUCKETS, UNOBSCURED, buckets, smoke_score
-from .synthetic import FIELDS, HOT_PX, POSITIVE_PX, PatchSplit
+from .patches import HOT_PX, POSITIVE_PX, Columns, assembled, cut, patch_sums
+from .smoke import UNOBSCURED, buckets, smoke_score
 
 __all__ = ["Pair", "flame2", "flame2_labels", "flame3"]
 
@@ -199,7 +197,6 @@ def _folder(root: str) -> Path:
 
 
 SPLITS = ("train", "validation", "test")
-Columns = dict[str, npt.NDArray[Any]]
 Read = Callable[[Pair], tuple[npt.NDArray[Any], npt.NDArray[np.uint8], npt.NDArray[np.float32] | None]]
 
 
@@ -234,7 +231,7 @@ def _data(
         frames[split].append(columns | {"group": np.full(count, pair.group), "frame": np.full(count, number)})
         unseen[split] += pair.fire and not columns["rule"].any()
     notes = [f"{name}: {bad} of {len(pairs) + lacking} frames cannot be used and were skipped"] if bad else []
-    splits: dict[str, PatchSplit] = {}
+    splits: dict[str, Columns] = {}
     for split in SPLITS:
         if not frames[split]:
             raise FlamefinderError(f"data {name}: no frame for the {split} split; it takes a block of its own.")
@@ -244,21 +241,14 @@ def _data(
             columns["label"], clear = rule, columns["bucket"] == UNOBSCURED
         if split != "train" or not options.rgb:
             del columns["rgb"]
-        splits[split] = PatchSplit({key: value[clear] for key, value in columns.items()})
-        share = 100 * float(columns["label"][clear].mean()) if clear.any() else 0.0
+        splits[split] = {key: value[clear] for key, value in columns.items()}
+        label = splits[split]["label"]
+        share = 100 * label.sum() / max(1, len(label))
         notes.append(
-            f"{name}: {split} {len(frames[split])} frames, {len(splits[split])} patches, {share:.1f} % flame; in "
+            f"{name}: {split} {len(frames[split])} frames, {len(label)} patches, {share:.1f} % flame; in "
             f"{unseen[split]} fire frames the rule {options.rule!r} finds no flame pixel"
         )
-        if split == "train" and not 0 < share < 100:
-            which = "flame" if share == 0 else "other"
-            raise FlamefinderError(
-                f"no {which} patches in unobscured training frames: check data.min_flame_px or data.rule, the RGB rule."
-            )
-    info = DataInfo("classification", (1, size, size), 2, 2, FIELDS | ({"rgb"} if options.rgb else set()))
-    names = {"label": ("no flame", "flame"), "group": groups, "bucket": BUCKETS}
-    train, validation, test = (splits[split] for split in SPLITS)
-    return Data(info, train, validation, test, turned, to_network, names=names, notes=tuple(notes))
+    return assembled(splits, groups, options.rgb, notes)
 
 
 def _columns(

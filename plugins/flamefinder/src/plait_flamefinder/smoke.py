@@ -9,14 +9,10 @@ from scipy import ndimage
 from .options import SmokeRule
 from .patches import patch_means
 
-__all__ = ["BUCKETS", "OBSCURED", "PARTIAL", "UNOBSCURED", "buckets", "smoke_score"]
+__all__ = ["OBSCURED", "PARTIAL", "UNOBSCURED", "buckets", "smoke_score"]
 
-UNOBSCURED = 0
-PARTIAL = 1
-OBSCURED = 2
-BUCKETS = ("unobscured", "partial", "obscured")
-"""Names of the buckets, by number."""
-
+UNOBSCURED, PARTIAL, OBSCURED = 0, 1, 2
+"""The buckets, in the order of `plait_flamefinder.patches.BUCKETS`."""
 CLEAR, THICK = 0.35, 0.50
 """Scores below the first are unobscured, above the second obscured."""
 
@@ -48,8 +44,7 @@ def sky_mask(rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
     bright = (rgb[..., 2] > 140) & (rgb[..., 2].astype(np.int16) - rgb[..., 0] > 15)
     components, _ = ndimage.label(bright)
     at_edge = np.unique(components[0])
-    sky: npt.NDArray[np.bool_] = np.isin(components, at_edge[at_edge > 0])
-    return sky
+    return np.asarray(np.isin(components, at_edge[at_edge > 0]))
 
 
 def buckets(score: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:

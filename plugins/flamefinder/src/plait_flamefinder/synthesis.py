@@ -58,24 +58,15 @@ def _amplitude(beta: float) -> Field:
     frequency[0, 0] = 1.0
     amplitude = frequency ** (-beta / 2)
     amplitude[0, 0] = 0.0
-    result: Field = amplitude.astype(np.float32)
-    return result
-
-
-@cache
-def _grid() -> tuple[Field, Field]:
-    rows, columns = np.mgrid[:SIDE, :SIDE].astype(np.float32)
-    return rows, columns
+    return np.asarray(amplitude, np.float32)
 
 
 def _logistic(value: Field) -> Field:
-    result: Field = special.expit(np.clip(value, -40, 40))
-    return result
+    return np.asarray(special.expit(np.clip(value, -40, 40)))
 
 
 def _blurred(values: Field, sigma: float) -> Field:
-    result: Field = ndimage.gaussian_filter(values, sigma, truncate=3.0)
-    return result
+    return np.asarray(ndimage.gaussian_filter(values, sigma, truncate=3.0))
 
 
 def _radiance(celsius: Any) -> Any:
@@ -84,8 +75,7 @@ def _radiance(celsius: Any) -> Any:
 
 
 def _celsius(radiance: Field) -> Field:
-    result: Field = 1438.8 / np.log1p(1 / np.maximum(radiance, 1e-6)) - 273.15
-    return result
+    return np.asarray(1438.8 / np.log1p(1 / np.maximum(radiance, 1e-6)) - 273.15)
 
 
 class _Scene:
@@ -119,8 +109,7 @@ class _Scene:
         """n(beta): a Gaussian field with amplitude spectrum f^(-beta / 2), zero mean, unit standard deviation."""
         white = self.rng.standard_normal((SIDE, SIDE), dtype=np.float32)
         field: Field = fft.irfft2(fft.rfft2(white) * _amplitude(beta), s=(SIDE, SIDE))
-        unit: Field = (field - field.mean()) / field.std()
-        return unit
+        return np.asarray((field - field.mean()) / field.std())
 
     def ground(self) -> None:
         """Steps 1 and 2: weather, canopy and dry grass, their temperatures and colours."""
@@ -137,7 +126,7 @@ class _Scene:
     def rocks(self) -> None:
         """Step 3: sun-heated rocks with rough edges."""
         edge, texture = 0.35 * self.noise(2.6), 1 + 0.12 * self.noise(1.4)
-        rows, columns = _grid()
+        rows, columns = np.mgrid[:SIDE, :SIDE].astype(np.float32)
         for _ in range(self.rng.poisson(2.5)):
             row, column = self.rng.uniform(0, SIDE, 2)
             along = float(self.rng.lognormal(1.9, 0.6))
@@ -245,13 +234,11 @@ class _Scene:
         stripes = self.rng.standard_normal((1, SIDE), dtype=np.float32)
         radiance = radiance + 0.06 * sensitivity * (pixels + 0.5 * stripes)
         ceiling = self.rng.choice([187.0, 500.0, 600.0])
-        seen: Field = np.minimum(_celsius(radiance), ceiling)
-        return seen
+        return np.asarray(np.minimum(_celsius(radiance), ceiling))
 
     def gained(self, celsius: Field) -> npt.NDArray[np.uint8]:
         """Step 8: the camera's own auto-gain, another one in every frame."""
         low, high = np.percentile(celsius, [self.uniform(0.1, 2), self.uniform(99.7, 100)])
         span = max(float(high - low), self.uniform(15, 25))
         gained = np.clip((celsius - low) / span, 0, 1) ** self.uniform(0.6, 1)
-        thermal: npt.NDArray[np.uint8] = (gained * 255 + 0.5).astype(np.uint8)
-        return thermal
+        return np.asarray(gained * 255 + 0.5).astype(np.uint8)

@@ -7,12 +7,11 @@ from torch import Generator, Tensor, nn
 
 from .attention import DistanceWeights, seeded
 from .centres import Centres
-from .decoder import Decoder
 from .encoder import FlameNet, Latent
 from .losses import CentreLoss, MetricLosses, TripletCentreLoss, TripletCosineCentreLoss
 from .options import FlamefinderOptions
 
-__all__ = ["MetricTerms", "Reconstruction"]
+__all__ = ["MetricTerms"]
 
 
 class MetricTerms(nn.Module):
@@ -64,17 +63,3 @@ class MetricTerms(nn.Module):
         norms = {name: float(gradient.norm()) for name, gradient in zip(self.factors, by_z, strict=True)}
         total = sum(norms.values())
         return {name: norm / total if total else 0.0 for name, norm in norms.items()}
-
-
-class Reconstruction(nn.Module):
-    """Mean squared error of a patch of ``channels`` and ``side`` that is rebuilt from its latent vector."""
-
-    def __init__(self, latent: int, channels: int, side: int, generator: Generator) -> None:
-        super().__init__()
-        with seeded(generator):
-            self.decoder = Decoder(latent, channels, side)
-
-    def forward(self, z: Tensor, target: Tensor) -> Tensor:
-        """The loss of each example [B], by latent vectors [B, d] and patches [B, C, P, P] in [-1, 1]."""
-        rebuilt: Tensor = self.decoder(z)
-        return (rebuilt - target).square().flatten(1).mean(1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,8 @@ from .encoder import FlameNet, Latent
 from .errors import FlamefinderError
 from .frames import save_row
 from .options import FlamefinderOptions
-from .terms import MetricTerms, Reconstruction
+from .reconstruction import Reconstruction
+from .terms import MetricTerms
 
 if TYPE_CHECKING:
     from plait.training.trainer import Trainer
@@ -132,8 +133,8 @@ class Weave:
         points = options.share_points
         total = trainer.total_steps
         self.share_steps = frozenset(max(1, round(total * number / points)) for number in range(1, points + 1))
-        self.first: tuple[Tensor, Tensor, Tensor] | None = None
-        self.judged: list[Judged] = []
+        self.first: tuple[Tensor, Tensor] | None = None  # of a step: vectors [B, d], and which are known
+        self.judged: list[tuple[str, Any, tuple[Tensor, Tensor]]] = []
 
     # ---- training -----------------------------------------------------------------------------------------------
     def step(self, trainer: Trainer, batch: Any, proceed: Callable[[], LossReport]) -> LossReport:
@@ -141,16 +142,14 @@ class Weave:
         if self.metric is None or self.options.center_update != "delta":
             return proceed()
         self._number(batch)
-        size, latent = len(batch[ROW]), self.metric.centres.values.shape[1]
-        device = trainer.device
-        empty = torch.zeros(size, latent, device=device), torch.zeros(size, dtype=torch.int64, device=device)
-        self.first = (*empty, torch.zeros(size, dtype=torch.bool, device=device))
+        centres, labels = self.metric.centres, batch["label"]
+        z = centres.values.new_zeros(len(labels), centres.values.shape[1])
+        self.first = (z, torch.zeros_like(labels, dtype=torch.bool))
         report = proceed()
-        z, labels, known = self.first
+        chosen = self.first[1] if trainer.share else torch.zeros_like(self.first[1])
         self.first = None
-        chosen = known if trainer.share else torch.zeros_like(known)
-        sums, counts = self.metric.centres.pulls(z[chosen], labels[chosen])
-        self.metric.centres.follow(trainer.sum_over_ranks(sums), trainer.sum_over_ranks(counts))
+        sums, counts = centres.pulls(z[chosen], labels[chosen])
+        centres.follow(trainer.sum_over_ranks(sums), trainer.sum_over_ranks(counts))
         return report
 
     def _number(self, batch: Any) -> None:
@@ -170,7 +169,7 @@ class Weave:
             if self.metric is not None:
                 latent, labels = Latent(seen["features"].flatten(1), seen["p"], seen["z"]), batch["label"]
                 each = self.metric(latent, labels)
-                self._remember(latent.z, labels, batch)
+                self._remember(latent.z, batch)
                 self._measure(trainer, latent, labels, each)
                 means = self.metric.scales * (weights * each).mean(1)
                 terms = dict(zip(self.metric.factors, means.unbind(), strict=True))
@@ -179,15 +178,13 @@ class Weave:
                 terms["rec"] = self.options.l_rec * (weights * self.reconstruction(seen["z"], target)).mean()
         return terms
 
-    def _remember(self, z: Tensor, labels: Tensor, batch: Any) -> None:
+    def _remember(self, z: Tensor, batch: Any) -> None:
         """Of each example the vector of its first pass in this step."""
-        if self.first is None:
-            return
-        vectors, numbers, known = self.first
-        rows = batch[ROW]
-        new = ~known[rows]
-        rows = rows[new]
-        vectors[rows], numbers[rows], known[rows] = z.detach()[new], labels[new], True
+        if self.first is not None:
+            vectors, known = self.first
+            new = ~known[batch[ROW]]
+            rows = batch[ROW][new]
+            vectors[rows], known[rows] = z.detach()[new], True
 
     def _measure(self, trainer: Trainer, latent: Latent, labels: Tensor, each: Tensor) -> None:
         """At some steps the gradient share and the plain value of each loss, in the step's first pass."""
@@ -232,43 +229,44 @@ class Weave:
         return None if bool(means.isnan().any()) else means
 
     def judge(self, trainer: Trainer, model: nn.Module, split: Any) -> tuple[Tensor, Tensor]:
-        """`vectors`, remembered: the trained and the exported network often have the same weights.
+        """Latent vectors [n, d] and labels [n] of a split or a loop's batches, on the CPU, by the model in eval mode.
 
-        Not over several processes, where each pass is one of all of them, nor of a loop's batches, which may change.
+        They are remembered, as the trained and the exported network often have the same weights; not over several
+        processes, where each pass is one of all of them, nor of a loop's batches, which may change.
         """
-        if trainer.world > 1 or trainer.recipe.data.name == BATCHES:
-            return vectors(trainer, model, split)
-        state = digest({name: value for name, value in model.state_dict().items() if name != "centres"})
-        for known in self.judged:
-            if known.digest == state and known.split is split:
-                return known.vectors
-        self.judged = [*self.judged[-2:], Judged(state, split, vectors(trainer, model, split))]
-        return self.judged[-1].vectors  # kept: of the test, training and validation split
+
+        def latent(network: Any, batch: Any) -> Any:
+            return network.latent(batch["input"]).z
+
+        weights = ""
+        if trainer.world == 1 and trainer.recipe.data.name != BATCHES:
+            weights = digest({name: value for name, value in model.state_dict().items() if name != "centres"})
+            for of_weights, of_split, vectors in self.judged:
+                if of_weights == weights and of_split is split:
+                    return vectors
+        way = trainer.forward
+        z, fields = predict(Forward(way.world, way.precision, way.prepare, latent), model, split)
+        if weights:  # of the test, training and validation split
+            self.judged = [*self.judged[-2:], (weights, split, (z, fields["label"]))]
+        return z, fields["label"]
 
     def evaluate(self, trainer: Trainer, predictions: Predictions) -> dict[str, Metric | Table | Plot]:
         """The card's metrics on the clean view, with every decision beside the others."""
-        clean = predictions["clean"]
-        model = predictions.model
+        clean, model = predictions["clean"], predictions.model
+        assert isinstance(model, FlameNet)
         split = clean.view.split if clean.view.split is not None else trainer.data.test
         z, label = self.judge(trainer, model, split)
-        assert isinstance(model, FlameNet)
         with torch.no_grad():
             logits = model.head(z.to(next(model.parameters()).device)).float().cpu()
         running = self.metric.centres.values.detach().cpu() if self.metric is not None else None
+        centres, names = {"running": running, "mean": self.means(trainer, model)}, trainer.data.names
         tested = figures.Tested(
-            z=z,
-            logits=logits,
-            label=label,
-            fields=clean.fields,
-            centres={"running": running, "mean": self.means(trainer, model)},
-            buckets=trainer.data.names.get("bucket", ()),
-            num_classes=trainer.info.num_classes,
+            z, logits, label, clean.fields, centres, names.get("bucket", ()), trainer.info.num_classes
         )
         given = figures.numbers(tested, self.options)
-        whole = trainer.step > 0 and model is trainer.model and split is trainer.data.test
-        if whole:
-            names = tuple(self.metric.factors) if self.metric is not None else ()
-            given |= figures.pictures(tested, self.options, self.shares, names)
+        if trainer.step > 0 and model is trainer.model and split is trainer.data.test:
+            losses = tuple(self.metric.factors) if self.metric is not None else ()
+            given |= figures.pictures(tested, self.options, self.shares, losses)
             if trainer.info.num_classes == 2 and trainer.recipe.data.name != BATCHES:
                 given |= self._looked_at(trainer, tested)
         return given
@@ -276,14 +274,14 @@ class Weave:
     def _looked_at(self, trainer: Trainer, tested: figures.Tested) -> dict[str, Metric | Table | Plot]:
         """What needs the patches themselves: the brightness control, and pictures of the worst ones."""
         given = figures.brightness(tested, trainer.data.train, trainer.data.test)
-        if self.options.latent_points:
-            rows, table = figures.worst(tested)
-            patches = trainer.data.test.__getitems__(torch.from_numpy(rows))["input"]
-            given["worst"] = table
-            if patches.ndim == 4:
-                given["worst_patches"] = figures.mosaic(patches[:, 0].numpy())
-                if trainer.writes:
-                    save_row(trainer.folder / "flamefinder-worst.png", patches[:, 0].numpy())
+        if not self.options.latent_points:
+            return given
+        rows, given["worst"] = figures.worst(tested)
+        patches = trainer.data.test.__getitems__(torch.from_numpy(rows))["input"]
+        if patches.ndim == 4:
+            given["worst_patches"] = figures.mosaic(patches[:, 0].numpy())
+            if trainer.writes:
+                save_row(trainer.folder / "flamefinder-worst.png", patches[:, 0].numpy())
         return given
 
     # ---- state --------------------------------------------------------------------------------------------------
@@ -294,26 +292,3 @@ class Weave:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state_dict`."""
         self.shares = [[float(value) for value in entry] for entry in state["shares"]]
-
-
-class Judged(NamedTuple):
-    """What a network of these weights gave for a split."""
-
-    digest: str
-    split: Any
-    vectors: tuple[Tensor, Tensor]
-
-
-def _latent_vectors(network: Any, batch: Any) -> Tensor:
-    z: Tensor = network.latent(batch["input"]).z
-    return z
-
-
-def vectors(trainer: Trainer, model: nn.Module, split: Any) -> tuple[Tensor, Tensor]:
-    """Latent vectors [n, d] and labels [n] of a split or a loop's batches, on the CPU, by the model in eval mode."""
-    way = trainer.forward
-    through = Forward(way.world, way.precision, way.prepare, _latent_vectors)
-    z, fields = predict(through, model, split)
-    assert isinstance(z, Tensor)
-    label: Tensor = fields["label"]
-    return z, label

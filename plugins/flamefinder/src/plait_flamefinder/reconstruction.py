@@ -1,12 +1,14 @@
-"""The decoder G, which rebuilds a patch from its latent vector while training. Card section 4."""
+"""The patch that is rebuilt from its latent vector while training, and the loss of it. Card section 4."""
 
 from __future__ import annotations
 
 from itertools import pairwise
 
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
-__all__ = ["Decoder"]
+from .attention import seeded
+
+__all__ = ["Decoder", "Reconstruction"]
 
 
 class Decoder(nn.Module):
@@ -32,3 +34,17 @@ class Decoder(nn.Module):
         """The patch of each latent vector."""
         patch: Tensor = self.layers(z)
         return patch
+
+
+class Reconstruction(nn.Module):
+    """Mean squared error of a patch of ``channels`` and ``side`` that is rebuilt from its latent vector."""
+
+    def __init__(self, latent: int, channels: int, side: int, generator: Generator) -> None:
+        super().__init__()
+        with seeded(generator):
+            self.decoder = Decoder(latent, channels, side)
+
+    def forward(self, z: Tensor, target: Tensor) -> Tensor:
+        """The loss of each example [B], by latent vectors [B, d] and patches [B, C, P, P] in [-1, 1]."""
+        rebuilt: Tensor = self.decoder(z)
+        return (rebuilt - target).square().flatten(1).mean(1)
