@@ -2,7 +2,8 @@
 
     python benchmarks/brainot.py [--json] [--device cuda]
 
-* the plan of a sample: a plain loop over POT, exact and entropic as here, at 25, 49 and 256 tokens;
+* the plan of a sample: a plain loop over POT, exact and entropic as here, at 25, 49 and 256 tokens, of tokens as
+  before and after training;
 * a batch of samples at once against one after another (entropic);
 * the rank-one tokenizer against the form as it is written (V = 15,724, L = 256, H = 1024);
 * a step of training on `scenes`: forward and backward, distances, plans.
@@ -19,7 +20,7 @@ from torch import nn
 
 from common import machine
 from plait_brainot.alignment import align
-from plait_brainot.commands import milliseconds, timed
+from plait_brainot.commands import line, milliseconds, timed
 from plait_brainot.encoder import BrainEncoder
 from plait_brainot.options import BrainotOptions, EncoderOptions
 from plait_brainot.tokenizer import tokens_naive, tokens_of_rank_one
@@ -103,7 +104,7 @@ def main() -> None:
         print(json.dumps(figures, indent=1))
         return
     for row in figures["plans"]:
-        print("plan N={tokens} m={m:.2f}: POT {pot:.2f}, exact {exact:.2f}, entropic {entropic:.2f} ms".format(**row))
+        print("plan", line(row))
     for row in figures["batched"]:
         print("entropic N={tokens}: batched {batched:.2f}, looped {looped:.2f} ms a sample".format(**row))
     print(

@@ -14,9 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
-from plait_brainot import haxby, published
+from plait_brainot import haxby, mindeye, published, tars
 from plait_brainot.errors import BrainotError
 from plait_brainot.options import HaxbyOptions, NsdOptions, ScenesOptions
+from plait_brainot.regions import regions
 from plait_brainot.samples import Samples
 from plait_brainot.synthetic import COLOURS, REGIONS, generate, load, scenes
 
@@ -161,7 +162,7 @@ def test_brains_that_are_not_there(tmp_path: Path) -> None:
         haxby.volumes(tmp_path)
     for name in haxby.FILES:
         (tmp_path / name).write_text("face 0\n")
-    with pytest.raises(BrainotError, match="no NIfTI images"):
+    with pytest.raises(BrainotError, match=r"bold.nii.gz: no NIfTI image: ImageFileError"):
         haxby.volumes(tmp_path)
     if HAXBY.is_dir():
         for name in haxby.FILES[:2]:
@@ -234,13 +235,13 @@ def test_nsd_as_published(nsd: NsdOptions, tmp_path: Path) -> None:
     assert data.info.extra["regions"][1]["V1"].tolist() == [0, 1, 2]
     assert data.info.extra["captions"][13] == ["image 13", "number 13"]
     batch = data.test.__getitems__([0])
-    own = next(iter(published.samples(Path(options.root), "test", 1)))
+    own = next(iter(tars.samples(Path(options.root), "test", 1)))
     torch.testing.assert_close(batch["input"][0], torch.from_numpy(own.betas.mean(0)))
     from transformers import CLIPVisionModel
 
     clip = CLIPVisionModel.from_pretrained(tmp_path / "clip").eval()
     with torch.no_grad():
-        states = clip(pixel_values=published._pixels(own.image)[None], output_hidden_states=True).hidden_states
+        states = clip(pixel_values=published._pixels(own.image())[None], output_hidden_states=True).hidden_states
     torch.testing.assert_close(batch["target"], states[-2][:, 1:].half().float(), rtol=1e-3, atol=1e-3)
     shutil.move(tmp_path / "clip", tmp_path / "gone")
     again = published.load(options, 0)  # the tokens are kept
@@ -258,6 +259,9 @@ def test_two_subjects_of_other_widths(nsd: NsdOptions) -> None:
     assert data.train.fields["subject"].unique().tolist() == [1, 2]  # type: ignore[attr-defined]
     assert len(data.test) == 8
     assert len(data.info.extra["captions"]) == 17 + 6  # both saw the same test images
+    tar(root / "val" / "val_subj02_0.tar", range(16, 18), **changes)
+    with pytest.raises(BrainotError, match=r"1 test images are in the training set \(COCO \[16\]\)"):
+        published.load(nsd.model_copy(update={"subjects": (1, 2)}), 0)  # the other subject was trained on one
 
 
 @pytest.mark.parametrize(
@@ -277,6 +281,127 @@ def test_nsd_files_that_are_wrong(nsd: NsdOptions, split: str, changes: dict[str
     tar(Path(nsd.root) / split / f"{split}_subj01_0.tar", numbers, **changes)
     with pytest.raises(BrainotError, match=message):
         published.load(nsd, 0)
+
+
+def as_mindeye(root: Path, tmp_path: Path) -> Path:
+    """The same looks and images as MindEye2 lays them out, its trials in another order."""
+    h5py = pytest.importorskip("h5py")
+    whole = {s: list(tars.samples(root, s, 1)) for s in ("train", "val", "test")}
+    betas = np.concatenate([sample.betas for of in whole.values() for sample in of])
+    images = np.zeros((17, 3, 224, 224), np.float16)
+    for sample in (sample for of in whole.values() for sample in of):
+        with Image.open(io.BytesIO(sample.image())) as opened:
+            pixels = np.asarray(opened.convert("RGB").resize((224, 224)))
+        images[sample.coco] = pixels.transpose(2, 0, 1) / 255
+    folder = tmp_path / "mindeye"
+    for split, numbers in (("train", range(13)), ("new_test", range(13, 17))):
+        (folder / "wds" / "subj01" / split).mkdir(parents=True)
+        with tarfile.open(folder / "wds" / "subj01" / split / "0.tar", "w") as handle:
+            for look in range(3):
+                for image in numbers:
+                    behav = np.zeros((1, 17))
+                    behav[0, [0, 5]] = image, 3 * image + look
+                    data = array(behav)
+                    info = tarfile.TarInfo(f"{look}{image:06d}.behav.npy")
+                    info.size = len(data)
+                    handle.addfile(info, io.BytesIO(data))
+    for name, key, values in (
+        ("betas_all_subj01_fp32_renorm", "betas", betas),
+        ("coco_images_224_float16", "images", images),
+    ):
+        with h5py.File(folder / f"{name}.hdf5", "w") as stored:
+            stored[key] = values
+    return folder
+
+
+def test_mindeyes_layout_holds_the_same(nsd: NsdOptions, tmp_path: Path) -> None:
+    root = as_mindeye(Path(nsd.root), tmp_path)
+    mine = published.load(nsd.model_copy(update={"root": str(root)}), 0)
+    other = published.load(nsd, 0)
+    for split in ("train", "validation", "test"):
+        a, b = (getattr(data, split).__getitems__(torch.arange(3)) for data in (mine, other))
+        torch.testing.assert_close(a["input"], b["input"])
+        torch.testing.assert_close(a["scene"], b["scene"])
+    assert mine.info.extra["captions"] == other.info.extra["captions"]
+    assert mine.info.extra["tokens"] == (16, 8)
+
+
+def test_mindeye_files_that_are_wrong(nsd: NsdOptions, tmp_path: Path) -> None:
+    root = as_mindeye(Path(nsd.root), tmp_path)
+
+    def refused(message: str, subject: int = 1) -> None:
+        with pytest.raises(BrainotError, match=message):
+            list(mindeye.samples(root, "test", subject))
+
+    refused("subj02/test: no tar of trials", 2)
+    betas, images = root / "betas_all_subj01_fp32_renorm.hdf5", root / "coco_images_224_float16.hdf5"
+    import h5py
+
+    with h5py.File(betas, "r+") as stored:
+        few = stored["betas"][:45]
+        del stored["betas"]
+        stored["betas"] = few
+    refused(r"0.tar: 0000015 names row 45 of .*betas_all_subj01_fp32_renorm.hdf5, of 45")
+    with h5py.File(images, "r+") as stored:
+        del stored["images"]
+    refused("no data set 'images' of 4 axes")
+    images.write_bytes(b"no")
+    refused("coco_images_224_float16.hdf5: no HDF5 file")
+    images.unlink()
+    refused("coco_images_224_float16.hdf5 is not there")
+    data = array(np.zeros(3))
+    with tarfile.open(root / "wds" / "subj01" / "new_test" / "0.tar", "w") as handle:
+        info = tarfile.TarInfo("a.behav.npy")
+        info.size = len(data)
+        handle.addfile(info, io.BytesIO(data))
+    images.write_bytes(betas.read_bytes())
+    with h5py.File(images, "r+") as stored:
+        stored["images"] = np.zeros((2, 3, 4, 4))
+    refused(r"a.behav.npy is \[3\]; \[..., 17\] is needed")
+
+
+def test_extras_that_are_not_there(nsd: NsdOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = as_mindeye(Path(nsd.root), tmp_path)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(BrainotError, match=r"needs h5py: pip install 'plait-brainot\[nsd\]'"):
+        list(mindeye.samples(root, "train", 1))
+    with pytest.raises(BrainotError, match=r"needs nibabel: pip install nibabel"):
+        regions(str(tmp_path), {1: 9})
+
+
+def test_regions_from_nsds_volumes(tmp_path: Path) -> None:
+    nibabel = pytest.importorskip("nibabel")
+    rois = tmp_path / "subj01" / "func1pt8mm" / "roi"
+    rois.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    inside = rng.random((4, 5, 6)) < 0.5
+    labels = rng.integers(0, 8, inside.shape)
+    volumes = {"nsdgeneral": np.where(inside, 1, -1), "prf-visualrois": labels}
+    volumes |= {f"floc-{kind}": (rng.random(inside.shape) < 0.2) * 2 for kind in ("faces", "bodies", "places", "words")}
+
+    def write(name: str, values: np.ndarray) -> None:
+        nibabel.save(nibabel.Nifti1Image(values.astype(np.int16), np.eye(4)), rois / f"{name}.nii.gz")
+
+    for name, values in volumes.items():
+        write(name, values)
+    count = int(inside.sum())
+    found = regions(str(tmp_path), {1: count})[1]
+    assert list(found) == ["V1", "V2", "V3", "hV4", "faces", "bodies", "places", "words", "rest"]
+    places = [tuple(p) for p in np.argwhere(inside)]  # C order
+    assert [labels[places[i]] in (3, 4) for i in range(count)] == [i in found["V2"] for i in range(count)]
+    assert [bool(volumes["floc-words"][places[i]]) for i in range(count)] == [i in found["words"] for i in range(count)]
+    assert sorted(set(np.concatenate(list(found.values())))) == list(range(count))
+    with pytest.raises(BrainotError, match=rf"subject1/V1 is \[{count}\], not \[{count + 1}\]"):
+        regions(str(tmp_path), {1: count + 1})
+    write("floc-words", np.zeros(inside.shape))
+    with pytest.raises(BrainotError, match="subject1/words is empty"):
+        regions(str(tmp_path), {1: count})
+    write("floc-words", np.zeros((4, 5, 5)))
+    with pytest.raises(BrainotError, match=r"do not belong together: floc-words \[4, 5, 5\]"):
+        regions(str(tmp_path), {1: count})
+    (rois / "floc-words.nii.gz").unlink()
+    with pytest.raises(BrainotError, match=r"floc-words.nii.gz is not there"):
+        regions(str(tmp_path), {1: count})
 
 
 def test_nsd_betas_may_be_zeroed(nsd: NsdOptions) -> None:
@@ -299,6 +424,8 @@ def test_nsd_options_that_are_wrong(nsd: NsdOptions, tmp_path: Path) -> None:
     refused("captions.json.* is not there", captions=str(tmp_path / "captions.json.gone"))
     (tmp_path / "odd.json").write_text('{"3": []}')
     refused("id 3 has no list of texts", captions=str(tmp_path / "odd.json"))
+    (tmp_path / "list.json").write_text("[]")
+    refused(r"list.json is no object \{id: \[captions\]\}, but list", captions=str(tmp_path / "list.json"))
     refused("tokens are not made yet", image_encoder=None)
     refused("no CLIP vision model", image_encoder=str(tmp_path / "nothing"))
     for name, masks, message in (

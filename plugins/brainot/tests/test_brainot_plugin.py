@@ -71,6 +71,8 @@ def test_what_is_refused_with_a_reason(tmp_path: Path) -> None:
         run(tmp_path / "b", {"masking": "pairs", "pairs": ["early+nothing"]})
     with pytest.raises(BadInput, match="align = 'mse' compares token with token"):
         run(tmp_path / "c", {"align": "mse"}, settings={"model.latents": 9})
+    with pytest.raises(BadInput, match=r"train.batch_size = 121: the training split has 120 samples"):
+        run(tmp_path / "c2", settings={"train.batch_size": 121})
     with pytest.raises(BadInput, match=r"no config.json"):
         run(tmp_path / "d", {"lm": str(tmp_path / "none")})
     with pytest.raises(BadInput, match="no such checkpoint"):
@@ -200,6 +202,19 @@ def test_a_plan_that_does_not_converge_is_said_once(tmp_path: Path) -> None:
     done = run(tmp_path / "r", {"align": "entropic_partial", "sweeps": 2}, steps=3)
     notes = [e["text"] for e in done.directory.events() if e["event"] == "note"]
     assert any("do not converge within 2 sweeps" in text for text in notes), notes
+
+
+def test_a_run_that_diverges_stops_and_names_the_step() -> None:
+    data, net = data_of(), encoder()
+    batch = dict(data.train.__getitems__(torch.arange(8)))
+    optimizer = torch.optim.SGD(net.parameters(), 0.05)
+    woven = plait.weave(net, optimizer, plugins={"brainot": {}}, total_steps=2, example=batch, task="regression")
+    woven.step(batch)
+    torch.nn.init.constant_(net.perceiver.llm_proj.weight, torch.nan)
+    with pytest.raises(
+        plait.RunFailed, match=r"step 2: the loss is nan, first seen in the objective of plugin 'brainot'"
+    ):
+        woven.step(batch)
 
 
 def test_accumulation_changes_nothing(tmp_path: Path) -> None:

@@ -60,9 +60,15 @@ def test_exact_plans_are_pots(n: int, k: int, m: float, seed: int) -> None:
     assert float((plan.sum(1) - 1 / k).max()) < 1e-9
 
 
+@pytest.mark.parametrize("tokens", ["random", "alike", "matched"])
 @pytest.mark.parametrize("pairs", [1, 6, 11, 12])
-def test_the_two_exact_solvers_agree(pairs: int) -> None:
+def test_the_two_exact_solvers_agree(pairs: int, tokens: str) -> None:
+    """Also where all brain tokens are nearly one (before training), and where each has a partner (after)."""
     c = cost()
+    if tokens == "alike":
+        c = c[:, :1] + 0.05 * cost(seed=1) + torch.linspace(0, 1, 12)[:, None]
+    if tokens == "matched":
+        c = c + 5 * (1 - torch.eye(12))
     both = [value(c, exact_plan(c, pairs / 12, solver).plan) for solver in ("simplex", "assignment")]  # type: ignore[arg-type]
     torch.testing.assert_close(*both, rtol=1e-7, atol=1e-9)
 

@@ -10,7 +10,7 @@ Importing this package imports no torch, so that its plugin is found fast; the n
 | `checkpoint` | weights in the published layout |
 | `captioner`, `captions` | a frozen captioner that was trained on image tokens, and BLEU, ROUGE-L, CIDEr |
 | `masking`, `information` | which regions are needed, sufficient, redundant, synergistic |
-| `synthetic`, `haxby`, `published` | generated brains, real ones with labels, NSD as published |
+| `synthetic`, `haxby`, `published`, `regions` | generated brains, real ones with labels, NSD as published, regions |
 | `options`, `presets` | the options, and what the method is compared with |
 """
 

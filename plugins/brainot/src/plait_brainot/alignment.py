@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -110,10 +110,8 @@ def align(
     if name in PAIRED and brain.shape != image.shape:
         shapes = f"{list(brain.shape)} and {list(image.shape)}"
         raise BrainotError(f"align = {name!r} compares token with token, got {shapes}: use 'partial' or 'emd'")
-    if name == "emd":
-        return _transported(brain, image, options, 1.0, plan)
-    if name in ("partial", "entropic_partial"):
-        return _transported(brain, image, options, mass, plan)
+    if name in ("partial", "entropic_partial", "emd"):
+        return _transported(brain, image, options, 1.0 if name == "emd" else mass, plan)
     if name == "hybrid":
         moved = _transported(brain, image, options, mass, plan)
         squared = _SIMPLE["mse"](brain, image, options)
@@ -140,30 +138,13 @@ def _transported(brain: Tensor, image: Tensor, options: BrainotOptions, m: float
         else:
             plan = exact_plan(cost, m, options.solver)
     loss = (cost * plan.plan).sum((1, 2))
-    moved = plan.plan.detach()
     info = {
-        "mass": float(moved.sum((1, 2)).mean()),
+        "mass": float(plan.plan.detach().sum((1, 2)).mean()),
         "unit_cost": float(loss.detach().mean()) / m,
         "sweeps": float(plan.sweeps),
         "violation": plan.violation,
     }
     return Aligned(loss, plan, info)
-
-
-def _mse(brain: Tensor, image: Tensor, _: BrainotOptions) -> Tensor:
-    return (brain - image).square().flatten(1).mean(1)
-
-
-def _l1(brain: Tensor, image: Tensor, _: BrainotOptions) -> Tensor:
-    return (brain - image).abs().flatten(1).mean(1)
-
-
-def _huber(brain: Tensor, image: Tensor, _: BrainotOptions) -> Tensor:
-    return functional.smooth_l1_loss(brain, image, reduction="none").flatten(1).mean(1)
-
-
-def _quantile(brain: Tensor, image: Tensor, options: BrainotOptions) -> Tensor:
-    return (brain - image).abs().flatten(1).quantile(options.quantile, dim=1)
 
 
 def _fused(brain: Tensor, image: Tensor, options: BrainotOptions) -> Tensor:
@@ -203,16 +184,11 @@ def _sinkhorn_div(brain: Tensor, image: Tensor, options: BrainotOptions) -> Tens
 
     def value(cost: Tensor) -> Tensor:
         solved = pot().batch.solve_batch(cost, eps, max_iter=options.sweeps, tol=options.tolerance, grad="envelope")
-        result: Tensor = solved.value
-        return result
+        return cast(Tensor, solved.value)
 
-    return value(between) - (value(distances(brain, brain, options.cost)) + _self(image, options, value)) / 2
-
-
-def _self(image: Tensor, options: BrainotOptions, value: Callable[[Tensor], Tensor]) -> Tensor:
     with torch.no_grad():
-        own: Tensor = value(distances(image, image, options.cost))
-    return own
+        of_image = value(distances(image, image, options.cost))
+    return value(between) - (value(distances(brain, brain, options.cost)) + of_image) / 2
 
 
 def _mmd(brain: Tensor, image: Tensor, _: BrainotOptions) -> Tensor:
@@ -227,10 +203,10 @@ def _mmd(brain: Tensor, image: Tensor, _: BrainotOptions) -> Tensor:
 
 
 _SIMPLE: Mapping[str, Callable[[Tensor, Tensor, BrainotOptions], Tensor]] = {
-    "mse": _mse,
-    "l1": _l1,
-    "huber": _huber,
-    "quantile": _quantile,
+    "mse": lambda brain, image, _: (brain - image).square().flatten(1).mean(1),
+    "l1": lambda brain, image, _: (brain - image).abs().flatten(1).mean(1),
+    "huber": lambda brain, image, _: functional.smooth_l1_loss(brain, image, reduction="none").flatten(1).mean(1),
+    "quantile": lambda brain, image, options: (brain - image).abs().flatten(1).quantile(options.quantile, dim=1),
     "fused": _fused,
     "unbalanced": _unbalanced,
     "sinkhorn_div": _sinkhorn_div,

@@ -7,7 +7,9 @@ Hugging Face, of which only the projector from token width to model width is tra
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,17 +18,19 @@ from typing import Any
 
 import torch
 from platformdirs import user_cache_path
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save_model
 from torch import Tensor, nn
 from torch.nn import functional
 
 from plait.data.seeds import seed_of
 from plait.errors import RunFailed
+from plait.storage.checkpoints import digest
 from plait.storage.files import write_atomically
 
 from .captions import tokenised
 from .errors import BrainotError
 from .options import BrainotOptions
+from .samples import tokens_of
 
 __all__ = ["Captioner", "Words", "fitted"]
 
@@ -41,11 +45,7 @@ LEFTOVERS = re.compile(r"</?s>|<\|[a-z_]+\|>|\[[\d., ]+\]")
 
 
 class Words:
-    """Word by word: the words of some captions, after padding (0), begin (1), end (2) and unknown (3).
-
-    Args:
-        captions: whose words are known.
-    """
+    """Word by word: the words of some captions, after padding (0), begin (1), end (2) and unknown (3)."""
 
     def __init__(self, captions: Sequence[str]) -> None:
         self.words = ["<pad>", "<bos>", "<eos>", "<unk>", *sorted({w for text in captions for w in tokenised(text)})]
@@ -58,16 +58,11 @@ class Words:
 
     def decoded(self, numbers: Sequence[int]) -> str:
         """The words of these numbers, up to the end."""
-        ends = [i for i, number in enumerate(numbers) if number == self.eos]
-        return " ".join(self.words[i] for i in numbers[: ends[0] if ends else None] if i > 3)
+        return " ".join(self.words[i] for i in _before(self.eos, numbers) if i > 3)
 
 
 class Pieces:
-    """The tokenizer of a language model's folder.
-
-    Args:
-        tokenizer: of transformers.
-    """
+    """The tokenizer of a language model's folder."""
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
@@ -80,8 +75,7 @@ class Pieces:
 
     def decoded(self, numbers: Sequence[int]) -> str:
         """The text of these numbers, up to the end."""
-        ends = [i for i, number in enumerate(numbers) if number == self.eos]
-        text: str = self.tokenizer.decode(list(numbers[: ends[0] if ends else None]), skip_special_tokens=True)
+        text: str = self.tokenizer.decode(_before(self.eos, numbers), skip_special_tokens=True)
         return " ".join(LEFTOVERS.sub(" ", text).split())
 
     def around(self, prompt: str) -> tuple[list[int], list[int]]:
@@ -95,6 +89,10 @@ class Pieces:
         ids = [self.tokenizer(part, add_special_tokens=False)["input_ids"] for part in (before, after)]
         first = [] if self.tokenizer.bos_token_id is None else [int(self.tokenizer.bos_token_id)]
         return [*first, *ids[0], *start], [*end, *ids[1]]
+
+
+def _before(end: int, numbers: Sequence[int]) -> list[int]:
+    return list(itertools.takewhile(lambda number: number != end, numbers))
 
 
 @dataclass
@@ -120,20 +118,18 @@ class Captioner:
         """What the language model sees before the caption, [B, T, W]."""
         embed = self.lm.get_input_embeddings()
         weight = embed.weight
-        parts = [self.projector(tokens.to(weight.device)).to(weight.dtype)]
-        for place, numbers in ((0, self.before), (len(parts), self.after)):
-            if numbers:
-                words = embed(torch.tensor(numbers, device=weight.device)).expand(len(tokens), -1, -1)
-                parts.insert(place if place == 0 else len(parts), words)
-        return torch.cat(parts, 1)
+        before, after = (
+            embed(torch.tensor(numbers, dtype=torch.int64, device=weight.device)).expand(len(tokens), -1, -1)
+            for numbers in (self.before, self.after)
+        )
+        return torch.cat([before, self.projector(tokens.to(weight.device)).to(weight.dtype), after], 1)
 
     def loss(self, tokens: Tensor, captions: Sequence[str]) -> Tensor:
         """Mean cross-entropy of a word, captions padded at their end."""
         numbers = [self.text.encoded(caption) for caption in captions]
         longest = max(map(len, numbers))
-        target = torch.tensor([n + [-100] * (longest - len(n)) for n in numbers])
         embed = self.lm.get_input_embeddings()
-        target = target.to(embed.weight.device)
+        target = torch.tensor([n + [-100] * (longest - len(n)) for n in numbers], device=embed.weight.device)
         prefix = self.prefix(tokens)
         words = embed(target[:, :-1].clamp(min=0))
         known = torch.cat([target.new_ones(prefix.shape[:2]), (target[:, :-1] != -100).long()], 1)
@@ -180,25 +176,24 @@ def fitted(
     Raises:
         BrainotError: a folder without a usable language model.
     """
-    seed = seed_of(options.captioner_seed, "captioner")
     with torch.random.fork_rng(devices=[]):
+        seed = seed_of(options.captioner_seed, "captioner")
         torch.manual_seed(seed)
         captioner = _made(tokens.shape[1:], [text for row in rows.tolist() for text in captions[row]], options)
         trained = captioner.projector if options.lm else nn.ModuleList([captioner.lm, captioner.projector])
-        parts = (VERSION, known, options.captioner_steps, options.captioner_seed, options.captioner_width)
-        name = hashlib.sha256(
-            repr(
-                (*parts, options.lm and _digest(captioner.lm), options.projector, options.prompt if options.lm else "")
-            ).encode()
-        )
-        file = user_cache_path("plait", appauthor=False) / "brainot-captioner" / f"{name.hexdigest()[:24]}.safetensors"
+        sizes = (options.captioner_steps, options.captioner_seed, options.captioner_width)
+        asked = (options.lm and digest(captioner.lm.state_dict()), options.projector, options.prompt * bool(options.lm))
+        name = hashlib.sha256(repr((VERSION, known, *sizes, *asked)).encode()).hexdigest()[:24]
+        file = user_cache_path("plait", appauthor=False) / "brainot-captioner" / f"{name}.safetensors"
         if not _loaded(trained, file):
             captioner.lm.train(not options.lm)
             _train(captioner, trained, tokens, captions, rows, options, seed)
-            _keep(trained, file)
-    captioner.lm.eval().requires_grad_(False)
-    captioner.projector.eval().requires_grad_(False)
-    captioner.identity = _digest(captioner.lm, captioner.projector)
+            with contextlib.suppress(RunFailed):  # a cache that cannot be written is no error
+                write_atomically(file, lambda temporary: save_model(trained, str(temporary)))
+    both = {"lm": captioner.lm, "projector": captioner.projector}
+    for module in both.values():
+        module.eval().requires_grad_(False)
+    captioner.identity = digest({name: module.state_dict() for name, module in both.items()})
     return captioner
 
 
@@ -235,10 +230,9 @@ def _made(shape: Sequence[int], texts: Sequence[str], options: BrainotOptions) -
             f"{options.lm}: the model reads {context} tokens at most; {count} image tokens, prompt and caption are "
             f"{needed}"
         )
-    linear = options.projector == "linear"
-    projector = (
-        nn.Linear(dim, width) if linear else nn.Sequential(nn.Linear(dim, width), nn.GELU(), nn.Linear(width, width))
-    )
+    projector: nn.Module = nn.Linear(dim, width)
+    if options.projector == "mlp":
+        projector = nn.Sequential(projector, nn.GELU(), nn.Linear(width, width))
     lm.requires_grad_(False)
     return Captioner(lm, projector, text, before, after)
 
@@ -259,7 +253,7 @@ def _language_model(folder: Path) -> tuple[Any, Any]:
     except (OSError, ValueError, KeyError) as error:
         raise BrainotError(
             f"{folder}: no causal language model with a tokenizer: {str(error).splitlines()[0]}"
-        ) from error
+        ) from None
     rows = lm.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         raise BrainotError(
@@ -283,20 +277,13 @@ def _train(
     with torch.enable_grad():
         for _ in range(options.captioner_steps):
             chosen = rows[torch.randint(len(rows), (min(BATCH, len(rows)),), generator=generator)]
-            texts = []
-            for row in chosen.tolist():
-                of = captions[row]
-                texts.append(of[int(torch.randint(len(of), (1,), generator=generator))])
+            known = [captions[row] for row in chosen.tolist()]
+            texts = [of[int(torch.randint(len(of), (1,), generator=generator))] for of in known]
             optimizer.zero_grad(set_to_none=True)
-            loss = captioner.loss(_taken(tokens, chosen), texts)
-            loss.backward()  # type: ignore[no-untyped-call]
+            captioner.loss(tokens_of(tokens, chosen), texts).backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
             optimizer.step()
             schedule.step()
-
-
-def _taken(tokens: Any, rows: Tensor) -> Tensor:
-    return (tokens[rows] if isinstance(tokens, Tensor) else torch.from_numpy(tokens[rows.numpy()])).float()
 
 
 def _loaded(trained: nn.Module, file: Path) -> bool:
@@ -309,20 +296,3 @@ def _loaded(trained: nn.Module, file: Path) -> bool:
         return False
     trained.load_state_dict(stored, strict=False)  # tied weights are kept once
     return True
-
-
-def _keep(trained: nn.Module, file: Path) -> None:
-    once = {value.data_ptr(): (name, value.contiguous()) for name, value in reversed(trained.state_dict().items())}
-    try:
-        write_atomically(file, lambda temporary: save_file(dict(once.values()), temporary))
-    except RunFailed:
-        return  # a cache that cannot be written is no error
-
-
-def _digest(*modules: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for module in modules:
-        for name, value in module.state_dict().items():
-            digest.update(name.encode())
-            digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-    return digest.hexdigest()

@@ -141,12 +141,8 @@ def cider(captions: Sequence[str], references: Sequence[Sequence[str]]) -> Numbe
         total = 0.0
         for counts in of:
             other, norm, length = vector(counts)
-            shared = np.array(
-                [
-                    sum(min(v, b.get(g, 0.0)) * b.get(g, 0.0) for g, v in a.items())
-                    for a, b in zip(own, other, strict=True)
-                ]
-            )
+            pairs = zip(own, other, strict=True)
+            shared = np.array([sum(min(v, b.get(g, 0.0)) * b.get(g, 0.0) for g, v in a.items()) for a, b in pairs])
             scale = own_norm * norm
             alike = np.divide(shared, scale, out=np.zeros(4), where=scale > 0)
             total += float(alike.mean()) * math.exp(-((own_length - length) ** 2) / (2 * SIGMA**2))

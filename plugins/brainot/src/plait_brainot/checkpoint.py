@@ -31,11 +31,11 @@ def load_checkpoint(model: BrainEncoder, path: str | Path) -> None:
     file = Path(path)
     try:
         stored = torch.load(file, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise BrainotError(f"{file}: no such checkpoint") from error
+    except FileNotFoundError:
+        raise BrainotError(f"{file}: no such checkpoint") from None
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise BrainotError(f"{file}: no checkpoint that can be read without running its code: {reason}") from error
+        reason = str(error).split(". ")[0].splitlines()[0]  # torch goes on to advise what is unsafe
+        raise BrainotError(f"{file}: no checkpoint that can be read without running its code: {reason}") from None
     if not isinstance(stored, Mapping) or not isinstance(stored.get("model_state_dict"), Mapping):
         raise BrainotError(f"{file}: no 'model_state_dict' in it; give a checkpoint as UMBRAE publishes them")
     weights: dict[str, Tensor] = dict(stored["model_state_dict"])
@@ -51,8 +51,8 @@ def load_checkpoint(model: BrainEncoder, path: str | Path) -> None:
     taken = {name: value for name, value in weights.items() if name in own}
     for name, value in taken.items():
         if value.shape != own[name].shape:
-            given, wanted = list(value.shape), list(own[name].shape)
-            raise BrainotError(f"{file}: {name!r} is {given}, the encoder's {wanted}: another subject or other sizes")
+            shapes = f"{list(value.shape)}, the encoder's {list(own[name].shape)}"
+            raise BrainotError(f"{file}: {name!r} is {shapes}: another subject or other sizes")
     if not any(name.startswith("lin2.") for name in taken) and not model.options.freeze_shared:
         there = ", ".join(sorted({name.split(".")[1] for name in weights if name.startswith("lin2.")})) or "nobody"
         raise BrainotError(

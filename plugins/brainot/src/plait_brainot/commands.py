@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json as documents
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from plait.errors import BadInput
 
 from . import captions as measures
 from .errors import BrainotError
-from .transport import Plan, distances, entropic_plan, exact_plan, pot
+from .transport import distances, entropic_plan, exact_plan, pot
 
 
 def score(candidates: Path, references: Path, require_metric: str = "", json: bool = False) -> None:
@@ -48,10 +49,10 @@ def score(candidates: Path, references: Path, require_metric: str = "", json: bo
 def _read(file: Path) -> dict[str, Any]:
     try:
         given = documents.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise BrainotError(f"{file}: no such file") from error
+    except FileNotFoundError:
+        raise BrainotError(f"{file}: no such file") from None
     except (ValueError, OSError) as error:
-        raise BrainotError(f"{file}: no JSON: {str(error).splitlines()[0]}") from error
+        raise BrainotError(f"{file}: no JSON: {str(error).splitlines()[0]}") from None
     if not isinstance(given, dict) or not given:
         raise BrainotError(f"{file}: captions are an object {{id: caption}}, got {type(given).__name__}")
     return given
@@ -65,47 +66,53 @@ def bench_ot(tokens: str = "25,49,256", samples: int = 8, json: bool = False) ->
         samples: B.
         json: print one JSON document.
     """
-    rows = []
-    for n in (int(part) for part in tokens.split(",")):
-        for m in (0.5, 1.0):
-            rows.append(timed(n, samples, round(m * n) / n))
-    if json:
-        print(documents.dumps(rows))
-        return
-    print("     N     m  POT loop  exact here  entropic  ms a sample (sweeps, entropic over exact cost)")
-    for row in rows:
-        print("{tokens:6d} {m:5.2f} {pot:9.2f} {exact:11.2f} {entropic:9.2f}  ({sweeps}, {ratio:.4f})".format(**row))
+    counts = [int(part) if part.strip().isdecimal() else 0 for part in tokens.split(",")]
+    if min(*counts, samples, 4096) < 1:
+        raise BadInput(f"--tokens {tokens} --samples {samples}: numbers of 1 and more, tokens by commas")
+    rows = [timed(n, samples, max(round(m * n), 1) / n) for n in counts for m in (0.5, 1.0)]
+    print(documents.dumps(rows) if json else "\n".join(map(line, rows)))
+
+
+def line(row: Mapping[str, Any]) -> str:
+    """A row of `timed` in words."""
+    return (
+        "N={tokens} m={m:.2f}, ms a sample: POT {pot:.2f}, exact here {exact:.2f}; before training {pot_before:.2f}, "
+        "{exact_before:.2f}; entropic {entropic:.2f} ({sweeps} sweeps, {ratio:.4f} of the exact cost)"
+    ).format(**row)
 
 
 def timed(n: int, samples: int, m: float, device: str = "cpu", dim: int = 64) -> dict[str, Any]:
-    """Milliseconds a sample of each way to a plan, of brain tokens that lie near the image tokens as after training."""
+    """Milliseconds a sample of each way to a plan.
+
+    Brain tokens lie near the image tokens, as after training; ``*_before``: near one point, as before it.
+    """
     generator = torch.Generator().manual_seed(0)
-    image = torch.randn(samples, n, dim, generator=generator)
-    brain = image[:, torch.randperm(n, generator=generator)] + 0.5 * torch.randn(samples, n, dim, generator=generator)
-    cost = distances(brain.to(device), image.to(device))
+    image, spread = torch.randn(2, samples, n, dim, generator=generator)
+    after = image[:, torch.randperm(n, generator=generator)] + 0.5 * spread
+    before = torch.randn(samples, 1, dim, generator=generator) + 0.05 * spread
+    cost, early = (distances(brain.to(device), image.to(device)) for brain in (after, before))
     a = torch.full((n,), 1 / n, dtype=torch.float64).numpy()
 
-    def loop() -> None:
-        for c in cost.cpu().double().numpy():
+    def loop(costs: Tensor) -> None:
+        for c in costs.cpu().double().numpy():
             if m == 1:
                 pot().emd(a, a, c)
             else:
                 pot().partial.partial_wasserstein(a, a, c, m=m)
 
     eps = 0.005 * float(cost.median())
-    solved: list[Plan] = []
-    took = milliseconds(lambda: solved.append(entropic_plan(cost, m, eps)), device, 1) / samples
-    entropic = solved[0]
-    ratio = float((cost * entropic.plan).sum() / (cost * exact_plan(cost, m).plan).sum())
-    return {
-        "tokens": n,
-        "m": m,
-        "pot": milliseconds(loop, device) / samples,
-        "exact": milliseconds(lambda: exact_plan(cost, m), device) / samples,
-        "entropic": took,
-        "sweeps": entropic.sweeps,
-        "ratio": ratio,
+    entropic = entropic_plan(cost, m, eps)
+    ways: dict[str, Callable[[], Any]] = {
+        "pot": lambda: loop(cost),
+        "exact": lambda: exact_plan(cost, m),
+        "pot_before": lambda: loop(early),
+        "exact_before": lambda: exact_plan(early, m),
+        "entropic": lambda: entropic_plan(cost, m, eps),
     }
+    repeats = {"entropic": 1}
+    took = {name: milliseconds(way, device, repeats.get(name, 3)) / samples for name, way in ways.items()}
+    ratio = float((cost * entropic.plan).sum() / (cost * exact_plan(cost, m).plan).sum())
+    return {"tokens": n, "m": m, **took, "sweeps": entropic.sweeps, "ratio": ratio}
 
 
 def milliseconds(work: Callable[[], Any], device: str, repeats: int = 3) -> float:

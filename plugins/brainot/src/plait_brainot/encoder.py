@@ -76,22 +76,19 @@ class BrainEncoder(nn.Module):
         """
         if x.ndim != 2:
             raise BrainotError(f"voxels must be [B, V], got {list(x.shape)}: choose a repetition, or their mean")
-        if subject is None or len(self.voxels) == 1:
-            if len(self.voxels) > 1:
-                raise BrainotError(
-                    f"which subject? The encoder knows {', '.join(map(str, self.voxels))}: give the field"
-                )
+        known = ", ".join(map(str, self.voxels))
+        if len(self.voxels) == 1:
             ((alone, count),) = self.voxels.items()
             return self._read(self._voxels(x, alone, count), alone)
+        if subject is None:
+            raise BrainotError(f"which subject? The encoder knows {known}: give the field")
         out: Tensor | None = None
         for number in torch.unique(subject).tolist():
             if number not in self.voxels:
-                known = ", ".join(map(str, self.voxels))
                 raise BrainotError(f"subject {number} has no tokenizer; there are {known}")
             rows = (subject == number).nonzero().flatten()
             given = self._read(self._voxels(x[rows], number, self.voxels[number], wider=True), number)
-            if out is None:
-                out = given.new_zeros(len(x), *given.shape[1:])
+            out = given.new_zeros(len(x), *given.shape[1:]) if out is None else out
             out = out.index_copy(0, rows, given)
         assert out is not None
         return out
@@ -124,7 +121,7 @@ def build(options: EncoderOptions, info: Any) -> nn.Module:
     except KeyError as error:
         raise BrainotError(
             f"the data do not say their {error}: info.extra needs voxels {{subject: V}} and tokens (M, D)"
-        ) from error
+        ) from None
     model = BrainEncoder(voxels, options.latents or count, dim, options)
     if options.checkpoint is not None:
         load_checkpoint(model, options.checkpoint)

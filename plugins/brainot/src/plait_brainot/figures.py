@@ -59,10 +59,8 @@ class Facts:
         if "captions" not in extra:
             return None
         count = len(extra["captions"])
-        empty: list[list[str]] = [[]] * count
-        return cls(
-            extra["captions"], extra.get("phrases", empty), extra.get("vocabulary", ()), extra.get("word", [""] * count)
-        )
+        phrases = extra.get("phrases", [()] * count)
+        return cls(extra["captions"], phrases, extra.get("vocabulary", ()), extra.get("word", [""] * count))
 
     def kinds(self, count: int) -> list[str]:
         """The scores that so many captions can be given: ``cider``, ``object_f1``, ``word``."""
@@ -119,10 +117,10 @@ def captioned(said: Mapping[str, Sequence[str]], scene: Tensor, facts: Facts, re
     given["bounds"] = Table(
         "Captions of brains between their bounds", ["metric", "tokens of", "value", "low", "high"], rows
     )
-    shown = list(zip(scene.tolist(), said["brain"], references, strict=True))[:SHOWN]
     columns = ["scene", "caption of the brain", "caption of the image tokens", "a reference"]
     of_image = said.get("true", said["brain"])
-    listed = [[number, text, of_image[row], texts[0]] for row, (number, text, texts) in enumerate(shown)]
+    texts = zip(scene.tolist(), said["brain"], of_image, (known[0] for known in references), strict=True)
+    listed = [list(row) for row in texts][:SHOWN]
     given["captions"] = Table("What a brain saw", columns, listed)
     return given
 
@@ -132,13 +130,11 @@ def closeness(brain: Tensor, image: Tensor, options: BrainotOptions) -> Figures:
 
     The transport figures are by exact plans whatever the loss was, so that losses compare.
     """
-    cost = distances(brain, image)
-    moved = options.moved
+    cost, moved = distances(brain, image), options.moved
     plan = exact_plan(cost, moved).plan
+    paid = float((cost * plan).sum((1, 2)).mean()) / moved
     given: Figures = {
-        "transport_cost": Metric(
-            float((cost * plan).sum((1, 2)).mean()) / moved, "", "lower", f"exact, for m = {moved:g}"
-        ),
+        "transport_cost": Metric(paid, "", "lower", f"exact, for m = {moved:g}"),
         "mass": Metric(float(plan.sum((1, 2)).mean()), "", "neither"),
         "untransported": Metric(100 * float((plan.sum(2) <= NOTHING).double().mean()), "%", "neither"),
         "norm_ratio": Metric(float(brain.norm(dim=2).mean() / image.norm(dim=2).mean()), "", "neither"),
@@ -177,25 +173,19 @@ def _ranks(name: str, alike: Tensor) -> Figures:
 
 def pictures(brain: Tensor, image: Tensor, extra: Mapping[str, Any], scene: Tensor, said: Sequence[str]) -> Figures:
     """Brain and image tokens in the plane, and a few scenes beside what was said of them."""
-    both = torch.cat([brain.flatten(1), image.flatten(1)]) if brain.shape == image.shape else brain.mean(1)
     given: Figures = {}
     if brain.shape == image.shape:
+        both = torch.cat([brain.flatten(1), image.flatten(1)])
         centred = both - both.mean(0)
         _, _, axes = torch.linalg.svd(centred, full_matrices=False)
-        flat = (centred @ axes[:2].T).tolist()
+        x, y = (centred @ axes[:2].T).T.tolist()
         half = len(brain)
-        series = {
-            "brain": ([p[0] for p in flat[:half]], [p[1] for p in flat[:half]]),
-            "image": ([p[0] for p in flat[half:]], [p[1] for p in flat[half:]]),
-        }
+        series = {"brain": (x[:half], y[:half]), "image": (x[half:], y[half:])}
         given["plane"] = Plot("Brain and image tokens by their two main components", "", "", series, "graph")
     if "places" in extra:
-        for number, (where, text) in enumerate(zip(scene.tolist(), said, strict=True)):
-            if number == 3:
-                break
-            given[f"scene_{number + 1}"] = Plot(
-                f"Scene {where}, and its brain says: {text}", "", "", extra["places"](where), "graph"
-            )
+        for number, (where, text) in enumerate(list(zip(scene.tolist(), said, strict=True))[:3], 1):
+            title = f"Scene {where}, and its brain says: {text}"
+            given[f"scene_{number}"] = Plot(title, "", "", extra["places"](where), "graph")
     return given
 
 
@@ -205,23 +195,22 @@ def save_maps(stem: Path, brain: Tensor, image: Tensor, options: BrainotOptions)
     Similarity: cosine of all tokens of a brain with those of an image, of up to 100 samples, scaled to [0, 1]; the
     plan is that of the first sample, brain tokens in rows.
     """
-    few = min(100, len(brain))
-    moved = options.moved
-    plan = exact_plan(distances(brain[:1], image[:1]), moved).plan[0].numpy()
+    plan = exact_plan(distances(brain[:1], image[:1]), options.moved).plan[0].numpy()
     maps = {"plan": plan}
     if brain.shape == image.shape:
-        x, y = (functional.normalize(tokens[:few].flatten(1), dim=1) for tokens in (brain, image))
+        x, y = (functional.normalize(tokens[:100].flatten(1), dim=1) for tokens in (brain, image))
         alike = (x @ y.T).numpy()
         maps["similarity"] = (alike - alike.min()) / max(float(alike.max() - alike.min()), 1e-12)
     for name, values in maps.items():
         pixels = np.kron(255 * values / max(float(values.max()), 1e-12), np.ones((4, 4))).astype(np.uint8)
         write_atomically(stem.with_name(f"{stem.name}-{name}.png"), partial(Image.fromarray(pixels).save, format="PNG"))
-    write_atomically(stem.with_suffix(".npz"), partial(_save, {**maps, "untransported": plan.sum(1) <= NOTHING}))
+    arrays: Mapping[str, Any] = {**maps, "untransported": plan.sum(1) <= NOTHING}
 
+    def save(file: Path) -> None:
+        with open(file, "wb") as handle:
+            np.savez(handle, **arrays)
 
-def _save(arrays: Mapping[str, npt.NDArray[Any]], file: Path) -> None:
-    with open(file, "wb") as handle:
-        np.savez(handle, **arrays)  # type: ignore[arg-type,unused-ignore]
+    write_atomically(stem.with_suffix(".npz"), save)
 
 
 def contrasts(found: Mapping[str, Contrast], kind: str) -> Figures:

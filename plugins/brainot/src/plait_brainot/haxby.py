@@ -7,7 +7,6 @@ The data have labels and no images. So the image tokens of a category are genera
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from scipy.signal import detrend
 from plait import Data, DataInfo
 
 from .errors import BrainotError
+from .nifti import volume
 from .options import HaxbyOptions
 from .samples import FIELDS, Samples
 from .synthetic import by_subject
@@ -49,20 +49,12 @@ def volumes(path: Path) -> tuple[Array, Array, Array, Array]:
     Raises:
         BrainotError: no nibabel, a file that is missing or does not fit the others, betas that are not finite.
     """
-    if importlib.util.find_spec("nibabel") is None:
-        raise BrainotError("haxby: reading NIfTI files needs nibabel: pip install 'plait-brainot[haxby]'")
-    import nibabel
-
     for name in FILES:
         if not (path / name).is_file():
             raise BrainotError(f"haxby: {path / name} is not there; the folder needs {', '.join(FILES)}")
-    try:
-        bold = np.asarray(nibabel.load(path / FILES[0]).dataobj, dtype=np.float64)  # type: ignore[attr-defined]
-        mask = np.asarray(nibabel.load(path / FILES[1]).dataobj) > 0  # type: ignore[attr-defined]
-    except Exception as error:  # a damaged file may raise anything
-        raise BrainotError(f"haxby: {path}: no NIfTI images: {type(error).__name__}: {error}") from error
+    bold, inside = (volume(path / name) for name in FILES[:2])
     lines = [line.split() for line in (path / FILES[2]).read_text(encoding="utf-8").splitlines() if line.strip()]
-    mask = mask.reshape(mask.shape[:3])
+    mask = inside.reshape(inside.shape[:3]) > 0
     if bold.ndim != 4 or mask.shape != bold.shape[:3] or len(lines) != bold.shape[3]:
         shapes = f"bold {list(bold.shape)}, mask {list(mask.shape)}, {len(lines)} labels"
         raise BrainotError(f"haxby: {path}: the files do not belong together: {shapes}")

@@ -32,11 +32,7 @@ class Decomposition:
 
 
 def codes(voxels: npt.NDArray[Any]) -> Codes:
-    """A region's code of each sample, 0 or 1 [n]: the sign of its first principal component.
-
-    Args:
-        voxels: of the region, [n, V].
-    """
+    """A region's code of each sample, 0 or 1 [n]: the sign of the first principal component of its voxels [n, V]."""
     centred = voxels - voxels.mean(0)
     _, _, axes = np.linalg.svd(centred, full_matrices=False)
     return np.asarray(centred @ axes[0] > 0, dtype=np.int64)
@@ -69,19 +65,13 @@ def _specific(z: Codes, x: Codes) -> npt.NDArray[np.float64]:
     """What X tells about each outcome of Z, in bits: sum over x of p(x|z) log p(z|x)/p(z)."""
     joint = _joint(z, x)
     pz, px = joint.sum(1), joint.sum(0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        gain = np.log2(joint / px / pz[:, None])
-    result: npt.NDArray[np.float64] = np.where(joint > 0, joint / pz[:, None] * gain, 0.0).sum(1)
-    return result
+    joint_or_1 = np.where(joint > 0, joint, 1.0)
+    told: npt.NDArray[np.float64] = (joint / pz[:, None] * np.log2(joint_or_1 / px / pz[:, None])).sum(1)
+    return told
 
 
 def decompose(z: Codes, a: Codes, b: Codes) -> Decomposition:
-    """The parts of I(Z; A, B).
-
-    Args:
-        z: the variable, [n].
-        a, b: codes of two regions, [n].
-    """
+    """The parts of I(Z; A, B), of a variable [n] and the codes of two regions [n] each."""
     pz = _joint(z)
     redundant = float((pz * np.minimum(_specific(z, a), _specific(z, b))).sum())
     of_a, of_b = mutual_information(z, a), mutual_information(z, b)

@@ -90,16 +90,12 @@ def orders(regions: Sequence[str]) -> list[list[str]]:
 def interval(values: Numbers, score: Callable[[Numbers], float], resamples: int, seed: int = 0) -> Contrast:
     """A score of samples [n, ...], and its 95 % interval by resampling them."""
     drawn = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
-    spread = [score(values[rows]) for rows in drawn]
-    low, high = np.quantile(spread, [0.025, 0.975])
+    low, high = np.quantile([score(values[rows]) for rows in drawn], [0.025, 0.975])
     return Contrast(score(values), float(low), float(high))
 
 
 def contrast(
-    scores: Mapping[Kept, Numbers],
-    signs: Mapping[Kept, float],
-    total: Callable[[Numbers], float],
-    resamples: int,
+    scores: Mapping[Kept, Numbers], signs: Mapping[Kept, float], total: Callable[[Numbers], float], resamples: int
 ) -> Contrast:
     """A signed sum of scores under one resampling of the samples (paired).
 
@@ -110,10 +106,9 @@ def contrast(
         resamples: how many.
     """
     stacked = np.stack([scores[kept] for kept in signs], 1)
-    factors = list(signs.values())
 
     def combined(values: Numbers) -> float:
-        return sum(factor * total(values[:, place]) for place, factor in enumerate(factors))
+        return sum(factor * total(values[:, place]) for place, factor in enumerate(signs.values()))
 
     return interval(stacked, combined, resamples)
 

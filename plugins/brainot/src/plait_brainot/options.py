@@ -11,21 +11,10 @@ from plait import Options, PresetOptions
 
 from .presets import BASELINES
 
-Align = Literal[
-    "partial",
-    "emd",
-    "entropic_partial",
-    "fused",
-    "unbalanced",
-    "sinkhorn_div",
-    "mmd",
-    "jsd",
-    "hybrid",
-    "mse",
-    "l1",
-    "huber",
-    "quantile",
+Transported = Literal[
+    "partial", "emd", "entropic_partial", "fused", "unbalanced", "sinkhorn_div", "mmd", "jsd", "hybrid"
 ]
+Align = Literal[Transported, "mse", "l1", "huber", "quantile"]
 Masking = Literal["none", "regions", "pairs", "shapley"]
 
 
@@ -37,19 +26,18 @@ class BrainotOptions(PresetOptions):
     align: Align = Field("partial", description="the loss between the two token sets of a sample")
     m: float = Field(1.0, gt=0, le=1, description="transported share of the mass; 1 is balanced (embedded default)")
     m_schedule: Literal["constant", "linear"] = Field(
-        "constant", description="m from the first step on, or from 1 down to m over the training"
+        "constant", description="linear: from 1 down to m over the training"
     )
     cost: Literal["euclidean", "sqeuclidean"] = Field("euclidean", description="distance of two tokens")
     solver: Literal["auto", "simplex", "assignment"] = Field(
-        "auto",
-        description="exact plans by the network simplex (POT), or by assignment (scipy) where m N is whole; auto: then",
+        "auto", description="exact plans by POT's network simplex, or by assignment where m N is whole (auto: then)"
     )
     eps: float | None = Field(None, gt=0, le=1e6, description="entropy, in units of the distance; none: by eps_share")
     eps_share: float = Field(0.005, gt=0, le=10, description="entropy as a share of the batch's median distance")
     sweeps: int = Field(2000, ge=1, le=1_000_000, description="sweeps of the entropic solver at most")
     tolerance: float = Field(1e-3, gt=0, le=1, description="share of the mass that a sweep still moves when they stop")
     ot_grad: Literal["envelope", "unroll"] = Field(
-        "envelope", description="gradient of the entropic loss: plan held constant, or through all sweeps"
+        "envelope", description="entropic plans: constant, or differentiated"
     )
     plan_reuse: bool = Field(False, description="later passes of a step (SAM) take the plan of its first one")
     alpha: float = Field(0.5, ge=0, le=1, description="fused: share of the structure against the features")
@@ -57,9 +45,7 @@ class BrainotOptions(PresetOptions):
     lam: float = Field(0.5, ge=0, le=1, description="hybrid: lam MSE + (1 - lam) partial transport")
     quantile: float = Field(0.9, gt=0, lt=1, description="quantile: which one of the absolute differences")
     lm: str | None = Field(
-        None,
-        min_length=1,
-        description="folder of a causal language model (Hugging Face) that captions; none: a small one",
+        None, min_length=1, description="folder of a Hugging Face causal LM; none: a small captioner"
     )
     projector: Literal["linear", "mlp"] = Field("linear", description="from image tokens to the language model's width")
     prompt: str = Field(
@@ -67,20 +53,14 @@ class BrainotOptions(PresetOptions):
         max_length=2000,
         description="what a language model of lm is asked; tokens stand at <image>",
     )
-    captioner_steps: int = Field(
-        600, ge=1, le=1_000_000, description="steps that the captioner is trained on image tokens"
-    )
+    captioner_steps: int = Field(600, ge=1, le=1_000_000, description="its training on image tokens, steps")
     captioner_width: int = Field(96, ge=8, le=4096, multiple_of=8, description="width of the small captioner")
     captioner_seed: int = Field(0, ge=0, le=10**6, description="first weights and batches of the captioner")
     max_new_tokens: int = Field(32, ge=1, le=1024, description="longest caption, tokens")
     caption_rows: int = Field(300, ge=2, le=100_000, description="samples of a split that are captioned")
     ridge: bool = Field(False, description="also caption the tokens of a ridge regression from the voxels, a floor")
-    masking: Masking = Field(
-        "none", description="regions of voxels left out at the test: each alone and dropped, pairs too, or Shapley"
-    )
-    mask_mode: Literal["zero", "shuffle"] = Field(
-        "zero", description="a masked voxel is 0 (the mean), or has the value of another test sample"
-    )
+    masking: Masking = Field("none", description="regions left out at the test: each, pairs too, or Shapley")
+    mask_mode: Literal["zero", "shuffle"] = Field("zero", description="masked voxels: 0, or another test sample's")
     pairs: tuple[str, ...] = Field(
         ("xorA+xorB", "object+copy"), max_length=64, description="pairs of regions whose interaction is measured"
     )
@@ -113,9 +93,7 @@ class ScenesOptions(Options):
     train: int = Field(2500, ge=8, le=1_000_000, description="training scenes")
     validation: int = Field(300, ge=2, le=100_000, description="scenes to choose by")
     test: int = Field(300, ge=2, le=100_000, description="scenes to test on")
-    scene_seed: int = Field(
-        0, ge=-1, le=10**6, description="which scenes and brains; -1: others for every seed of the run"
-    )
+    scene_seed: int = Field(0, ge=-1, le=10**6, description="which scenes and brains; -1: by the run's seed")
     grid: int = Field(5, ge=4, le=32, description="side of the grid of tokens")
     dim: int = Field(32, ge=8, le=4096, description="D, width of a token")
     classes: int = Field(16, ge=4, le=40, description="kinds of objects; there are five colours and five backgrounds")
@@ -130,9 +108,7 @@ class ScenesOptions(Options):
     nuisance_std: float = Field(2.2, ge=0, le=1000, description="their standard deviation per coordinate")
     token_noise: float = Field(0.3, ge=0, le=10, description="noise of every other token, standard deviation")
     subjects: int = Field(1, ge=1, le=4, description="brains; of several, a quarter of the training scenes is shared")
-    voxels: int = Field(
-        600, ge=40, le=50_000, description="voxels of subject 1; the others have 11/12, 10/12 and 9.6/12"
-    )
+    voxels: int = Field(600, ge=40, le=50_000, description="of subject 1; the others have 11/12, 10/12, 9.6/12")
     repetitions: int = Field(3, ge=1, le=10, description="looks at a training scene; the test is their mean")
 
 
@@ -150,14 +126,14 @@ class HaxbyOptions(Options):
 class NsdOptions(Options):
     """Options of ``nsd``."""
 
-    root: str = Field(min_length=1, description="folder webdataset_avg_split as published")
+    root: str = Field(min_length=1, description="folder webdataset_avg_split, or MindEye2's (with wds)")
     subjects: tuple[Annotated[int, Field(ge=1, le=8)], ...] = Field(
         (1,), min_length=1, max_length=8, description="subjects 1 to 8"
     )
     image_encoder: str | None = Field(
-        None, min_length=1, description="folder of a CLIP vision model; not needed where the tokens are cached"
+        None, min_length=1, description="folder of a CLIP vision model; none: cached tokens"
     )
     captions: str = Field(min_length=1, description="JSON {COCO id: [captions]} of every image")
-    rois: str | None = Field(None, min_length=1, description="NPZ of boolean vectors, subjectS/REGION, for masking")
+    rois: str | None = Field(None, min_length=1, description="for masking: NSD's ppdata, or NPZ of subjectS/REGION")
     validation: int = Field(300, ge=1, le=100_000, description="training images that are kept to choose by")
     nan: Literal["refuse", "zero"] = Field("refuse", description="betas that are not finite")

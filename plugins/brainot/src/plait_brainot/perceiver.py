@@ -52,20 +52,12 @@ class Resampler(nn.Module):
         super().__init__()
         self.latents = nn.Parameter(torch.randn(latents, dim))
         self.media_pos_emb = nn.Parameter(torch.randn(1, 1, dim))
-        self.layers = nn.ModuleList(
-            nn.ModuleList(
-                [
-                    LatentAttention(dim, heads, head_dim),
-                    nn.Sequential(
-                        nn.LayerNorm(dim),
-                        nn.Linear(dim, 4 * dim, bias=False),
-                        nn.GELU(),
-                        nn.Linear(4 * dim, dim, bias=False),
-                    ),
-                ]
-            )
-            for _ in range(depth)
-        )
+        self.layers = nn.ModuleList()
+        for _ in range(depth):
+            attention = LatentAttention(dim, heads, head_dim)
+            wide = nn.Linear(dim, 4 * dim, bias=False)
+            feed_forward = nn.Sequential(nn.LayerNorm(dim), wide, nn.GELU(), nn.Linear(4 * dim, dim, bias=False))
+            self.layers.append(nn.ModuleList([attention, feed_forward]))
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, tokens: Tensor) -> Tensor:

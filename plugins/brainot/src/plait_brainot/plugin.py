@@ -72,26 +72,19 @@ class BrainotPlugin(Plugin):
     @hookimpl
     def data_sources(self) -> Mapping[str, DataSource]:
         """Generated scenes and brains, real ones with labels, and NSD as published."""
-        module = "plait_brainot"
+        known = {
+            "haxby": ("haxby", "real fMRI of one subject, eight kinds of things (Haxby 2001)", "HaxbyOptions"),
+            "nsd": ("published", "the Natural Scenes Dataset as MedARC, UMBRAE and MindEye2 publish it", "NsdOptions"),
+            "scenes": ("synthetic", "generated scenes and brains with known redundancy and synergy", "ScenesOptions"),
+        }
         return {
-            "haxby": DataSource(
-                f"{module}.haxby:load",
-                "real fMRI of one subject, eight kinds of things (Haxby 2001)",
-                _BRAINS,
-                later(f"{module}.options:HaxbyOptions"),
-            ),
-            "nsd": DataSource(
-                f"{module}.published:load",
-                "the Natural Scenes Dataset as MedARC and UMBRAE publish it",
-                _BRAINS,
-                later(f"{module}.options:NsdOptions"),
-            ),
-            "scenes": DataSource(
-                f"{module}.synthetic:load",
-                "generated scenes and brains with known redundancy and synergy",
-                _BRAINS | {"field:group"},
-                later(f"{module}.options:ScenesOptions"),
-            ),
+            name: DataSource(
+                f"plait_brainot.{module}:load",
+                summary,
+                _BRAINS | {"field:group"} if name == "scenes" else _BRAINS,
+                later(f"plait_brainot.options:{options}"),
+            )
+            for name, (module, summary, options) in known.items()
         }
 
     @hookimpl

@@ -12,7 +12,7 @@ from plait import Batch, TensorSplit
 
 from .errors import BrainotError
 
-__all__ = ["FIELDS", "Samples"]
+__all__ = ["FIELDS", "Samples", "tokens_of"]
 
 FIELDS = frozenset({"input", "target", "subject", "scene", "index"})
 """Fields of every batch of brain samples; ``target`` are the image tokens."""
@@ -51,6 +51,10 @@ class Samples:
 
     def __getitems__(self, rows: Sequence[int] | Tensor) -> Batch:
         batch = self._whole.__getitems__(rows)
-        scene = batch["scene"]
-        chosen = self.tokens[scene] if isinstance(self.tokens, Tensor) else torch.from_numpy(self.tokens[scene.numpy()])
-        return Batch({**batch, "target": chosen.float()})
+        return Batch({**batch, "target": tokens_of(self.tokens, batch["scene"])})
+
+
+def tokens_of(tokens: Any, scene: Tensor) -> Tensor:
+    """Image tokens float32 [n, M, D] of these scenes, from a tensor or from an array that a file is mapped to."""
+    chosen: Tensor = tokens[scene] if isinstance(tokens, Tensor) else torch.from_numpy(tokens[scene.numpy()])
+    return chosen.float()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,13 @@ dog cat car bus train boat horse cow sheep bird zebra bear clock chair table lam
 bench pizza apple cake laptop phone book vase sofa bed truck plane bicycle elephant giraffe banana orange shoe hat
 """
 CLASSES = tuple(_NAMES.split())
+SENTENCES = (
+    "{objects} on {ground} at {time}",
+    "{objects} on the {ground} by {time}",
+    "at {time} there is {objects} on {ground}",
+    "a picture of {objects} on {ground} at {time}",
+    "on {ground} at {time} is {objects}",
+)
 REGIONS: Mapping[str, float] = {
     "early": 0.3,
     "object": 0.2,
@@ -83,12 +90,21 @@ class Scenes:
 
     def captions(self, generator: np.random.Generator) -> list[list[str]]:
         """Five references of each scene: other orders, other words."""
-        return [
-            [self._caption(objects, int(b), int(light), form, generator) for form in range(5)]
-            for objects, b, light in zip(self.phrases(), self.background, self.light, strict=True)
-        ]
+        given = []
+        for objects, ground, light in zip(self.phrases(), self.background, self.light, strict=True):
+            there = [f"a {phrase}" for phrase in objects]
+            orders = [generator.permutation(len(there)) for _ in SENTENCES]
+            listed = [" and ".join(there[i] for i in order) for order in orders]
+            words = {"ground": BACKGROUNDS[ground], "time": LIGHTS[light]}
+            given.append([form.format(objects=of, **words) for form, of in zip(SENTENCES, listed, strict=True)])
+        return given
 
-    def picture(self, row: int, grid: int) -> dict[str, tuple[list[float], list[float]]]:
+    def kinds(self, classes: int) -> Array:
+        """Which kinds of objects are there, bool [S, K]."""
+        present: Array = (self.kind[:, :, None] == np.arange(classes)).any(1)
+        return present
+
+    def picture(self, grid: int, row: int) -> dict[str, tuple[list[float], list[float]]]:
         """A scene in the plane: what is there -> the places of its tokens, row 0 above."""
         drawn: dict[str, tuple[list[float], list[float]]] = {}
         taken: set[tuple[int, int]] = set()
@@ -101,18 +117,8 @@ class Scenes:
         drawn[ground] = [float(c) for _, c in rest], [float(grid - 1 - r) for r, _ in rest]
         return drawn
 
-    @staticmethod
-    def _caption(objects: Sequence[str], background: int, light: int, form: int, generator: np.random.Generator) -> str:
-        order = generator.permutation(len(objects))
-        listed = " and ".join(f"a {objects[i]}" for i in order)
-        ground, time = BACKGROUNDS[background], LIGHTS[light]
-        return (
-            f"{listed} on {ground} at {time}",
-            f"{listed} on the {ground} by {time}",
-            f"at {time} there is {listed} on {ground}",
-            f"a picture of {listed} on {ground} at {time}",
-            f"on {ground} at {time} is {listed}",
-        )[form]
+
+PARTS = tuple(Scenes.__dataclass_fields__)
 
 
 def scenes(count: int, options: ScenesOptions, unseen: Array, generator: np.random.Generator) -> Scenes:
@@ -144,44 +150,35 @@ def scenes(count: int, options: ScenesOptions, unseen: Array, generator: np.rand
     return Scenes(objects, kind, colour, corner, background, light)
 
 
-@dataclass(frozen=True)
-class World:
-    """What tokens are made of: vectors of kinds, parts, colours, backgrounds and lights, drawn once."""
+def drawn_world(options: ScenesOptions, generator: np.random.Generator) -> dict[str, Array]:
+    """What tokens are made of: vectors [n, D] of kinds, parts of an object, colours, backgrounds and lights."""
+    sizes = {"kind": (options.classes, 1), "part": (4, 0.5), "colour": (5, 1), "background": (5, 1), "light": (2, 0.5)}
+    return {name: scale * generator.standard_normal((n, options.dim)) for name, (n, scale) in sizes.items()}
 
-    kinds: Array
-    parts: Array
-    colours: Array
-    backgrounds: Array
-    lights: Array
 
-    @classmethod
-    def drawn(cls, options: ScenesOptions, generator: np.random.Generator) -> World:
-        def vectors(count: int, scale: float) -> Array:
-            return scale * generator.standard_normal((count, options.dim))
-
-        return cls(vectors(options.classes, 1), vectors(4, 0.5), vectors(5, 1), vectors(5, 1), vectors(2, 0.5))
-
-    def tokens(self, given: Scenes, options: ScenesOptions, generator: np.random.Generator) -> Array:
-        """Image tokens float32 [S, N, D], row by row of the grid."""
-        count, grid = len(given.count), options.grid
-        ground = self.backgrounds[given.background] + self.lights[given.light]
-        tokens = np.repeat(ground[:, None], grid * grid, 1)
-        free = np.ones((count, grid * grid), bool)
-        for number in range(MOST):
-            rows = np.flatnonzero(given.count > number)
-            whole = self.kinds[given.kind[rows, number]] + self.colours[given.colour[rows, number]]
-            for part in range(4):
-                corner = given.corner[rows, number]
-                slot = (corner[:, 0] + part // 2) * grid + corner[:, 1] + part % 2
-                tokens[rows, slot] = whole + self.parts[part]
-                free[rows, slot] = False
-        tokens += options.token_noise * generator.standard_normal(tokens.shape)
-        fixed = np.arange(free.shape[1], dtype=float)[None] if options.places == "fixed" else 0.0
-        order = np.where(free, fixed + (generator.random(free.shape) if options.places == "random" else 0), np.inf)
-        for place in order.argsort(1).T[: min(options.nuisance, int(free.sum(1).min()))]:
-            noise = options.nuisance_std * generator.standard_normal((count, options.dim))
-            tokens[np.arange(count), place] = noise
-        return tokens.astype(np.float32)
+def image_tokens(
+    world: Mapping[str, Array], given: Scenes, options: ScenesOptions, generator: np.random.Generator
+) -> Array:
+    """Image tokens float32 [S, N, D], row by row of the grid."""
+    count, grid = len(given.count), options.grid
+    ground = world["background"][given.background] + world["light"][given.light]
+    tokens = np.repeat(ground[:, None], grid * grid, 1)
+    free = np.ones((count, grid * grid), bool)
+    for number in range(MOST):
+        rows = np.flatnonzero(given.count > number)
+        whole = world["kind"][given.kind[rows, number]] + world["colour"][given.colour[rows, number]]
+        for part in range(4):
+            corner = given.corner[rows, number]
+            slot = (corner[:, 0] + part // 2) * grid + corner[:, 1] + part % 2
+            tokens[rows, slot] = whole + world["part"][part]
+            free[rows, slot] = False
+    tokens += options.token_noise * generator.standard_normal(tokens.shape)
+    fixed = np.arange(free.shape[1], dtype=float)[None] if options.places == "fixed" else 0.0
+    order = np.where(free, fixed + (generator.random(free.shape) if options.places == "random" else 0), np.inf)
+    for place in order.argsort(1).T[: min(options.nuisance, int(free.sum(1).min()))]:
+        noise = options.nuisance_std * generator.standard_normal((count, options.dim))
+        tokens[np.arange(count), place] = noise
+    return tokens.astype(np.float32)
 
 
 class Brain:
@@ -198,36 +195,28 @@ class Brain:
         bounds = np.round(np.cumsum([0, *REGIONS.values()]) * voxels).astype(int)
         self.regions = {name: np.arange(a, b) for name, a, b in zip(REGIONS, bounds, bounds[1:], strict=False)}
         normal = generator.standard_normal
-        early, object_, colour = (len(self.regions[name]) for name in ("early", "object", "colour"))
-        slots, k = options.grid**2, options.classes
-        self.field = generator.integers(slots, size=early)
-        self.early = normal((early, options.dim))
-        self.readouts = {
-            "object": normal((k + 5 * k, object_)),
-            "copy": normal((k + 5 * k, len(self.regions["copy"]))),
-            "colour": normal((5, colour)),
-            "place": normal((5, len(self.regions["place"]))),
-        }
-        self.signs = {name: generator.choice([-1.0, 1.0], len(self.regions[name])) for name in ("xorA", "xorB")}
+        size = {name: len(voxels) for name, voxels in self.regions.items()}
+        k = options.classes
+        self.field = generator.integers(options.grid**2, size=size["early"])
+        self.early = normal((size["early"], options.dim))
+        sources = {"object": 6 * k, "copy": 6 * k, "colour": 5, "place": 5}
+        self.readouts = {name: normal((count, size[name])) for name, count in sources.items()}
+        self.signs = {name: generator.choice([-1.0, 1.0], size[name]) for name in ("xorA", "xorB")}
         self.mean: Array | None = None
         self.scale: Array | None = None
         self.level: dict[str, tuple[float, float]] = {}
 
     def signals(self, given: Scenes, tokens: Array) -> dict[str, Array]:
         """What each region but the xor ones would say without noise, [S, its voxels]; the first call sets the scale."""
-        rows = np.arange(len(given.count))
-        kinds = np.zeros((len(rows), self.options.classes))
-        pairs = np.zeros((len(rows), 5 * self.options.classes))
-        colours = np.zeros((len(rows), 5))
+        kinds = given.kinds(self.options.classes).astype(float)
+        pairs, colours = np.zeros((len(kinds), 5 * kinds.shape[1])), np.zeros((len(kinds), 5))
         for number in range(MOST):
-            there = rows[given.count > number]
+            there = np.flatnonzero(given.count > number)
             kind, colour = given.kind[there, number], given.colour[there, number]
-            kinds[there, kind] += 1
             pairs[there, 5 * kind + colour] += 1
             colours[there, colour] += 1
         objects = np.concatenate([kinds, pairs], 1)
-        place = np.eye(5)[given.background]
-        latent = {"object": objects, "copy": objects, "colour": colours, "place": place}
+        latent = {"object": objects, "copy": objects, "colour": colours, "place": np.eye(5)[given.background]}
         said = {name: values @ self.readouts[name] for name, values in latent.items()}
         said["early"] = np.einsum("svd,vd->sv", tokens[:, self.field].astype(float), self.early)
         if not self.level:
@@ -275,38 +264,33 @@ def generate(options: ScenesOptions, seed: int) -> Generated:
     root = np.random.SeedSequence([VERSION, seed])
     for_world, for_brains, *for_splits = (np.random.default_rng(s) for s in root.spawn(5))
     unseen = np.triu(for_world.random((options.classes,) * 2) < UNSEEN, 1)
-    world = World.drawn(options, for_world)
+    world = drawn_world(options, for_world)
     sizes = {"train": options.train, "validation": options.validation, "test": options.test}
     drawn: dict[str, Scenes] = {}
     tokens: dict[str, Array] = {}
     for (name, count), generator in zip(sizes.items(), for_splits, strict=True):
         drawn[name] = scenes(count, options, unseen if name == "train" else np.zeros_like(unseen), generator)
-        tokens[name] = world.tokens(drawn[name], options, generator)
+        tokens[name] = image_tokens(world, drawn[name], options, generator)
     counts = [round(options.voxels * share) for share in VOXELS[: options.subjects]]
     rows: dict[str, list[tuple[Array, Array, Array]]] = {name: [] for name in sizes}
     regions = {}
-    for subject, voxels in enumerate(counts, 1):
-        brain = Brain(voxels, options, for_brains)
-        regions[subject] = brain.regions
+    for number, count in enumerate(counts, 1):
+        brain = Brain(count, options, for_brains)
+        regions[number] = brain.regions
         for name, generator in zip(sizes, for_splits, strict=True):
-            own = _own(name, len(drawn[name].count), subject, options.subjects)
-            given = Scenes(*(getattr(drawn[name], part)[own] for part in Scenes.__dataclass_fields__))
+            own = _own(name, len(drawn[name].count), number, options.subjects)
+            given = Scenes(*(getattr(drawn[name], part)[own] for part in PARTS))
             signals = brain.signals(given, tokens[name][own])
             u = [generator.integers(2, size=len(own)) for _ in range(options.repetitions if name == "train" else 1)]
             looks = np.stack([brain.look(given, signals, u[i % len(u)], generator) for i in range(options.repetitions)])
-            seen = looks.reshape(-1, voxels) if name == "train" else looks.mean(0)
+            seen = looks.reshape(-1, count) if name == "train" else looks.mean(0)
             wide = np.zeros((len(seen), counts[0]), np.float32)
-            wide[:, :voxels] = brain.standardised(seen)
-            rows[name].append((wide, np.tile(own, len(seen) // len(own)), np.full(len(seen), subject)))
-    joined = {name: [np.concatenate(parts) for parts in zip(*of, strict=True)] for name, of in rows.items()}
-    return Generated(
-        drawn,
-        tokens,
-        {name: of[0] for name, of in joined.items()},
-        {name: of[1] for name, of in joined.items()},
-        {name: of[2] for name, of in joined.items()},
-        regions,
+            wide[:, :count] = brain.standardised(seen)
+            rows[name].append((wide, np.tile(own, len(seen) // len(own)), np.full(len(seen), number)))
+    voxels, scene, subject = (
+        {name: np.concatenate([given[part] for given in of]) for name, of in rows.items()} for part in range(3)
     )
+    return Generated(drawn, tokens, voxels, scene, subject, regions)
 
 
 def _own(split: str, count: int, subject: int, subjects: int) -> Array:
@@ -327,62 +311,38 @@ def load(options: ScenesOptions, seed: int) -> Data:
     chosen = options.scene_seed if options.scene_seed >= 0 else seed
     made = generate(options, chosen)
     words = np.random.default_rng([VERSION, chosen, 7])
-    first, captions, phrases, splits = 0, [], [], {}
     everywhere = torch.from_numpy(np.concatenate(list(made.tokens.values())))
     known = f"scenes {VERSION} {chosen} {options.model_dump_json(exclude={'scene_seed'})}"
     fingerprint = hashlib.sha256(known.encode()).hexdigest()
+    first, splits = 0, {}
     for name, of in made.scenes.items():
-        captions += of.captions(words)
-        phrases += of.phrases()
-        columns = {
-            "subject": made.subject[name],
-            "scene": first + made.scene[name],
-            "group": of.light[made.scene[name]],
-        }
+        scene = made.scene[name]
+        columns = {"subject": made.subject[name], "scene": first + scene, "group": of.light[scene]}
         splits[name] = Samples(made.voxels[name], columns, everywhere, fingerprint=fingerprint)
         first += len(of.count)
-    counts = {subject: sum(map(len, regions.values())) for subject, regions in made.regions.items()}
+    whole = Scenes(*(np.concatenate([getattr(of, part) for of in made.scenes.values()]) for part in PARTS))
     extra = {
-        "voxels": counts,
+        "voxels": {subject: sum(map(len, regions.values())) for subject, regions in made.regions.items()},
         "tokens": tuple(everywhere.shape[1:]),
         "regions": made.regions,
-        "captions": captions,
-        "phrases": phrases,
+        "captions": whole.captions(words),
+        "phrases": whole.phrases(),
         "vocabulary": [f"{colour} {kind}" for kind in CLASSES[: options.classes] for colour in COLOURS],
-        "word": [LIGHTS[light] for of in made.scenes.values() for light in of.light],
-        "places": functools.partial(_picture, list(made.scenes.values()), options.grid),
+        "word": [LIGHTS[light] for light in whole.light],
+        "places": functools.partial(whole.picture, options.grid),
         "bits": {"xorA": 0.0, "xorB": 0.0, "xorA+xorB": float(options.xor)},
     }
     info = DataInfo("brain-tokens", (options.voxels,), 0, 2, FIELDS | {"group"}, extra)
-    unseen = _unseen(made.scenes["train"], made.scenes["test"])
-    note = (
-        f"scenes: {100 * unseen:.0f} % of the test scenes have two kinds of objects that no training scene has together"
-    )
+    trained, tested = (made.scenes[name].kinds(options.classes) for name in ("train", "test"))
+    together = trained.T @ trained | np.eye(options.classes, dtype=bool)
+    unseen = 100 * float((tested & (tested @ ~together)).any(1).mean())
+    note = f"scenes: {unseen:.0f} % of the test scenes have two kinds of objects that no training scene has together"
     names = {"group": LIGHTS}
     return Data(
         info, splits["train"], splits["validation"], splits["test"], forward=by_subject, names=names, notes=(note,)
     )
 
 
-def _picture(of_splits: Sequence[Scenes], grid: int, number: int) -> dict[str, tuple[list[float], list[float]]]:
-    """The picture of a scene by its number over all splits."""
-    for of in of_splits:
-        if number < len(of.count):
-            return of.picture(number, grid)
-        number -= len(of.count)
-    raise IndexError(number)
-
-
 def by_subject(model: Any, batch: Any) -> Any:
     """The model on voxels and, where there are several brains, whose they are."""
     return model(batch["input"], batch["subject"])
-
-
-def _unseen(train: Scenes, test: Scenes) -> float:
-    """Share of test scenes with a pair of kinds that no training scene has."""
-    pairs = ((0, 1), (0, 2), (1, 2))
-    known = {
-        (int(a), int(b)) for i, j in pairs for a, b in zip(train.kind[:, i], train.kind[:, j], strict=True) if b >= 0
-    }
-    new = [any(kinds[j] >= 0 and (int(kinds[i]), int(kinds[j])) not in known for i, j in pairs) for kinds in test.kind]
-    return float(np.mean(new))

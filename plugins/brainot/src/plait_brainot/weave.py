@@ -71,13 +71,12 @@ class Weave:
                 raise BrainotError(
                     "the data bring captions, and their samples no field 'scene' that says whose they are"
                 )
-            rows = train.fields["scene"].unique()
-            self.captioner = fitted(train.tokens, self.facts.captions, rows, str(train.fingerprint), options).to(
-                trainer.device
-            )
+            if len(train) < (batch := trainer.recipe.train.batch_size):
+                raise BrainotError(f"train.batch_size = {batch}: the training split has {len(train)} samples")
+            rows, known = train.fields["scene"].unique(), str(train.fingerprint)
+            self.captioner = fitted(train.tokens, self.facts.captions, rows, known, options).to(trainer.device)
         self._plans: tuple[int, dict[bytes, Plan]] = (0, {})
         self._seconds, self._solved = 0.0, 0
-        self._scores: dict[Kept, figures.Numbers] = {}
 
     def _names(self) -> list[str]:
         return list(next(iter(self.regions.values()))) if self.regions else []
@@ -98,15 +97,11 @@ class Weave:
         if self._plans[0] != trainer.step:
             self._plans = (trainer.step, {})
         known = self._plans[1].get(key) if key else None
+        brain, image, m = outputs.float(), batch["target"].float(), self.mass(trainer)
+        if training and not bool(brain.isfinite().all() & image.isfinite().all()):
+            return brain.flatten(1).sum(1) * torch.nan  # the run names the step, and stops
         with torch.autocast(trainer.device.type, enabled=False):
-            aligned = align(
-                outputs.float(),
-                batch["target"].float(),
-                self.options,
-                m=self.mass(trainer),
-                plan=known,
-                discriminator=self.discriminator,
-            )
+            aligned = align(brain, image, self.options, m=m, plan=known, discriminator=self.discriminator)
         if key and aligned.plan is not None:
             self._plans[1][key] = aligned.plan
         if training:
@@ -118,11 +113,10 @@ class Weave:
     def _tell(self, trainer: Trainer, aligned: Aligned) -> None:
         if aligned.info and trainer.step % trainer.recipe.train.log_every == 0:
             trainer.log({f"brainot/{name}": value for name, value in aligned.info.items()})
-        if aligned.info.get("violation", 0.0) > self.options.tolerance and trainer.step > 0:
+        if (moved := aligned.info.get("violation", 0.0)) > self.options.tolerance and trainer.step > 0:
             trainer.note(
                 f"brainot: plans do not converge within {self.options.sweeps} sweeps: the last one of step "
-                f"{trainer.step} moved "
-                f"{aligned.info['violation']:.1e} of the mass; raise brainot.sweeps or brainot.eps_share"
+                f"{trainer.step} moved {moved:.1e} of the mass; raise brainot.sweeps or brainot.eps_share"
             )
 
     # ---- evaluation ---------------------------------------------------------------------------------------------
@@ -147,9 +141,8 @@ class Weave:
         brain, image = clean.outputs[:rows], clean.fields["target"][:rows].float()
         given = figures.closeness(brain, image, self.options) | figures.retrieval(brain, image)
         if self._solved:
-            given["alignment_time"] = Metric(
-                1000 * self._seconds / self._solved, "ms", "lower", "of a pass in training"
-            )
+            spent = 1000 * self._seconds / self._solved
+            given["alignment_time"] = Metric(spent, "ms", "lower", "of a pass in training")
         whole = trainer.step > 0 and predictions.model is trainer.model and clean.view.split is None
         if self.facts is None or self.captioner is None or "scene" not in clean.fields:
             return given
@@ -164,9 +157,11 @@ class Weave:
         given |= figures.captioned(said, scene, self.facts, self.options.resamples)
         if whole:
             given |= figures.pictures(brain, image, trainer.info.extra, scene, said["brain"])
-            self._write(trainer, scene, said["brain"])
-            if trainer.writes:
-                figures.save_maps(trainer.folder / "brainot-maps", brain, image, self.options)
+        if whole and trainer.writes:
+            for name, of in (("captions", said["brain"]), ("references", self.facts.references(scene))):
+                numbered = {str(row): text for row, text in enumerate(of)}
+                write_text(trainer.folder / f"brainot-{name}.json", json.dumps(numbered, indent=1))
+            figures.save_maps(trainer.folder / "brainot-maps", brain, image, self.options)
         if any(KEPT in view.tags for view in predictions.views.values()) and rows > 1:
             given |= self._masked(predictions, scene, said["brain"])
         return given
@@ -183,14 +178,6 @@ class Weave:
     def _captions(self, tokens: Tensor) -> list[str]:
         assert self.captioner is not None
         return self.captioner.captions(tokens, self.options.max_new_tokens)
-
-    def _write(self, trainer: Trainer, scene: Tensor, said: list[str]) -> None:
-        if not trainer.writes:
-            return
-        assert self.facts is not None
-        for name, of in (("captions", said), ("references", self.facts.references(scene))):
-            numbered = {str(row): text for row, text in enumerate(of)}
-            write_text(trainer.folder / f"brainot-{name}.json", json.dumps(numbered, indent=1))
 
     def _masked(self, predictions: Predictions, scene: Tensor, said: list[str]) -> dict[str, Metric | Table | Plot]:
         assert self.facts is not None
