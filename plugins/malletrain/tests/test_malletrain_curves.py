@@ -63,12 +63,12 @@ def test_the_order_of_a_profile() -> None:
     assert profile_sizes(16) == [16, 8, 4, 2, 1]
     assert profile_sizes(13, ascending=True) == [1, 2, 4, 8]
     assert profile_sizes(16, nmin=3) == [16, 8, 4, 3]
-    assert ceiling(20, 64, 16, [1, 1, 6]) == 12
+    assert ceiling(20, 16, [1, 1, 6]) == 12
     assert worthwhile(20 * (18 + 4 * 12), 5, 18, 12) and not worthwhile(1319, 5, 18, 12)  # 66 s of stall
 
 
 def test_nodes_that_are_taken_from_a_profile_are_a_scale_down() -> None:
-    profile = Profile(0, [16, 8, 4, 2, 1], began=0.0)
+    profile = Profile(0, [16, 8, 4, 2, 1])
     profile.due = 30.0
     profile.lost(11)
     assert profile.sizes == [11, 8, 4, 2, 1] and profile.due is None

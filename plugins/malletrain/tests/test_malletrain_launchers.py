@@ -8,16 +8,17 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from plait.declare.recipe import Recipe
 from plait_malletrain.errors import MalletrainError
+from plait_malletrain.jobs import admitted
 from plait_malletrain.launchers import LocalProcesses, Ray, Slurm
 from plait_malletrain.manager import Manager
-from plait_malletrain.options import MalletrainOptions
+from plait_malletrain.options import ServeOptions
 
 CONFIGURATION = """ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -38,6 +39,30 @@ SchedulerParameters=batch_sched_delay=1,sched_interval=1
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=1 State=UNKNOWN
 PartitionName=idle Nodes=n1 Default=YES MaxTime=INFINITE State=UP
 """
+
+
+def write_recipe(path: Path) -> Path:
+    """A run that does not end by itself within the test."""
+    values = {
+        "data": {"name": "tiny-images", "train": 64},
+        "model": {"name": "tiny-cnn"},
+        "train": {"steps": 3000, "batch_size": 16, "log_every": 1, "evaluate_every": 10000},
+        "checkpoint": {"every_steps": 5},
+    }
+    path.write_text(Recipe.parse(values).to_toml(), encoding="utf-8")
+    return path
+
+
+def go_on(manager: Manager, wanted: Callable[[], bool], seconds: float = 240) -> None:
+    """As `Manager.run` does, until something is so."""
+    assert manager.launcher is not None
+    deadline, watched = time.monotonic() + seconds, 0.0
+    while not wanted():
+        assert time.monotonic() < deadline, manager.state_dict()
+        manager.turn()
+        if time.monotonic() - watched > 1:
+            watched = time.monotonic()
+            manager.launcher.watch()
 
 
 @pytest.fixture
@@ -74,42 +99,45 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def test_a_job_goes_on_when_slurm_takes_its_node_and_gives_it_back(slurm: None, tmp_path: Path) -> None:
-    values = {
-        "data": {"name": "tiny-images", "train": 64},
-        "model": {"name": "tiny-cnn"},
-        "train": {"steps": 3000, "batch_size": 16, "log_every": 1, "evaluate_every": 10000},
-        "checkpoint": {"every_steps": 5},
-    }
-    (tmp_path / "job.toml").write_text(Recipe.parse(values).to_toml())
+    write_recipe(tmp_path / "job.toml")
     said: list[str] = []
-    with Manager(tmp_path / "served", MalletrainOptions(), nmax=1, say=said.append) as manager:
-        manager.submit([tmp_path / "job.toml"])
+    with Manager(tmp_path / "served", ServeOptions(nmax=1), say=said.append) as manager:
+        manager.submit(admitted([tmp_path / "job.toml"]))
         log = tmp_path / "served/workers.log"
         launcher = Slurm(manager.address, tmp_path / "served/token", log, "--partition=idle")
         manager.launcher = launcher
         launcher.start("0")
-        job, requeued, watched = manager.jobs["job"], False, 0.0
-        deadline = time.monotonic() + 240
-        while not manager.over:
-            assert time.monotonic() < deadline, f"{said} {launcher.states()} {log.read_text()}"
-            manager.turn()
-            if time.monotonic() - watched > 1:
-                watched = time.monotonic()
-                launcher.watch()
-            if job.state == "running" and job.step >= 8 and not requeued:
-                assert launcher.states()["0"].startswith("RUNNING")
-                launcher.kill("0")
-                requeued = True
-            if requeued and job.generation >= 2 and job.state == "running":
-                break
-        assert requeued and job.generation == 2 and job.step >= 5  # from the last checkpoint, not from the start
+        job = manager.jobs["job"]
+        go_on(manager, lambda: job.step >= 8 and job.state == "running")
+        assert launcher.states()["0"].startswith("RUNNING")
+        launcher.kill("0")
+        go_on(manager, lambda: job.generation == 2 and job.state == "running")
+        assert job.step >= 5  # from the last checkpoint, not from the start
     assert launcher.states() == {} and "0" not in manager.leaving
+
+
+@pytest.mark.slow
+def test_a_job_on_a_ray_cluster_goes_on_when_its_worker_is_cancelled(tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed")
+    with Manager(tmp_path / "served", ServeOptions(nmax=1), say=lambda text: None) as manager:
+        manager.submit(admitted([write_recipe(tmp_path / "job.toml")]))
+        launcher = manager.launcher = Ray(manager.address, tmp_path / "served/token", "local")
+        launcher.start("0")
+        job = manager.jobs["job"]
+        go_on(manager, lambda: job.step >= 8 and job.state == "running")
+        launcher.kill("0")
+        go_on(manager, lambda: "0" not in manager.nodes)  # the worker is gone with its task
+        go_on(manager, lambda: job.generation == 2 and job.state == "running")
+        assert job.step >= 5  # from the last checkpoint, not from the start
 
 
 def test_without_slurm_or_ray_the_reason_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(MalletrainError, match=r"sbatch: .*Is Slurm installed here"):
         Slurm("127.0.0.1:1", tmp_path / "token", tmp_path / "log").start("0")
+    pytest.importorskip("ray", reason="Ray is not installed")
+    with pytest.raises(MalletrainError, match="nothing answers there"):
+        Ray("127.0.0.1:1", tmp_path / "token", "ray://127.0.0.1:1")
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MalletrainError, match="--ray needs Ray"):
         Ray("127.0.0.1:1", tmp_path / "token", "auto")

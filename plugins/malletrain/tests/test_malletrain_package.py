@@ -55,6 +55,8 @@ def test_the_table_and_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[st
     ("options", "said"),
     [
         ({"seeds": 0}, "--seeds 0"),
+        ({"seed": -1}, "--seed -1"),
+        ({"policies": ""}, "policies"),
         ({"policies": "equal,best"}, "policies"),
         ({"policies": "equal,equal"}, "one is given twice"),
         ({"horizon": -1.0}, "horizon = -1.0"),

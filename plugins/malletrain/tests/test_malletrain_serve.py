@@ -13,22 +13,31 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 
 from plait.declare.recipe import Recipe
 from plait.errors import BadInput, Refused, RunLocked
 from plait.storage.directory import RunDirectory
-from plait_malletrain.channel import Channel, Work, greet, read_token
+from plait_malletrain.channel import Channel, Ended, Imports, Work, greet, read_token
 from plait_malletrain.commands import serve, status
 from plait_malletrain.errors import MalletrainError
+from plait_malletrain.jobs import admitted, spread
 from plait_malletrain.launchers import LocalProcesses
-from plait_malletrain.manager import Manager, Order, read_script, read_state
-from plait_malletrain.options import MalletrainOptions
+from plait_malletrain.manager import Manager, read_state
+from plait_malletrain.options import ServeOptions
+from plait_malletrain.script import Order, read_script
 
 STEPS = 120
-OPTIONS = MalletrainOptions(horizon=10, profile_max=2, measure_seconds=0.2, measure_steps=3, warmup_steps=1)
+OPTIONS = ServeOptions(profile_max=2, measure_seconds=0.2, measure_steps=3, warmup_steps=1)
+
+
+def quick(**changes: Any) -> ServeOptions:
+    """Options with which a test measures in an instant."""
+    return OPTIONS.model_copy(update=changes)
+
+
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
@@ -75,13 +84,13 @@ def turn_until(manager: Manager, wanted: Callable[[], bool], seconds: float = 24
 
 
 def test_two_methods_resized_and_killed_end_with_the_bits_of_an_undisturbed_run(woven: Path, tmp_path: Path) -> None:
-    with Manager(tmp_path, OPTIONS, nmax=2, grace=60, say=lambda text: None) as manager:
+    with Manager(tmp_path, quick(nmax=2, grace=60), say=lambda text: None) as manager:
         launcher = LocalProcesses(manager.address, tmp_path / "token", tmp_path / "workers.log")
         manager.launcher = launcher
         for slot in ("0", "1", "2"):
             launcher.start(slot)
         turn_until(manager, lambda: len(manager.nodes) == 3)
-        manager.submit([woven / "woven.toml"])
+        manager.submit(admitted([woven / "woven.toml"]))
         job = manager.jobs["woven"]
         turn_until(manager, lambda: job.state == "running" and job.step >= 3)
         manager.ask_back(job.slots[-1])  # a planned shrink
@@ -105,7 +114,7 @@ def test_a_killed_manager_goes_on_and_runs_nothing_twice(woven: Path, tmp_path: 
         assert time.monotonic() < deadline
         time.sleep(0.05)
     with pytest.raises(RunLocked, match="another manager"):
-        Manager(tmp_path, OPTIONS, nmax=2)
+        Manager(tmp_path, quick(nmax=2))
     first.kill()
     first.wait()
     done = subprocess.run(line, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
@@ -147,17 +156,16 @@ def pretended(manager: Manager, name: str) -> Channel:
 
     thread = threading.Thread(target=come)
     thread.start()
-    while thread.is_alive():
-        manager.turn()
+    turn_until(manager, lambda: not thread.is_alive() and name in manager.nodes, 20)
     return ends[0]
 
 
 @pytest.fixture
 def manager(tmp_path: Path) -> Iterator[Manager]:
     said: list[str] = []
-    with Manager(tmp_path / "served", OPTIONS, nmax=2, report_timeout=0.5, grace=0.3, say=said.append) as made:
+    with Manager(tmp_path / "served", quick(nmax=2, report_timeout=0.5, grace=0.3), say=said.append) as made:
         made.said = said  # type: ignore[attr-defined]
-        made.submit([write_recipe(tmp_path / "job.toml")])
+        made.submit(admitted([write_recipe(tmp_path / "job.toml")]))
         yield made
 
 
@@ -174,8 +182,7 @@ def test_ranks_are_spread_over_the_nodes_and_always_as_many(manager: Manager) ->
     turn_until(manager, lambda: manager.jobs["job"].state == "starting", 20)
     (order,) = worker.receive()
     assert isinstance(order, Work) and order.ranks == (0, 1) and order.world == 2
-    manager.jobs["job"].slots = ["0", "1"]
-    assert manager.ranks(manager.jobs["job"]) == {"0": (0,), "1": (1,)}
+    assert spread(["0", "1"], 2) == {"0": (0,), "1": (1,)}
 
 
 def test_a_node_asked_back_that_does_not_stop_is_taken_after_the_grace(manager: Manager) -> None:
@@ -183,7 +190,7 @@ def test_a_node_asked_back_that_does_not_stop_is_taken_after_the_grace(manager: 
     turn_until(manager, lambda: manager.jobs["job"].state == "starting", 20)
     manager.ask_back("0")
     began = time.monotonic()
-    turn_until(manager, lambda: manager.now["job"].killed, 20)
+    turn_until(manager, lambda: manager.jobs["job"].now.killed, 20)
     assert time.monotonic() - began >= 0.3
     stops = [m.now for m in worker.receive() if m.kind == "stop"]
     assert stops == [False, True]
@@ -198,7 +205,7 @@ def test_a_node_whose_worker_talks_nonsense_is_lost(manager: Manager) -> None:
     assert "turned away" in manager.said[-1]  # type: ignore[attr-defined]
     second = pretended(manager, "1")
     pretended(manager, "1")
-    assert "1 is there already: ignored" in manager.said  # type: ignore[attr-defined]
+    turn_until(manager, lambda: "1 is there already: ignored" in manager.said, 20)  # type: ignore[attr-defined]
     second.close()
     turn_until(manager, lambda: not manager.nodes, 20)
 
@@ -226,8 +233,8 @@ def test_a_job_whose_disk_is_full_fails_with_the_reason(tmp_path: Path) -> None:
             finally:
                 resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
-    with Manager(tmp_path, OPTIONS, nmax=1, restarts=0, say=lambda text: None) as manager:
-        manager.submit([write_recipe(tmp_path / "job.toml")])
+    with Manager(tmp_path, quick(nmax=1, restarts=0), say=lambda text: None) as manager:
+        manager.submit(admitted([write_recipe(tmp_path / "job.toml")]))
         manager.launcher = Small(manager.address, tmp_path / "token", tmp_path / "workers.log")
         manager.launcher.start("0")
         turn_until(manager, lambda: manager.over)
@@ -246,12 +253,49 @@ def test_a_script_waits_for_the_slots_of_the_beginning(manager: Manager) -> None
     assert Noted.lines == ["start 1", "kill 0"] and "7 is not in the pool: ignored" in manager.said  # type: ignore[attr-defined]
 
 
+def test_a_job_that_loses_two_nodes_at_once_waits_for_the_ranks_of_the_third_only(tmp_path: Path) -> None:
+    """With 4 ranks on 3 nodes: (0,), (1, 2), (3,). Spread anew over what is left they would be others."""
+    with Manager(tmp_path / "served", quick(nmax=4, policy="equal"), say=lambda text: None) as manager:
+        workers = [pretended(manager, name) for name in "012"]
+        manager.submit(admitted([write_recipe(tmp_path / "job.toml")]))
+        job = manager.jobs["job"]
+        turn_until(manager, lambda: job.state == "starting", 20)
+        assert job.now.ranks == {"0": (0,), "1": (1, 2), "2": (3,)}
+        for worker in workers[:2]:
+            worker.close()
+            turn_until(manager, lambda: len(manager.nodes) < 3, 20)
+        turn_until(manager, lambda: len(manager.nodes) == 1, 20)
+        assert job.now.waiting_for == {3}
+        workers[2].send(Ended(job="job", generation=1, rank=3, outcome="lost"))
+        turn_until(manager, lambda: job.generation == 2, 20)
+        assert job.now.ranks == {"2": (0, 1, 2, 3)} and job.restarts == 0
+
+
+def test_a_stranger_who_says_nothing_keeps_nobody_waiting(manager: Manager) -> None:
+    host, _, port = manager.address.partition(":")
+    with socket.create_connection((host, int(port))):
+        began = time.monotonic()
+        pretended(manager, "0")
+        assert time.monotonic() - began < 5 and "0" in manager.nodes
+
+
+def test_what_a_job_imports_is_told_to_every_worker(manager: Manager) -> None:
+    first, second = pretended(manager, "8"), pretended(manager, "9")
+    first.send(Imports(names=("json", "csv")))
+    turn_until(manager, lambda: bool(manager.imports), 20)
+    third = pretended(manager, "10")  # one that comes later, too
+    for worker in (second, third):
+        while Imports(names=("json", "csv")) not in worker.receive():
+            pass  # an order may come first
+
+
 # ---- bad input -----------------------------------------------------------------------------------------------------
 def test_models_of_participants_are_refused_with_the_reason(tmp_path: Path) -> None:
     values = {"data": {"name": "tiny-images"}, "model": {"name": "tiny-cnn"}, "plugins": {"dbadfl": {}}}
     (tmp_path / "fl.toml").write_text(Recipe.parse(values).to_toml())
-    with Manager(tmp_path / "served", OPTIONS, nmax=2) as manager, pytest.raises(Refused) as refused:
-        manager.submit([tmp_path / "fl.toml"])
+    with pytest.raises(Refused) as refused:
+        serve([tmp_path / "fl.toml"], out=tmp_path / "served")
+    assert not (tmp_path / "served").exists()
     assert "participant" in str(refused.value) and refused.value.exit_code == 3
 
 
@@ -259,15 +303,30 @@ def test_recipes_that_cannot_be_jobs(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     first = write_recipe(tmp_path / "job.toml")
     second = write_recipe(tmp_path / "other/job.toml", steps=9)
-    with Manager(tmp_path / "served", OPTIONS, nmax=2) as manager:
+    with Manager(tmp_path / "served", quick(nmax=2)) as manager:
         with pytest.raises(BadInput, match="another recipe is named job"):
-            manager.submit([first, second])
-        manager.submit([first])
+            admitted([first, second])
+        manager.submit(admitted([first]))
         manager.save(force=True)
-    with Manager(tmp_path / "served", OPTIONS, nmax=2) as manager, pytest.raises(BadInput, match="of another recipe"):
-        manager.submit([second])
-    with pytest.raises(MalletrainError, match="nobody knows the true curves"):
-        Manager(tmp_path / "x", MalletrainOptions(policy="oracle"), nmax=2)
+    with Manager(tmp_path / "served", quick(nmax=2)) as manager, pytest.raises(BadInput, match="of another recipe"):
+        manager.submit(admitted([second]))
+    with pytest.raises(MalletrainError, match=r"host = '192\.0\.2\.1': .*give an address of this machine"):
+        Manager(tmp_path / "x", quick(host="192.0.2.1"))
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"jobs": []}', '{"jobs": [{"name": 3, "table": {}}]}'])
+def test_a_state_that_is_none_is_said(tmp_path: Path, content: str) -> None:
+    (tmp_path / "manager.json").write_text(content)
+    with pytest.raises(MalletrainError, match="not the state of a manager"):
+        status(tmp_path)
+    with Manager(tmp_path, OPTIONS) as manager, pytest.raises(MalletrainError, match="not the state of a manager"):
+        manager.submit({})
+
+
+def test_a_folder_that_is_a_file_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(MalletrainError, match=r"file: cannot be used: .*choose another --out"):
+        Manager(tmp_path / "file", OPTIONS)
 
 
 @pytest.mark.parametrize(
@@ -290,12 +349,13 @@ def test_bad_scripts(tmp_path: Path, text: str, said: str) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"slots": 0}, "--slots 0"),
-        ({"nmax": 3}, "--nmax 3"),
+        ({"slots": 0}, "slots = 0"),
+        ({"nmax": 3}, "nmax = 3"),
         ({"slurm": True, "ray": "auto"}, "choose one"),
-        ({"grace": 0.0}, "--grace 0"),
-        ({"restarts": -1}, "--restarts -1"),
+        ({"grace": 0.0}, "grace = 0"),
+        ({"restarts": -1}, "restarts = -1"),
         ({"policy": "best"}, "policy = 'best'"),
+        ({"policy": "oracle"}, "policy = 'oracle'"),
         ({"horizon": -1.0}, "horizon = -1"),
     ],
 )
@@ -309,8 +369,8 @@ def test_status_of_nothing_and_of_a_folder(tmp_path: Path, capsys: pytest.Captur
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(MalletrainError, match="no manager has worked here"):
         status(tmp_path)
-    with Manager(tmp_path, OPTIONS, nmax=2) as manager:
-        manager.submit([write_recipe(tmp_path / "job.toml")])
+    with Manager(tmp_path, quick(nmax=2)) as manager:
+        manager.submit(admitted([write_recipe(tmp_path / "job.toml")]))
     status(tmp_path)
     assert "waiting" in capsys.readouterr().out
     assert read_state(tmp_path)["jobs"][0]["name"] == "job"

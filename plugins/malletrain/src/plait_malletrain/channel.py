@@ -62,6 +62,13 @@ class Leave(_Message):
     kind: Literal["leave"] = "leave"
 
 
+class Imports(_Message):
+    """Modules that a job has imported: to the manager, and on to every worker, where the next rank finds them."""
+
+    kind: Literal["imports"] = "imports"
+    names: tuple[str, ...]
+
+
 class Progress(_Message):
     """From a worker, of a job's rank 0: how far it is."""
 
@@ -85,7 +92,7 @@ class Ended(_Message):
     code: int = 0
 
 
-Message = Work | Stop | Leave | Progress | Ended
+Message = Work | Stop | Leave | Imports | Progress | Ended
 _ADAPTER: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="kind")])
 
 

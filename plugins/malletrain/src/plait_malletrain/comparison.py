@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -17,13 +18,29 @@ from .generator import summit_like
 from .options import MalletrainOptions
 from .policies import POLICY
 from .simulation import Outcome, simulate
-from .traces import Trace, read_trace, static_trace, usable
+from .traces import Trace, read_trace, static_trace
 from .workloads import Workload, workload
 
 __all__ = ["Comparison", "compare", "scenario"]
 
 SURPLUS = 1.5
 """Jobs there are by default, over those that the idle nodes could do at ten node-hours each."""
+
+SHARES = ("utilisation", "stall_share", "curve_error", "profile_overhead")
+FIGURES: dict[str, tuple[str, float, str, Literal["higher", "lower", "neither"]]] = {
+    "throughput": ("throughput", 1, "samples/s", "higher"),
+    "normalised": ("normalised", 1, "one-node equivalents", "higher"),
+    "utilisation": ("utilisation", 100, "%", "higher"),
+    "stall_share": ("stall_share", 100, "%", "lower"),
+    "profile_overhead": ("profile_overhead", 100, "%", "lower"),
+    "profile_stall": ("profile_stall", 1, "s", "lower"),
+    "curve_error": ("curve_error", 100, "%", "lower"),
+    "jobs_done": ("done", 1, "jobs", "higher"),
+    "replans": ("replans", 1, "", "neither"),
+    "idle_nodes": ("equivalent_nodes", 1, "nodes", "neither"),
+    "nodes_per_job": ("nodes_per_job", 1, "nodes", "neither"),
+}
+"""Metric of a run -> figure of an outcome, factor, unit, and which is better."""
 
 
 def scenario(options: MalletrainOptions, seed: int, whole: Trace | None = None) -> tuple[Trace, Workload]:
@@ -48,7 +65,9 @@ def scenario(options: MalletrainOptions, seed: int, whole: Trace | None = None) 
         if start + seconds > whole.duration:
             start %= max(1.0, whole.duration - seconds)
         trace = whole.slice(start, seconds)
-    trace = usable(trace.thinned(options.part))
+    trace = trace.thinned(options.part)
+    if not len(trace.node):
+        raise MalletrainError(f"{trace.name}: the trace is empty.")
     jobs = options.jobs
     if jobs is None:
         jobs = math.ceil(SURPLUS * trace.node_seconds / 36_000) + options.max_parallel
@@ -95,65 +114,60 @@ class Comparison:
     def table(self) -> Table:
         """A row a policy: means over the seeds, and ratios paired by seed."""
         bases = [name for name in ("equal", "freetrain-mean", "oracle") if name in self.outcomes]
-        columns = ["policy", "1-node eq.", "samples/s", *(f"over {name}" for name in bases)]
-        if "equal" in bases:
-            columns.append("smallest")
-        columns += ["efficiency", "used %", "stalled %", "curve err. %", "profiling %", "resizes/h", "done"]
+        smallest = ["smallest"] if "equal" in bases else []
         rows = []
-        for name, outcomes in self.outcomes.items():
-            row: list[object] = [name, _mean(outcomes, "normalised"), _mean(outcomes, "throughput")]
-            row += [_average(self.ratios(name, base)) for base in bases]
-            if "equal" in bases:
-                row.append(min(self.ratios(name, "equal")))
-            hours = sum(o.duration for o in outcomes) / 3600
-            row += [_average(self.efficiency(name)), _percent(outcomes, "utilisation")]
-            row += [_percent(outcomes, key) for key in ("stall_share", "curve_error", "profile_overhead")]
-            row += [sum(o.resizes for o in outcomes) / hours, _mean(outcomes, "done")]
-            rows.append(row)
-        first = next(iter(self.outcomes.values()))
+        for name in self.outcomes:
+            ratios = [_average(self.ratios(name, base)) for base in bases]
+            least = [min(self.ratios(name, "equal")) for _ in smallest]
+            shares = [self.mean(name, key, 100) for key in SHARES]
+            figures = [self.mean(name, "normalised"), self.mean(name, "throughput"), *ratios, *least]
+            rest = [_average(self.efficiency(name)), *shares, self.resizes(name), self.mean(name, "done")]
+            rows.append([name, *figures, *rest])
+        columns = ["policy", "1-node eq.", "samples/s", *(f"over {name}" for name in bases), *smallest]
+        columns += ["efficiency", "used %", "stalled %", "curve err. %", "profiling %", "resizes/h", "done"]
+        first, count = next(iter(self.outcomes)), len(self.seeds)
         title = (
-            f"{self.where}; {self.options.workload}, {len(self.seeds)} seed{'s' if len(self.seeds) > 1 else ''}: "
-            f"{_mean(first, 'equivalent_nodes'):.1f} idle nodes in the mean, "
-            f"{_mean(first, 'nodes_per_job'):.1f} for a running job"
+            f"{self.where}; {self.options.workload}, {count} seed{'s' if count > 1 else ''}: "
+            f"{self.mean(first, 'equivalent_nodes'):.1f} idle nodes in the mean, "
+            f"{self.mean(first, 'nodes_per_job'):.1f} for a running job"
         )
         return Table(title, columns, rows)
 
     def metrics(self) -> dict[str, Metric]:
-        """The figures of the first policy asked for, or of ``malletrain``, as a run reports them."""
-        name = self.options.policy if self.options.policy in self.outcomes else next(iter(self.outcomes))
-        outcomes = self.outcomes[name]
-
-        def of(key: str, factor: float = 1.0) -> float:
-            values = [getattr(o, key) for o in outcomes]
-            known = [v for v in values if v is not None]
-            return factor * float(np.mean(known)) if known else math.nan
-
-        hours = sum(o.duration for o in outcomes) / 3600
+        """The figures of the policy that the options name, as a run reports them."""
+        name = self.shown
         figures = {
-            "throughput": Metric(of("throughput"), "samples/s", "higher"),
-            "normalised": Metric(of("normalised"), "one-node equivalents", "higher"),
-            "efficiency": Metric(100 * _average(self.efficiency(name)), "%", "higher"),
-            "utilisation": Metric(of("utilisation", 100), "%", "higher"),
-            "stall_share": Metric(of("stall_share", 100), "%", "lower"),
-            "profile_overhead": Metric(of("profile_overhead", 100), "%", "lower"),
-            "profile_stall": Metric(of("profile_stall"), "s", "lower"),
-            "curve_error": Metric(of("curve_error", 100), "%", "lower"),
-            "main_queue_delay": Metric(max(o.main_queue_delay for o in outcomes), "s", "lower"),
-            "jobs_done": Metric(of("done"), "jobs", "higher"),
-            "replans": Metric(of("replans"), "", "neither"),
-            "resizes_per_hour": Metric(sum(o.resizes for o in outcomes) / hours, "1/h", "lower"),
-            "idle_nodes": Metric(of("equivalent_nodes"), "nodes", "neither"),
-            "nodes_per_job": Metric(of("nodes_per_job"), "nodes", "neither"),
+            metric: Metric(self.mean(name, key, factor), unit, better)
+            for metric, (key, factor, unit, better) in FIGURES.items()
         }
+        figures["efficiency"] = Metric(100 * _average(self.efficiency(name)), "%", "higher")
+        figures["resizes_per_hour"] = Metric(self.resizes(name), "1/h", "lower")
+        slowest = max(outcome.main_queue_delay for outcome in self.outcomes[name])
+        figures["main_queue_delay"] = Metric(slowest, "s", "lower")
         for base in ("equal", "freetrain-linear", "freetrain-mean", "oracle"):
             if base in self.outcomes and base != name:
                 key = f"over_{base.replace('-', '_')}"
                 figures[key] = Metric(_average(self.ratios(name, base)), "", "higher")
         return figures
 
+    @property
+    def shown(self) -> str:
+        """The policy whose figures a run reports: the option's, or the first."""
+        return self.options.policy if self.options.policy in self.outcomes else next(iter(self.outcomes))
+
+    def mean(self, policy: str, key: str, factor: float = 1.0) -> float:
+        """Mean over the seeds in which a figure is defined; NaN where it is in none."""
+        known = [value for o in self.outcomes[policy] if (value := getattr(o, key)) is not None]
+        return factor * _average(known) if known else math.nan
+
+    def resizes(self, policy: str) -> float:
+        """Resizes an hour."""
+        outcomes = self.outcomes[policy]
+        return 3600 * sum(o.resizes for o in outcomes) / sum(o.duration for o in outcomes)
+
     def plots(self) -> dict[str, Plot]:
         """Pool and use over time, throughput over the oracle's, and the pool's sizes, of the first seed."""
-        name = self.options.policy if self.options.policy in self.outcomes else next(iter(self.outcomes))
+        name = self.shown
         outcome = self.outcomes[name][0]
         hours = [t / 3600 for t in outcome.times]
         series = {"idle": (hours, [float(n) for n in outcome.pool])}
@@ -208,7 +222,7 @@ def compare(
         options: machine, jobs, profiling.
         seeds: of traces and jobs.
         policies: default ``options.policies``.
-        progress: called with the share that is done and with what is done.
+        progress: called with the share that is done and with what comes next.
         dedicated: also simulate dedicated nodes, for the efficiency.
 
     Raises:
@@ -223,12 +237,10 @@ def compare(
     for number, seed in enumerate(seeds):
         trace, jobs = scenario(options, seed, whole)
         for place, name in enumerate(names):
-            done = number * len(names) + place
-            tell: Mapping[str, Callable[[float], None]] = {}
             if progress is not None:
-                tell = {"progress": _told(progress, done, total, f"{name}, seed {seed}")}
-            result.outcomes[name].append(simulate(trace, jobs, name, options, **tell))
-        base = result.outcomes[names[0]][-1].efficiency_base
+                progress((number * len(names) + place) / total, f"{name}, seed {seed}")
+            result.outcomes[name].append(simulate(trace, jobs, name, options))
+        base = round(result.outcomes[names[0]][-1].equivalent_nodes)  # dedicated nodes that are worth this pool
         alone = simulate(static_trace(base, trace.duration), jobs, "oracle", options) if base and dedicated else None
         result.dedicated.append(alone.normalised if alone is not None else None)
         result.notes = tuple(dict.fromkeys((*result.notes, *trace.notes)))
@@ -236,21 +248,8 @@ def compare(
     return result
 
 
-def _told(progress: Callable[[float, str], None], done: int, total: int, what: str) -> Callable[[float], None]:
-    return lambda share: progress((done + share) / total, what)
-
-
 def _average(values: Sequence[float]) -> float:
     return float(np.mean(values))
-
-
-def _mean(outcomes: Sequence[Outcome], key: str) -> float:
-    return _average([getattr(o, key) for o in outcomes])
-
-
-def _percent(outcomes: Sequence[Outcome], key: str) -> float | None:
-    known = [value for o in outcomes if (value := getattr(o, key)) is not None]
-    return 100 * _average(known) if known else None
 
 
 def arm(recipe: Recipe, folder: Path) -> dict[str, float]:

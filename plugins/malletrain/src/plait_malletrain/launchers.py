@@ -7,8 +7,9 @@ connections. So a node that the batch system takes back, or that dies, is simply
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
-import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -37,18 +38,8 @@ class Launcher(Protocol):
 
 def command(manager: str, token: Path, name: str) -> list[str]:
     """The command line of a worker."""
-    return [
-        sys.executable,
-        "-P",
-        "-m",
-        "plait_malletrain.worker",
-        "--manager",
-        manager,
-        "--token-file",
-        str(token),
-        "--name",
-        name,
-    ]
+    python = [sys.executable, "-P", "-m", "plait_malletrain.worker"]
+    return [*python, "--manager", manager, "--token-file", str(token), "--name", name]
 
 
 class LocalProcesses:
@@ -157,7 +148,7 @@ class Ray:
 
     Args:
         manager, token: as of `LocalProcesses`.
-        address: of the cluster, e.g. ``ray://host:10001`` or ``auto``.
+        address: of the cluster, e.g. ``ray://host:10001`` or ``auto``; ``local`` for one on this machine.
     """
 
     def __init__(self, manager: str, token: Path, address: str) -> None:
@@ -165,8 +156,15 @@ class Ray:
             import ray
         except ImportError:
             raise MalletrainError('--ray needs Ray: pip install "plait-malletrain[ray]".') from None
+        host, colon, port = address.removeprefix("ray://").rpartition(":")
+        try:  # Ray itself waits for minutes
+            if colon:
+                socket.create_connection((host, int(port)), timeout=10).close()
+        except (OSError, ValueError) as error:
+            raise MalletrainError(f"--ray {address}: nothing answers there: {error}") from None
+        extra: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
         try:
-            ray.init(address=address, ignore_reinit_error=True, log_to_driver=False)
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **extra)
         except Exception as error:  # Ray raises many kinds
             raise MalletrainError(f"--ray {address}: no cluster answers: {type(error).__name__}: {error}") from None
         self.ray: Any = ray
@@ -175,11 +173,11 @@ class Ray:
 
     def start(self, name: str) -> None:
         """Submit it."""
-        line = command(self.manager, self.token, name)
-        self.tasks[name] = self.ray.remote(max_retries=0)(_run).remote(line)
+        line = [*command(self.manager, self.token, name), "--bound"]
+        self.tasks[name] = self.ray.remote(num_cpus=1, max_retries=0)(_run).remote(line)
 
     def kill(self, name: str) -> None:
-        """Cancel it."""
+        """Cancel it, and with it the worker that it started."""
         if name in self.tasks:
             self.ray.cancel(self.tasks[name], force=True)
 
@@ -191,17 +189,16 @@ class Ray:
 
     def close(self) -> None:
         """Cancel all of them."""
-        for name in list(self.tasks):
+        for name in self.tasks:
             with contextlib.suppress(Exception):
                 self.kill(name)
         self.tasks.clear()
+        self.ray.shutdown()
 
 
 def _run(line: list[str]) -> int:
-    """In a Ray task: the worker, which ends with the task."""
-    process = subprocess.Popen([sys.executable, *line[1:]])
-    signal.signal(signal.SIGTERM, lambda *_: process.terminate())
-    return process.wait()
+    """In a Ray task: a worker in a process without Ray's threads, from which it can fork."""
+    return subprocess.run([sys.executable, *line[1:]]).returncode
 
 
 def _said(line: list[str], fails: str | None = None) -> str:

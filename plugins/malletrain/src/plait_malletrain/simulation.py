@@ -8,7 +8,6 @@ The same arguments give the same bits.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 from .curves import CurveTable
 from .options import MalletrainOptions
 from .policies import POLICY, Standing, decide
-from .profiling import Profile, ceiling, profile_sizes, worthwhile
+from .profiling import Profile, begun, worthwhile
 from .traces import Trace
 from .workloads import Workload
 
@@ -76,11 +75,6 @@ class Outcome:
     samples: Floats = field(default_factory=lambda: np.zeros(0))
     solver_ms: list[float] = field(default_factory=list)
 
-    @property
-    def efficiency_base(self) -> int:
-        """Dedicated nodes that are worth this pool."""
-        return round(self.equivalent_nodes)
-
 
 class _Simulation:
     """The state between two events. M jobs, N nodes."""
@@ -100,7 +94,7 @@ class _Simulation:
         self.taken = 0
         self.active: list[int] = []
         self.queue = 0  # the next job to come
-        self.profile: Profile | None = None
+        self.profile: Profile[int] | None = None
         self.profiled = np.zeros(count, dtype=bool)
         self.now = 0.0
         self.used_s = self.stalled_s = self.profile_s = self.profiled_s = self.jobs_s = 0.0
@@ -267,19 +261,20 @@ class _Simulation:
             if self.profiled[job]:
                 continue
             rest = [nmin for other, nmin in others.items() if other != job]
-            most = ceiling(nodes, self.jobs.nmax, self.options.profile_max, rest, self.options.profile_shares)
-            sizes = profile_sizes(most, self.jobs.nmin, self.policy.ascending)
-            if most < 2 or len(sizes) < 2:
+            most = min(self.jobs.nmax, self.options.profile_max)
+            shares, ascending = self.options.profile_shares, self.policy.ascending
+            profile = begun(job, nodes, most, self.jobs.nmin, rest, shares, ascending)
+            if profile is None:
                 return
             table = self.tables[job]
             if self.options.profile == "auto":
                 if not table.rates or not self.held[job]:  # how long it will run is not known yet
                     continue
                 remaining = float(self.left[job] / table.curve[self.held[job]])
-                if not worthwhile(remaining, len(sizes), table.up, table.down):
+                if not worthwhile(remaining, len(profile.sizes), table.up, table.down):
                     self.profiled[job] = True
                     continue
-            self.profile, self.stalls[job] = Profile(job, sizes, self.now), 0.0
+            self.profile, self.stalls[job] = profile, 0.0
             return
 
     def values(self, job: int) -> Floats:
@@ -333,7 +328,7 @@ class _Simulation:
             if self.held[job] == self.profile.size:
                 self.profile.due = max(self.now, float(self.stalled[job])) + self.options.measurement
 
-    def run(self, progress: Callable[[float], None] | None) -> Outcome:
+    def run(self) -> Outcome:
         """All events."""
         times, first, nodes, joins = self.trace.events
         change, here, outcome = 0, 0, self.outcome
@@ -358,19 +353,15 @@ class _Simulation:
             outcome.times.append(self.now)
             outcome.pool.append(here)
             outcome.used.append(int(self.held.sum()))
-            if progress is not None:
-                progress(self.now / duration)
         return self.summary()
 
     def check(self, nodes: int) -> None:
         """A profile that no longer fits the pool is given up."""
         profile = self.profile
         if profile is not None:
-            others = sum(self.jobs.nmin for j in self.active if self.held[j] and j != profile.job)
-            if profile.size > nodes - others:
-                smaller = [size for size in profile.sizes if size <= nodes - others]
-                self.profile = None if not smaller or not self.held[profile.job] else profile
-                profile.sizes, profile.due = smaller or profile.sizes, None
+            room = nodes - sum(self.jobs.nmin for j in self.active if self.held[j] and j != profile.job)
+            if profile.size > room and (not profile.fits(room) or not self.held[profile.job]):
+                self.profile = None
 
     def summary(self) -> Outcome:
         """The figures at the end."""
@@ -409,7 +400,6 @@ def simulate(
     jobs: Workload,
     policy: str,
     options: MalletrainOptions | None = None,
-    progress: Callable[[float], None] | None = None,
 ) -> Outcome:
     """Run a list of jobs on a trace of idle nodes.
 
@@ -418,6 +408,5 @@ def simulate(
         jobs: what there is to do.
         policy: one of `plait_malletrain.policies.POLICY`.
         options: default the defaults; those of trace and jobs are not looked at.
-        progress: called with the share that is done.
     """
-    return _Simulation(trace, jobs, policy, options or MalletrainOptions()).run(progress)
+    return _Simulation(trace, jobs, policy, options or MalletrainOptions()).run()

@@ -7,7 +7,6 @@ tables of changes (CSV or Parquet: time, node, idle).
 from __future__ import annotations
 
 import gzip
-import math
 import pickle
 import zlib
 from dataclasses import dataclass, field, replace
@@ -17,6 +16,8 @@ from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from plait.storage.files import write_atomically
 
 from .errors import MalletrainError
 
@@ -309,47 +310,35 @@ def _table(file: Path) -> Trace:
 
 
 def write_changes(trace: Trace, path: Path) -> None:
-    """Write a trace as a table of changes, ``.csv`` or ``.parquet``; the last row says where it ends."""
+    """Write a trace as a table of changes, ``.csv`` or ``.parquet``; the last row says where it ends.
+
+    Raises:
+        MalletrainError: another ending, or a library that is missing.
+        RunFailed: it could not be written.
+    """
     pandas = _pandas()
     times, first, node, joins = trace.events
     time = np.append(np.repeat(times, np.diff(first)), trace.duration)
     last = int(node[0]) if len(node) else 0
     frame = pandas.DataFrame({"time": time, "node": np.append(node, last), "idle": np.append(joins, False).astype(int)})
-    if path.suffix == ".parquet":
-        frame.to_parquet(path, index=False)
-    elif path.suffix == ".csv":
-        frame.to_csv(path, index=False)
-    else:
+    if path.suffix not in (".parquet", ".csv"):
         raise MalletrainError(f"{path}: write .csv or .parquet.")
+    write = frame.to_parquet if path.suffix == ".parquet" else frame.to_csv
+    try:
+        write_atomically(path, lambda there: write(there, index=False))
+    except ImportError as error:
+        raise MalletrainError(f"{path}: {error}") from None
 
 
 class _Frames(pickle.Unpickler):
     """Reads pickled pandas tables and numpy arrays; any other name in the file is refused, and nothing is called."""
 
     MODULES = ("numpy", "pandas")
-    NAMES = frozenset(
-        {
-            "_reconstruct",
-            "ndarray",
-            "dtype",
-            "scalar",
-            "_frombuffer",
-            "DataFrame",
-            "BlockManager",
-            "new_block",
-            "_unpickle_block",
-            "_new_Index",
-            "Index",
-            "RangeIndex",
-            "DatetimeIndex",
-            "_new_DatetimeIndex",
-            "DatetimeArray",
-            "__pyx_unpickle_NDArrayBacked",
-            "StringDtype",
-            "StringArray",
-            "NumpyExtensionArray",
-        }
-    )
+    ARRAYS = frozenset({"_reconstruct", "ndarray", "dtype", "scalar", "_frombuffer", "__pyx_unpickle_NDArrayBacked"})
+    FRAMES = frozenset({"DataFrame", "BlockManager", "new_block", "_unpickle_block", "NumpyExtensionArray"})
+    COLUMNS = frozenset({"_new_Index", "Index", "RangeIndex", "StringDtype", "StringArray"})
+    TIMES = frozenset({"DatetimeIndex", "_new_DatetimeIndex", "DatetimeArray"})
+    NAMES = ARRAYS | FRAMES | COLUMNS | TIMES
     OTHER = frozenset({("builtins", "slice"), ("__builtin__", "slice"), ("_codecs", "encode")})
 
     def find_class(self, module: str, name: str) -> Any:
@@ -384,14 +373,3 @@ def _replayer(file: Path) -> Trace:
     change = np.diff(state.astype(np.int8), axis=0, prepend=0)
     row, node = np.nonzero(change)
     return from_changes(time[row], node, change[row, node] > 0, state.shape[1], float(time[-1]), file.name)
-
-
-def usable(trace: Trace) -> Trace:
-    """The trace, if it has a fragment.
-
-    Raises:
-        MalletrainError: it is empty.
-    """
-    if not len(trace.node) or not math.isfinite(trace.duration):
-        raise MalletrainError(f"{trace.name}: the trace is empty.")
-    return trace

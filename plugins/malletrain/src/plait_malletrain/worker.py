@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import gc
 import importlib
 import json
 import os
@@ -19,24 +20,33 @@ import socket
 import sys
 import threading
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .channel import Channel, ChannelError, Ended, Leave, Progress, Stop, Work, greet, read_token
+from .channel import Channel, ChannelError, Ended, Imports, Leave, Progress, Stop, Work, greet, read_token
 from .errors import MalletrainError
+
+if TYPE_CHECKING:
+    from plait.storage.directory import RunDirectory
 
 GRACE = 3.0
 """Seconds that a process has to write a checkpoint when the manager is gone."""
 PR_SET_PDEATHSIG = 1
+MANY = 500
+"""Names of modules in one message."""
 
 
+@dataclass(eq=False)
 class Child:
     """A forked rank: its order, process, and the lines that it writes."""
 
-    def __init__(self, order: Work, rank: int, pid: int, lines: int) -> None:
-        self.order, self.rank, self.pid, self.lines = order, rank, pid, lines
-        self.buffer = b""
-        self.last: dict[str, Any] = {}
+    order: Work
+    rank: int
+    pid: int
+    lines: int
+    buffer: bytes = b""
+    last: dict[str, Any] = field(default_factory=dict)
 
 
 class Worker:
@@ -49,7 +59,8 @@ class Worker:
     def __init__(self, channel: Channel) -> None:
         self.channel = channel
         self.children: dict[int, Child] = {}
-        self.wanted: list[str] = []  # modules that a job has imported, for the next one to find
+        # modules to import before they are asked for: what any first step wants, then what jobs have imported anywhere
+        self.wanted = ["torch._dynamo"]
         self.selector = selectors.DefaultSelector()
         self.selector.register(channel, selectors.EVENT_READ, None)
 
@@ -63,9 +74,7 @@ class Worker:
                         return
                     self.obey(message)
                 waiting = []
-                if self.wanted:
-                    with contextlib.suppress(Exception, SystemExit):
-                        importlib.import_module(self.wanted.pop())
+                self.import_next()
                 for key, _ in self.selector.select(0 if self.wanted else None):
                     if key.data is None:
                         waiting = self.channel.receive()
@@ -84,9 +93,20 @@ class Worker:
                 with contextlib.suppress(ChildProcessError):
                     os.waitpid(child.pid, 0)
 
+    def import_next(self) -> None:
+        """Import one module that a job will want; between two of them the manager is heard."""
+        if self.wanted:
+            with contextlib.suppress(Exception, SystemExit):  # whatever a stranger's module raises
+                importlib.import_module(self.wanted.pop(0))
+
     def obey(self, message: Any) -> None:
         """Start ranks, or stop them."""
-        if isinstance(message, Work):
+        if isinstance(message, Imports):
+            self.wanted += [name for name in message.names if name not in sys.modules]
+        elif isinstance(message, Work):
+            while self.wanted:  # once here, instead of once in every rank
+                self.import_next()
+            gc.freeze()  # else the first collection in every rank copies what it shares with this process
             for rank in message.ranks:
                 self.start(message, rank)
         elif isinstance(message, Stop):
@@ -125,8 +145,11 @@ class Worker:
         job, generation = child.order.job, child.order.generation
         for line in lines:
             child.last = json.loads(line)
-            if "modules" in child.last:
-                self.wanted = [name for name in child.last["modules"] if name not in sys.modules][::-1]
+            if tell and "modules" in child.last:
+                names = [name for name in child.last["modules"] if name not in sys.modules]
+                self.wanted += names
+                for first in range(0, len(names), MANY):
+                    self.channel.send(Imports(names=tuple(names[first : first + MANY])))
             if tell and "step" in child.last:
                 self.channel.send(Progress(job=job, generation=generation, **child.last))
         if data:
@@ -140,11 +163,16 @@ class Worker:
             self.channel.send(Ended(job=job, generation=generation, rank=child.rank, **end))
 
 
+def end_with_parent() -> None:
+    """When the process that started this one is gone, the system kills this one, too."""
+    with contextlib.suppress(OSError, AttributeError):  # elsewhere than on Linux a killed worker may leave its ranks
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 # ---- in the forked process -----------------------------------------------------------------------------------------
 def work(order: Work, rank: int, lines: int) -> None:
     """Be a rank of a job; never returns."""
-    with contextlib.suppress(OSError, AttributeError):  # elsewhere than on Linux a killed worker may leave its ranks
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent()
     if order.world > 1:
         os.environ |= {
             "RANK": str(rank),
@@ -176,7 +204,7 @@ def work(order: Work, rank: int, lines: int) -> None:
         os.write(lines, json.dumps(document).encode() + b"\n")
 
     try:
-        end = _train(order, write)
+        end = _train(order, rank, write)
     except BaseException as error:  # whatever a stranger's code raises
         end = {"outcome": "failed", "text": f"{type(error).__name__}: {error}"[:2000], "code": 1}
     with contextlib.suppress(OSError):
@@ -185,9 +213,12 @@ def work(order: Work, rank: int, lines: int) -> None:
     os._exit(0)
 
 
-def _train(order: Work, write: Any) -> dict[str, Any]:
-    import plait
+def _train(order: Work, rank: int, write: Any) -> dict[str, Any]:
+    from plait.declare.recipe import Recipe
     from plait.errors import Interrupted, PlaitError
+    from plait.planning.plan import make_plan
+    from plait.run import execute
+    from plait.storage.directory import RunDirectory
     from plait.storage.progress import Silent
 
     class Reporter(Silent):
@@ -195,8 +226,8 @@ def _train(order: Work, write: Any) -> dict[str, Any]:
 
         def start(self, total: int, done: int, what: str) -> None:
             self.total = total
-            write(modules=[*sys.modules])
             self.advance(done, "")
+            write(modules=[*sys.modules])
 
         def advance(self, done: int, note: str) -> None:
             write(step=done, total=self.total, time=time.time())
@@ -204,13 +235,34 @@ def _train(order: Work, write: Any) -> dict[str, Any]:
         def say(self, text: str) -> None:
             print(text, file=sys.stderr)
 
+    directory = RunDirectory(order.directory)
     try:
-        plait.run(order.recipe, out=order.directory, go_on=True, progress=Reporter())
+        # artifacts only at the end: a page for every resize would be most of its time
+        plan = make_plan(Recipe.load(order.recipe))
+        execute(plan, directory, go_on=True, progress=Reporter(), artifacts=False)
     except Interrupted as error:
         return {"outcome": "stopped", "text": str(error)}
     except PlaitError as error:
         return {"outcome": "failed", "text": str(error)[:2000], "code": error.exit_code}
+    if rank == 0:
+        _make_artifacts(directory)
     return {"outcome": "finished"}
+
+
+def _make_artifacts(directory: RunDirectory) -> None:
+    """What installed tools make of a finished run, such as its page; what fails is in the job's log."""
+    from plait.declare.options import load_object
+    from plait.planning import discovery
+    from plait.storage import files
+
+    written = {}
+    for name, (plugin, path) in discovery.collect("artifacts")[0].items():
+        try:
+            made = load_object(path, f"artifact {name!r} of plugin {plugin!r}:")(directory.path)
+            written[name] = os.path.relpath(made, directory.path)
+        except Exception as error:  # a stranger's function; the run itself is complete
+            print(f"the {name} could not be written: {error}", file=sys.stderr)
+    files.write_text(directory.artifacts_file, json.dumps(written, indent=2))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -220,7 +272,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--token-file", required=True, type=Path)
     parser.add_argument("--name", default=socket.gethostname())
     parser.add_argument("--cpu", type=int, help="run on this core only")
+    parser.add_argument("--bound", action="store_true", help="end with the process that started it")
     given = parser.parse_args(arguments)
+    if given.bound:
+        end_with_parent()
     host, _, port = given.manager.rpartition(":")
     if given.cpu is not None and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {given.cpu})
