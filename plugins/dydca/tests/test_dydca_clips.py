@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import sys
 from fractions import Fraction
 from pathlib import Path
@@ -44,8 +45,27 @@ def test_low_resolution_frames_are_pillows() -> None:
     wanted = np.asarray(Image.fromarray(frame).resize((18, 12), Image.Resampling.BICUBIC))
     assert np.array_equal(downscale(frame, 2), wanted)
     assert upscale(wanted, 2).shape == frame.shape
-    with pytest.raises(DydcaError, match=r"36x25 is not divisible by the scale 2: .*crop = true"):
+    with pytest.raises(DydcaError, match=r"36x25 is not divisible by the scale 2: .*--crop"):
         downscale(picture(25), 2)
+
+
+def test_a_film_that_was_held_upright_stands_upright(tmp_path: Path) -> None:
+    """Phones write what their sensor sees, and how to turn it: here a quarter to the right."""
+    file = film(tmp_path / "a.mp4", height=24, width=36)
+    data = file.read_bytes()
+    place = data.index(b"tkhd") + 4 + 40
+    turn = struct.pack(">9i", 0, 65536, 0, -65536, 0, 0, 0, 0, 0x40000000)
+    (tmp_path / "b.mp4").write_bytes(data[:place] + turn + data[place + 36 :])
+    for (flat, _), (upright, _) in zip(read_frames(file), read_frames(tmp_path / "b.mp4"), strict=True):
+        assert np.array_equal(upright, np.rot90(flat, -1))
+
+
+def test_two_frames_at_one_time_follow_one_another(tmp_path: Path) -> None:
+    file = film(tmp_path / "a.mkv", times=[0.0, 0.1, 0.1, 0.1, 0.5])
+    times = [time for _, time in read_frames(file)]
+    assert times == pytest.approx([0.0, 0.1, 0.101, 0.102, 0.5])
+    again = film(tmp_path / "b.mkv", times=times)
+    assert [time for _, time in read_frames(again)] == pytest.approx(times, abs=1e-3)
 
 
 def test_a_video_without_loss_is_read_as_it_was_written(tmp_path: Path) -> None:
@@ -53,9 +73,9 @@ def test_a_video_without_loss_is_read_as_it_was_written(tmp_path: Path) -> None:
     times = [0.0, 0.04, 0.5, 0.51, 2.0]
     file = film(tmp_path / "a.mkv", times=times, height=27, width=33)
     frames = list(read_frames(file))
-    assert [round(f.time, 2) for f in frames] == times
-    for number, timed in enumerate(frames):
-        assert np.array_equal(timed.frame, picture(27, 33, number))
+    assert [round(time, 2) for _, time in frames] == times
+    for number, (frame, _) in enumerate(frames):
+        assert np.array_equal(frame, picture(27, 33, number))
     clip = read_clip(file, 2, every=2, frames=2, crop=True)
     assert len(clip) == 2
     assert clip.hr.shape[1:3] == (26, 32)
@@ -121,7 +141,7 @@ def test_uvg_is_raw_video_of_one_size(tmp_path: Path, monkeypatch: pytest.Monkey
     red = np.concatenate([np.full(32, 63, np.uint8), np.full(8, 102, np.uint8), np.full(8, 240, np.uint8)])
     file = tmp_path / "Beauty.yuv"
     file.write_bytes(b"".join(plane.tobytes() for plane in (black, neutral, white, neutral, red)))
-    frames = [timed.frame for timed in read_frames(file)]
+    frames = [frame for frame, _ in read_frames(file)]
     assert [frame[0, 0].tolist() for frame in frames[:2]] == [[0, 0, 0], [255, 255, 255]]
     r, g, b = frames[2][1, 3].astype(int)  # BT.709 red in limited range
     assert r >= 253

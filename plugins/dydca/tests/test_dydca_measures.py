@@ -75,6 +75,7 @@ def test_the_published_protocol_shaves_and_counts_each_patch_once() -> None:
     rows = torch.cat([patch_errors(wrong_small, small, none, 2), patch_errors(wrong_large, large, none, 2)])
     errors = PatchErrors(rows, torch.tensor([0, 0]))
     assert errors.patch_shaved == pytest.approx(psnr((4 + 0) / 2))
+    assert errors.inside == pytest.approx(psnr((4 * 256 + 0 * 1024) / (256 + 1024)))  # by area
     assert errors.of(torch.tensor([True, False])) == pytest.approx(psnr(16 * 4 / 256))
 
 

@@ -17,7 +17,7 @@ import plait_dydca.package as packages
 from plait.errors import BadInput
 from plait.planning.discovery import pretend
 from plait_dydca import commands
-from plait_dydca.bodies import WDSR
+from plait_dydca.bodies import EDSR, WDSR
 from plait_dydca.clips import Clip, generated, read_clip, read_frames
 from plait_dydca.degradation import upscale
 from plait_dydca.errors import DydcaError
@@ -65,7 +65,7 @@ def test_a_package_plays_as_it_was_measured(tmp_path: Path, options: dict[str, o
         plain = network.folded()
         wanted = reconstruct(clip.lr[number], own, lambda path, x: plain(x, path), 2, routing.halo)  # noqa: B023
         assert np.abs(frame.astype(int) - wanted).max() <= 1
-    assert np.array_equal(np.stack([timed.frame for timed in read_frames(tmp_path / "p" / "lr.mkv")]), clip.lr)
+    assert np.array_equal(np.stack([frame for frame, _ in read_frames(tmp_path / "p" / "lr.mkv")]), clip.lr)
 
 
 def test_half_precision_halves_the_weights(tmp_path: Path) -> None:
@@ -150,6 +150,16 @@ def test_a_narrowed_network_is_delivered_narrow(tmp_path: Path) -> None:
     torch.testing.assert_close(opened.network(x, 0), plain(x, 0))
 
 
+def test_the_network_that_is_delivered_or_built_stays_as_it_is(tmp_path: Path) -> None:
+    """Also one without weight normalisation, which needs no folding: it is copied."""
+    _, routing, clip = parts()
+    network = RoutedNetwork.of(EDSR(2, 1, 4), (2, 1), "paper")
+    write_package(tmp_path / "p", network, routing, clip)
+    build("eager", network)
+    assert all(module.training for module in network.modules())
+    assert network.paths[0].head.weight.is_contiguous()
+
+
 @pytest.mark.parametrize("count", [1, 3])
 def test_encode_and_play_a_folder(tmp_path: Path, count: int, capsys: pytest.CaptureFixture[str]) -> None:
     source = picture_files(tmp_path / "in", count)
@@ -192,7 +202,7 @@ def test_memory_does_not_grow_with_the_video(tmp_path: Path) -> None:
         ({"grid": "ten"}, "--grid ten"),
         ({"grid": "50x50"}, "8 are the least"),
         ({"video": "absent.mp4"}, "no such file or folder"),
-        ({"scale": 3, "grid": "2x2"}, "crop = true"),
+        ({"scale": 3, "grid": "2x2"}, "--crop"),
     ],
 )
 def test_encode_refuses_in_a_line_and_writes_nothing(tmp_path: Path, call: dict[str, object], message: str) -> None:
@@ -213,7 +223,7 @@ def test_play_refuses_in_a_line_and_writes_nothing(tmp_path: Path) -> None:
     for call, message in (
         ({"package": tmp_path}, "is no package"),
         ({"out": tmp_path / "full"}, "is not empty"),
-        ({"out": tmp_path / "a.nonsense"}, "cannot be written as a video"),
+        ({"out": tmp_path / "a.nonsense"}, "ending .nonsense"),
         ({"threads": 0}, "--threads 0"),
     ):
         with pytest.raises(BadInput, match=message):

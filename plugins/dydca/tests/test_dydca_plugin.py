@@ -93,7 +93,7 @@ def test_every_preset_runs(tmp_path: Path, name: str) -> None:
     assert len(done.model.paths) == len(blocks)
     if name in ("whole", "whole-small", "chunks"):
         assert said["plan_bytes"] == 0
-        assert said["macs"] == said["macs_plain"]  # whole frames have no halo
+        assert said["macs"] > said["macs_plain"]  # whole frames have the halo of the crops that train them
 
 
 def test_deeper_where_it_is_hard_has_the_parameters_and_work_of_stdo(tmp_path: Path) -> None:

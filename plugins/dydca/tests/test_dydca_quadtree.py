@@ -14,6 +14,7 @@ from plait_dydca.measures import psnr
 from plait_dydca.options import DydcaOptions
 from plait_dydca.quadtree import (
     PatchPlan,
+    area_share,
     cluster_plan,
     controlled,
     cut_by_scores,
@@ -70,7 +71,7 @@ def test_a_plan_by_hand() -> None:
         [0, 4, 0, 5, 5, 0],
         [0, 4, 5, 5, 5, 0],
     ]
-    assert plan.share(0) == pytest.approx(90 / 189)
+    assert area_share(plan.patches, 0) == pytest.approx(90 / 189)
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])

@@ -242,14 +242,16 @@ def _written(options: BaseModel) -> dict[str, Any]:
 
 
 def _choose(hook: str, suggested: Sequence[str], plugins: Sequence[Plugin]) -> str:
-    """The first suggested component that meets every need it could meet, else the core's own generated one."""
+    """The first suggested component that meets every need it could meet and keeps its own, else the core's fallback."""
     entries, _ = discovery.collect(hook)
     kinds = ("field:", "task:") if hook == "data_sources" else ("model:",)
     needs = {word for p in plugins for word in p.needs() if word.startswith(kinds)}
     needs -= frozenset().union(*(p.provides() for p in plugins))
+    broken = frozenset().union(*(p.breaks() for p in plugins))
     candidates = [name for name in suggested if name in entries]
     for name in candidates:
-        if needs <= entries[name][1].provides:
+        source = entries[name][1]
+        if needs <= source.provides and not broken & getattr(source, "needs", frozenset()):
             return name
     return candidates[0] if candidates else discovery.FALLBACK[hook]
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from plait.data.batches import ByShape, in_parts
 from plait.data.streams import in_order
 from plait.declare.results import Metric, Plot, Table
 from plait.training.evaluation import Predictions
@@ -65,7 +66,7 @@ class Weave:
             include=options.include,
             exclude=options.exclude,
             computed=computed_weights(model, self.example),
-            without_gradient=_without_gradient(trainer),
+            without_gradient=_without_gradient(trainer, self.example),
         )
         for group in groups:
             layers = (*group.producers, *group.consumers)
@@ -178,13 +179,17 @@ class Weave:
     @torch.no_grad()
     def export(self, trainer: Trainer, model: nn.Module) -> nn.Module:
         """Slice the dead channels off ``model`` (a copy), and measure by how much that changes its outputs."""
-        batch = next(in_order(trainer.data.test, 256)).to(trainer.device)
-        want = trainer.call(model.eval(), batch)
+        first = next(in_order(trainer.data.test, min(256, getattr(trainer.data.test, "at_once", 256))))
+        batches = in_parts(first.to(trainer.device))
+        model.eval()
+        wanted = [trainer.call(model, batch) for batch in batches]
         apply_shrink(model, self._plan(model))
         if self.options.bn_recalibrate:
             prepared = (_prepared(trainer, batch) for batch in in_order(trainer.data.train, 256))
             bn_recalibrate(model, prepared, trainer.device)
-        self.shrink_error = float((want - trainer.call(model.eval(), batch)).abs().max())
+        model.eval()
+        errors = [want - trainer.call(model, batch) for want, batch in zip(wanted, batches, strict=True)]
+        self.shrink_error = max(float(error.abs().max()) for error in errors)
         return model
 
     @torch.no_grad()
@@ -213,6 +218,9 @@ class Weave:
             note = f"requested {self.options.channel_sparsity}"
             figures["channels"] = Metric(alive, "channels", "lower", f"of {engine.channels} prunable")
             figures["channel_sparsity"] = Metric(1 - alive / engine.channels, "", "neither", note)
+            if alive < engine.channels:
+                note = "share of the removed channels that were sparser than most of their layer"
+                figures["removed_sparser"] = Metric(engine.removed_sparser, "", "neither", note)
         if exported:
             exact = "" if not self.options.bn_recalibrate else "statistics were re-estimated"
             figures["shrink_error"] = Metric(self.shrink_error, "logits", "lower", exact)
@@ -245,17 +253,20 @@ def example_input(trainer: Trainer) -> Tensor:
     return _prepared(trainer, trainer.data.test.__getitems__(torch.zeros(2, dtype=torch.int64)).to(trainer.device))
 
 
-def _without_gradient(trainer: Trainer) -> set[str]:
+def _without_gradient(trainer: Trainer, example: Tensor) -> set[str]:
     """Parameters that the loss does not reach, tried on a few training examples.
 
     Where plugins bring an objective or terms of their own, which are not set up yet, whatever the model returns counts
-    as the loss.
+    as the loss. Of batches that are lists by shape a few examples may take one branch only, so there what counts is
+    what the model gives for an input alone, as it is traced.
     """
     train = trainer.recipe.train
     rows = torch.arange(min(8, max(1, train.batch_size // train.accumulate), len(trainer.data.train)))
     batch = trainer.data.train.__getitems__(rows).to(trainer.device)
 
     def outputs(model: nn.Module) -> Any:
+        if isinstance(batch, ByShape):
+            return model(example)
         if trainer.composed["objective"].owner() is None and not trainer.composed["loss_terms"]:
             return trainer.objective(trainer.call(model, batch), batch)
         return trainer.forward.raw(model, batch)

@@ -6,17 +6,18 @@ has ``at_depth(blocks)``, a new network of the same kind with another number of 
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
-from plait import DataInfo
+from plait import DataInfo, Options
 
 from .errors import DydcaError
-from .options import EdsrOptions, EspcnOptions, WdsrOptions
 
 __all__ = ["EDSR", "ESPCN", "WDSR", "bicubic_kernel", "bicubic_start", "folded", "macs_per_pixel", "receptive_radius"]
 
@@ -45,8 +46,30 @@ class Body(nn.Module):
         """A new network of this kind."""
         return type(self)(self.scale, blocks, **self.settings)
 
+    def finish(self, colours: Tensor) -> Tensor:
+        """[B, 3 scale^2, h, w] around 0 to [B, 3, h scale, w scale] around 1/2."""
+        out: Tensor = self.shuffle(colours) + 0.5
+        return out
 
-class WDSR(Body):
+
+class Residual(Body):
+    """One with blocks of two convolutions and a ReLU, ``a`` and ``b``, each added to what it was given."""
+
+    a: nn.ModuleList
+    b: nn.ModuleList
+
+    def through(self, features: Tensor) -> Tensor:
+        """The features behind all blocks."""
+        for a, b in zip(self.a, self.b, strict=True):
+            features = features + b(torch.relu(a(features)))
+        return features
+
+    def channel_groups(self) -> list[tuple[str, str | None, list[str]]]:
+        """The hidden channels of each block; the residual stream keeps its width."""
+        return [(f"a.{number}", None, [f"b.{number}"]) for number in range(self.blocks)]
+
+
+class WDSR(Residual):
     """Wide activations before each ReLU, and a skip of one convolution from input to output.
 
     Args:
@@ -73,18 +96,10 @@ class WDSR(Body):
     def forward(self, x: Tensor) -> Tensor:
         """[B, 3, h, w] to [B, 3, h scale, w scale]."""
         centred = x - 0.5
-        features = self.head(centred)
-        for a, b in zip(self.a, self.b, strict=True):
-            features = features + b(torch.relu(a(features)))
-        out: Tensor = self.shuffle(self.tail(features) + self.skip(centred)) + 0.5
-        return out
-
-    def channel_groups(self) -> list[tuple[str, str | None, list[str]]]:
-        """The hidden channels of each block; the residual stream keeps its width."""
-        return [(f"a.{number}", None, [f"b.{number}"]) for number in range(self.blocks)]
+        return self.finish(self.tail(self.through(self.head(centred))) + self.skip(centred))
 
 
-class EDSR(Body):
+class EDSR(Residual):
     """Residual blocks without normalisation, and one residual around all of them.
 
     Args:
@@ -103,15 +118,8 @@ class EDSR(Body):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, 3, h, w] to [B, 3, h scale, w scale]."""
-        first = features = self.head(x - 0.5)
-        for a, b in zip(self.a, self.b, strict=True):
-            features = features + b(torch.relu(a(features)))
-        out: Tensor = self.shuffle(self.tail(self.join(features) + first)) + 0.5
-        return out
-
-    def channel_groups(self) -> list[tuple[str, str | None, list[str]]]:
-        """The hidden channels of each block."""
-        return [(f"a.{number}", None, [f"b.{number}"]) for number in range(self.blocks)]
+        first = self.head(x - 0.5)
+        return self.finish(self.tail(self.join(self.through(first)) + first))
 
 
 class ESPCN(Body):
@@ -141,8 +149,7 @@ class ESPCN(Body):
         features = x - 0.5
         for layer in self.layers[:-1]:
             features = torch.relu(layer(features))
-        out: Tensor = self.shuffle(self.layers[-1](features)) + 0.5
-        return out
+        return self.finish(self.layers[-1](features))
 
 
 def _conv(given: int, wanted: int, kernel: int, gain: float, weight_norm: bool) -> nn.Conv2d:
@@ -198,30 +205,29 @@ def bicubic_start(body: nn.Module) -> None:
 def folded(body: nn.Module) -> nn.Module:
     """The same function of plain convolutions: a new network, the given one stays as it is."""
     if not isinstance(body, WDSR) or not body.settings["weight_norm"]:
-        return body
+        return copy.deepcopy(body)
     with torch.device("meta"):  # its first weights would draw random numbers for nothing
         plain = WDSR(body.scale, body.blocks, **{**body.settings, "weight_norm": False})  # type: ignore[arg-type]
-    for (_, source), (_, copy) in zip(_convolutions(body), _convolutions(plain), strict=True):
-        copy.in_channels, copy.out_channels = source.in_channels, source.out_channels  # some may have been removed
-        copy.weight = nn.Parameter(source.weight.detach().clone())
-        copy.bias = None if source.bias is None else nn.Parameter(source.bias.detach().clone())
+    for source, target in zip(_convolutions(body), _convolutions(plain), strict=True):
+        target.in_channels, target.out_channels = source.in_channels, source.out_channels  # some may have been removed
+        target.weight = nn.Parameter(source.weight.detach().clone())
+        target.bias = None if source.bias is None else nn.Parameter(source.bias.detach().clone())
     return plain.train(body.training)
 
 
-def _convolutions(network: nn.Module) -> list[tuple[str, nn.Conv2d]]:
-    return [(name, module) for name, module in network.named_modules() if isinstance(module, nn.Conv2d)]
+def _convolutions(network: nn.Module) -> list[nn.Conv2d]:
+    return [module for module in network.modules() if isinstance(module, nn.Conv2d)]
 
 
 def macs_per_pixel(network: nn.Module) -> int:
     """Multiplications of a low-resolution pixel: all convolutions compute at low resolution."""
-    return sum(conv.weight.numel() for _, conv in _convolutions(network))
+    return sum(conv.weight.numel() for conv in _convolutions(network))
 
 
 def plain_parameters(network: nn.Module) -> int:
     """Numbers that are delivered: plain convolutions and their biases."""
-    return sum(
-        conv.weight.numel() + (0 if conv.bias is None else conv.bias.numel()) for _, conv in _convolutions(network)
-    )
+    biases = [conv.bias for conv in _convolutions(network) if conv.bias is not None]
+    return macs_per_pixel(network) + sum(bias.numel() for bias in biases)
 
 
 def receptive_radius(blocks: int) -> int:
@@ -230,16 +236,10 @@ def receptive_radius(blocks: int) -> int:
 
 
 # ---- registered models -----------------------------------------------------------------------------------------------
-def build_wdsr(options: WdsrOptions, info: DataInfo) -> WDSR:
-    """WDSR at the scale of the data."""
-    return WDSR(info.extra["scale"], options.blocks, options.channels, options.expansion, options.weight_norm)
+def _built(kind: type[Body], **fixed: bool) -> Callable[[Options, DataInfo], Body]:
+    """A body by its options, at the scale of the data."""
+    return lambda options, info: kind(info.extra["scale"], **options.model_dump(), **fixed)
 
 
-def build_edsr(options: EdsrOptions, info: DataInfo) -> EDSR:
-    """EDSR at the scale of the data."""
-    return EDSR(info.extra["scale"], options.blocks, options.channels)
-
-
-def build_espcn(options: EspcnOptions, info: DataInfo) -> ESPCN:
-    """ESPCN at the scale of the data."""
-    return ESPCN(info.extra["scale"], options.blocks, options.channels)
+build_wdsr, build_wdsr_plain = _built(WDSR), _built(WDSR, weight_norm=False)
+build_edsr, build_espcn = _built(EDSR), _built(ESPCN)

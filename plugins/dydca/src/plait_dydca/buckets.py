@@ -26,29 +26,6 @@ AT_ONCE = 150_000
 """Low-resolution pixels of an evaluation's pass."""
 
 
-class FrameSplit:
-    """Whole frames of a clip: ``input`` [B, 3, h, w], ``target`` [B, 3, H, W] in [0, 1], ``frame`` [B].
-
-    Attributes:
-        clip: the clip.
-        at_once: frames of an evaluation's pass.
-    """
-
-    in_memory, at_once = True, 2
-
-    def __init__(self, clip: Clip) -> None:
-        self.clip, self.fingerprint = clip, clip.digest
-
-    def __len__(self) -> int:
-        return len(self.clip)
-
-    def __getitems__(self, rows: Sequence[int] | Tensor) -> Batch:
-        picked = torch.as_tensor(rows)
-        number = picked.numpy()
-        low, high = as_input(self.clip.lr[number]), as_input(self.clip.hr[number])
-        return Batch({"input": low, "target": high, "frame": picked, "index": picked})
-
-
 class PatchSplit:
     """The patches of a plan, as lists by path and shape.
 
@@ -98,6 +75,18 @@ class PatchSplit:
                 "index": index,
             }
         )
+
+
+class FrameSplit(PatchSplit):
+    """Whole frames of a clip, each a patch of its own, as plain batches."""
+
+    def __init__(self, clip: Clip) -> None:
+        height, width = clip.lr.shape[1:3]
+        super().__init__(clip, np.array([(number, 0, 0, height, width, 0) for number in range(len(clip))]), 0)
+
+    def __getitems__(self, rows: Sequence[int] | Tensor) -> Batch:  # type: ignore[override]
+        picked = torch.as_tensor(rows, dtype=torch.int64)
+        return self.batch(self.patches[picked.numpy()], picked)
 
 
 class TrainingPatches(PatchSplit):

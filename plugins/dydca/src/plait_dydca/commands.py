@@ -76,7 +76,7 @@ def encode(
     if frames is not None:
         settings["data.frames"] = frames
     size = _first_size(video, scale) if not grid else (0, 0)
-    options = {"grid": _grid(grid) if grid else tuple(max(2, round(side / 48)) for side in size)}
+    options = {"grid": _grid(grid) if grid else tuple(max(1 + (side >= 16), round(side / 48)) for side in size)}
     folder = out.with_name(out.name + ".run")
     changes: dict[str, Any] = {"data": "video", "model": "wdsr", "settings": settings, "epochs": epochs, "seed": seed}
     run = plait.run(plugins={"dydca": options}, out=folder, go_on=True, progress=not json, **changes)
@@ -126,7 +126,8 @@ def _first_size(video: Path, scale: int) -> tuple[int, int]:
     first = next(read_frames(source), None)
     if first is None:
         raise BadInput(f"{video}: there is no frame in it.")
-    return first.frame.shape[1] // scale, first.frame.shape[0] // scale
+    height, width = first[0].shape[:2]
+    return width // scale, height // scale
 
 
 def play(

@@ -22,7 +22,8 @@ def downscale(frame: Frame, scale: int) -> Frame:
     height, width = frame.shape[:2]
     if height % scale or width % scale:
         raise DydcaError(
-            f"a frame of {width}x{height} is not divisible by the scale {scale}: cut off what is over (crop = true)."
+            f"a frame of {width}x{height} is not divisible by the scale {scale}: cut off what is over (--crop, "
+            "data.crop = true)."
         )
     return _resized(frame, width // scale, height // scale)
 

@@ -88,6 +88,12 @@ class PatchErrors:
         return psnr(float(self._shaved[there].mean())) if bool(there.any()) else math.nan
 
     @property
+    def inside(self) -> float:
+        """The same pixels, each patch counting as much as its area: next to `video` it shows the borders alone."""
+        weights = self._values * (self._measured > 0)
+        return psnr(float((self._shaved * weights).sum() / weights.sum())) if bool(weights.any()) else math.nan
+
+    @property
     def seam_ratio(self) -> float:
         """Error near borders between patches over the error elsewhere; 1: no seams, nan: no borders or no error."""
         inside, outside = self._in_band.sum(), (self._values - self._in_band).sum()

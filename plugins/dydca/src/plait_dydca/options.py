@@ -132,12 +132,11 @@ class VideoOptions(_Frames):
 
 
 class WdsrOptions(Options):
-    """Options of ``wdsr``."""
+    """Options of ``wdsr`` and ``wdsr-plain``."""
 
     channels: int = Field(16, ge=1, le=1024, description="U, width of the residual stream (32 as published)")
     expansion: int = Field(2, ge=1, le=16, description="w, hidden channels of a block over U")
     blocks: int = Field(4, ge=1, le=64, description="residual blocks, where dydca is not active")
-    weight_norm: bool = Field(True, description="weight normalisation as published; without it channels can be pruned")
 
 
 class EdsrOptions(Options):

@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
 
-from .bodies import EDSR, ESPCN, WDSR, Body, folded
+from .bodies import EDSR, ESPCN, WDSR, Body
 from .clips import Clip, read_frames
 from .degradation import Frame
 from .errors import DydcaError
@@ -154,7 +153,7 @@ class VideoWriter:
         try:
             self.container: Any = av.open(str(file), "w")
         except (ValueError, OSError) as error:
-            raise DydcaError(f"{file} cannot be written as a video: {error}.") from error
+            raise DydcaError(f"no video can be written with the ending {file.suffix}: {error}.") from error
         self.stream: Any = None
 
     def __enter__(self) -> VideoWriter:
@@ -218,16 +217,16 @@ class Package:
             known = self.plan.patches.copy()
             known[:, 5] = by_shape(self.plan) if self.manifest["by_shape"] else known[:, 5]
             starts = np.searchsorted(known[:, 0], np.arange(len(self) + 1))
-        for number, (timed, time) in enumerate(zip(read_frames(low), self.manifest["times"], strict=False)):
-            if timed.frame.shape[:2] != size:
+        for number, ((frame, _), time) in enumerate(zip(read_frames(low), self.manifest["times"], strict=False)):
+            if frame.shape[:2] != size:
                 raise DydcaError(f"{low}: frame {number + 1} has another size than the manifest says.")
             if known is not None:
                 patches = known[starts[number] : starts[number + 1]]
             else:
                 assert self.gate is not None
                 one = PatchPlan("quadtree", 1, size, grid, 2, np.zeros(0, np.uint8))
-                patches = self.gate.plan(timed.frame[None], one).patches
-            yield reconstruct(timed.frame, patches, runtime, scale, halo, largest=LARGEST), time
+                patches = self.gate.plan(frame[None], one).patches
+            yield reconstruct(frame, patches, runtime, scale, halo, largest=LARGEST), time
             count += 1
         if count != len(self):
             raise DydcaError(f"{low} holds {count} of {len(self)} frames.")
@@ -287,8 +286,10 @@ def read_manifest(folder: Path) -> Mapping[str, Any]:
 def _built(folder: Path, manifest: Mapping[str, Any]) -> Package:
     weights = load_file(folder / WEIGHTS)
     body, scale, frames = BODIES[manifest["body"]["kind"]], manifest["scale"], manifest["frames"]
-    paths = [bare(body(scale, blocks, **manifest["body"]["settings"])) for blocks in manifest["blocks"]]
-    network = RoutedNetwork(paths)
+    # without weight normalisation; the weights are still to come
+    network = RoutedNetwork(
+        [body(scale, blocks, **manifest["body"]["settings"]) for blocks in manifest["blocks"]]
+    ).folded()
     for name, conv in network.named_modules():
         if isinstance(conv, nn.Conv2d) and f"{name}.weight" in weights:
             weight = weights.pop(f"{name}.weight").float()
@@ -309,10 +310,4 @@ def _built(folder: Path, manifest: Mapping[str, Any]) -> Package:
         data = (folder / PLAN).read_bytes()
         known = PatchPlan.unpacked(data, plan["kind"], frames, size, tuple(plan["grid"]), plan["paths"])
         require_halo(manifest["halo"], known.patches)
-    return Package(folder, manifest, network.eval(), known, gate)
-
-
-def bare(path: nn.Module) -> nn.Module:
-    """A path without weight normalisation, its weights still to come."""
-    with torch.no_grad():
-        return folded(path)
+    return Package(folder, manifest, network, known, gate)

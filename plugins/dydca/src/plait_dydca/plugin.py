@@ -32,7 +32,7 @@ class DydcaPlugin(Plugin):
     contract = 1
     Options = later("plait_dydca.options:DydcaOptions")
     suggests_data = ("clip",)
-    suggests_model = ("wdsr",)
+    suggests_model = ("wdsr", "wdsr-plain")
     suggests: ClassVar[Mapping[str, Any]] = {
         "train.epochs": 8,
         "train.batch_size": 16,
@@ -54,10 +54,6 @@ class DydcaPlugin(Plugin):
     def provides(self) -> frozenset[str]:
         """What a batch of patches has; folding weight normalisation changes names in the export."""
         return frozenset({"export:structure", "field:path", "field:halo", "field:borders"})
-
-    def breaks(self) -> frozenset[str]:
-        """A step gives gradients to the path that its batch takes, and to no other weight."""
-        return frozenset({"gradients:dense"})
 
     def setup(self, trainer: Trainer) -> None:
         """Count what each path is trained on."""
@@ -89,21 +85,27 @@ class DydcaPlugin(Plugin):
     @hookimpl
     def models(self) -> Mapping[str, ModelSource]:
         """Networks that compute at low resolution."""
-        module, words = "plait_dydca", frozenset({"model:depth"})
+        module, frames = "plait_dydca", frozenset({"field:frame"})
+        depth = frozenset({"model:depth"})
         given = {
-            "wdsr": ("build_wdsr", "WDSR, the published body", "WdsrOptions"),
-            "edsr": ("build_edsr", "EDSR", "EdsrOptions"),
-            "espcn": ("build_espcn", "ESPCN", "EspcnOptions"),
+            "wdsr": ("WDSR, the published body", depth | {"model:skip"}, frames | {"parameters:computed"}),
+            "wdsr-plain": (
+                "WDSR of plain convolutions, whose channels can go",
+                depth | {"model:skip"},
+                frames,
+            ),
+            "edsr": ("EDSR", depth, frames),
+            "espcn": ("ESPCN", depth, frames),
         }
         return {
             name: ModelSource(
-                f"{module}.bodies:{factory}",
+                f"{module}.bodies:build_{name.replace('-', '_')}",
                 f"super-resolution: {summary}",
-                words | ({"model:skip"} if name == "wdsr" else set()),
-                frozenset({"field:frame"} | ({"parameters:computed"} if name == "wdsr" else set())),
-                later(f"{module}.options:{options}"),
+                provides,
+                needs,
+                later(f"{module}.options:{name.partition('-')[0].capitalize()}Options"),
             )
-            for name, (factory, summary, options) in given.items()
+            for name, (summary, provides, needs) in given.items()
         }
 
     @hookimpl

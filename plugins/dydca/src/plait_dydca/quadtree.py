@@ -22,6 +22,7 @@ from .measures import CAP, summed_area
 __all__ = [
     "PatchPlan",
     "Scores",
+    "area_share",
     "cluster_plan",
     "controlled",
     "cut_by_scores",
@@ -81,10 +82,12 @@ class PatchPlan:
             return np.stack([number, zero, zero, one * self.size[0], one * self.size[1], path], 1)
         if self.kind == "clusters":
             rows, columns = self.grid[::-1]
-            if self.code.size != self.frames * rows * columns or (self.code.size and self.code.max() >= self.paths):
+            count = self.frames * rows * columns
+            code = self._ended(count)
+            if len(code) != count or code.max() >= self.paths:
                 raise self._wrong()
             frame, row, column = (axis.reshape(-1) for axis in np.indices((self.frames, rows, columns)))
-            return self._rectangles(frame, row, column, 1, self.code.astype(np.int64))
+            return self._rectangles(frame, row, column, 1, code.astype(np.int64))
         done, place = [], 0
         nodes: tuple[Array, Array, Array] | None = None
         for level in range(self.levels):
@@ -103,8 +106,7 @@ class PatchPlan:
             path = np.full(int(keep.sum()), self.levels - 1 - level)
             done.append(self._rectangles(frame[keep], row[keep], column[keep], side, path))
             nodes = frame[bits], row[bits], column[bits]
-        if place != len(self.code):
-            raise self._wrong()
+        self._ended(place)
         patches = np.concatenate(done)
         return patches[np.lexsort((patches[:, 2], patches[:, 1], patches[:, 0]))]
 
@@ -115,6 +117,12 @@ class PatchPlan:
         x0, x1 = left[column * side], left[np.minimum((column + 1) * side, len(left) - 1)]
         return np.stack([frame, y0, x0, y1 - y0, x1 - x0, path], 1)
 
+    def _ended(self, used: int) -> Frame:
+        """The entries of the code that are used; behind them may be what fills up the last byte."""
+        if len(self.code) - used >= 8 or self.code[used:].any():
+            raise self._wrong()
+        return self.code[:used]
+
     def _wrong(self) -> DydcaError:
         return DydcaError(f"a plan of {len(self.code)} entries does not fit {self.frames} frames of this grid.")
 
@@ -122,7 +130,7 @@ class PatchPlan:
         """The code as it is delivered: packed bits, compressed by zlib."""
         if not len(self.code):
             return b""
-        width = 1 if self.kind == "quadtree" else max(1, (self.paths - 1).bit_length())
+        width = _bits(self.kind, self.paths)
         bits = (self.code[:, None] >> np.arange(width, dtype=np.uint8)) & 1
         return zlib.compress(np.packbits(bits.reshape(-1)).tobytes(), 9)
 
@@ -135,29 +143,28 @@ class PatchPlan:
         Raises:
             DydcaError: bytes that are no plan of this size.
         """
-        width = 1 if kind == "quadtree" else max(1, (paths - 1).bit_length())
+        width = _bits(kind, paths)
         try:
             bits = np.unpackbits(np.frombuffer(zlib.decompress(data), np.uint8)) if data else np.zeros(0, np.uint8)
         except zlib.error as error:
             raise DydcaError(f"the plan is damaged: {error}.") from error
-        for padding in range(8):  # bits of the last byte that are no part of the code
-            length = len(bits) - padding
-            if length >= 0 and length % width == 0 and not bits[length:].any():
-                code = (bits[:length].reshape(-1, width) << np.arange(width, dtype=np.uint8)).sum(1).astype(np.uint8)
-                plan = cls(kind, frames, size, grid, paths, code)
-                try:
-                    require_tiling(plan.patches, frames, size)
-                except DydcaError:
-                    continue
-                return plan
-        raise DydcaError(
-            f"the plan does not fit {frames} frames of {size[1]}x{size[0]} in a grid of {grid[0]}x{grid[1]}."
+        entries = bits[: len(bits) // width * width].reshape(-1, width)
+        plan = cls(
+            kind, frames, size, grid, paths, (entries << np.arange(width, dtype=np.uint8)).sum(1).astype(np.uint8)
         )
+        require_tiling(plan.patches, frames, size)
+        return plan
 
-    def share(self, path: int) -> float:
-        """Which part of the area a path covers."""
-        area = self.patches[:, 3] * self.patches[:, 4]
-        return float(area[self.patches[:, 5] == path].sum() / area.sum())
+
+def _bits(kind: str, paths: int) -> int:
+    """Bits of an entry of the code."""
+    return 1 if kind == "quadtree" else max(1, (paths - 1).bit_length())
+
+
+def area_share(patches: Array, path: int) -> float:
+    """Which part of the area a path covers."""
+    area = patches[:, 3] * patches[:, 4]
+    return float(area[patches[:, 5] == path].sum() / area.sum())
 
 
 def edges(side: int, cells: int) -> Array:

@@ -83,7 +83,7 @@ class Routing:
     Attributes:
         plan: the patches as the player has them.
         tau: dB at which the squares of each level were split.
-        halo: around the patches of ``plan``; whole frames have none.
+        halo: around the patches of ``plan``, whole frames too: they are played as the crops were that trained them.
         gate: where the player guesses the plan.
         agreement: of the gate's bits with the true ones, %.
         patches: of the plan, with the paths that they take.
@@ -120,7 +120,7 @@ def plan_clip(clip: Clip, options: DydcaOptions, seed: int = 0) -> Routing:
     """
     size, paths = (clip.lr.shape[1], clip.lr.shape[2]), len(options.blocks)
     tau: tuple[float, ...] = ()
-    gate, agreement, halo = None, 100.0, options.halo
+    gate, agreement = None, 100.0
     levels = paths if options.split == "quadtree" else 1
     scores = score_clip(clip, options.grid, levels)
     if options.split == "clusters":
@@ -133,9 +133,9 @@ def plan_clip(clip: Clip, options: DydcaOptions, seed: int = 0) -> Routing:
             plan = gate.plan(clip.lr, plan)
             agreement = 100 * float((plan.code == truth).mean())
     else:
-        plan, halo = uniform_plan(options.split, len(clip), size, options.grid, paths), 0
+        plan = uniform_plan(options.split, len(clip), size, options.grid, paths)
     patches = plan.patches.copy()
     if options.route == "shape":
         patches[:, 5] = by_shape(plan)
     require_halo(options.halo, patches)
-    return Routing(plan, tau, halo, gate, agreement, patches)
+    return Routing(plan, tau, options.halo, gate, agreement, patches)

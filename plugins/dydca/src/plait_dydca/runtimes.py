@@ -57,9 +57,9 @@ def eager(path: nn.Module, file: Path) -> Program:
     return lambda x: network(x.contiguous(memory_format=torch.channels_last))
 
 
-def inductor(path: nn.Module, file: Path) -> Program:
-    """torch.compile with dynamic shapes; it compiles at the first call."""
-    compiled = torch.compile(path, dynamic=True)
+def inductor(path: nn.Module, file: Path, backend: Any = "inductor") -> Program:
+    """torch.compile with dynamic shapes, compiled by a first call of two patches."""
+    compiled = torch.compile(path, dynamic=True, backend=backend)
 
     def run(x: Tensor) -> Tensor:
         with torch.inference_mode(False), torch.no_grad():
@@ -89,10 +89,16 @@ def aoti(path: nn.Module, file: Path) -> Program:
 
 def onnxruntime(path: nn.Module, file: Path) -> Program:
     """ONNX Runtime on the CPU, over an ONNX file with dynamic axes."""
+    model = file.with_suffix(".onnx")
+    program: Any = torch.onnx.export(analyse(path).program, dynamo=True, verbose=False)
+    program.save(str(model), external_data=False)
+    return onnx_session(model)
+
+
+def onnx_session(model: Path) -> Program:
+    """What executes an ONNX file."""
     import onnxruntime as ort
 
-    model = file.with_suffix(".onnx")
-    write_onnx(path, model)
     settings = ort.SessionOptions()
     settings.intra_op_num_threads = torch.get_num_threads()
     settings.log_severity_level = 3
@@ -174,13 +180,6 @@ def build(name: str, network: RoutedNetwork, folder: Path | None = None) -> Runt
         raise DydcaError(f"the runtime {name!r} cannot build the paths: {line}.") from error
     artefacts = tuple(sorted(set(place.iterdir()) - before))
     return Runtime(name, tuple(programs), artefacts, time.perf_counter() - started)
-
-
-def write_onnx(path: nn.Module, file: Path) -> None:
-    """A path as an ONNX file for all shapes."""
-    with quiet():
-        program: Any = torch.onnx.export(analyse(path).program, dynamo=True, verbose=False)
-        program.save(str(file), external_data=False)
 
 
 @contextlib.contextmanager

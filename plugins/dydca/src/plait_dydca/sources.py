@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +29,15 @@ def load_clip(options: ClipOptions, seed: int) -> Data:
         wanted = "bikes" if embedded_file("bikes") is not None else "generated"
         if wanted == "generated":
             notes = ["the clip is a generated one; a real one: pip install 'plait-dydca[demo]'"]
-    if wanted == "generated":
-        clip = generated(options.scale, every=options.every, frames=options.frames)
-    else:
-        clip = embedded(wanted, options.scale, every=options.every, frames=options.frames)
+    made: dict[str, Any] = {"every": options.every, "frames": options.frames}
+    clip = generated(options.scale, **made) if wanted == "generated" else embedded(wanted, options.scale, **made)
     return clip_data(clip, notes)
 
 
 def load_video(options: VideoOptions, seed: int) -> Data:
     """A clip from a file or folder."""
     path = Path(options.path)
-    clip = read_clip(path, options.scale, every=options.every, frames=options.frames, crop=options.crop)
-    return clip_data(clip)
+    return clip_data(read_clip(path, options.scale, every=options.every, frames=options.frames, crop=options.crop))
 
 
 def clip_data(clip: Clip, notes: list[str] | None = None) -> Data:
@@ -52,26 +50,18 @@ def clip_data(clip: Clip, notes: list[str] | None = None) -> Data:
         extra={"scale": clip.scale},
     )
     none = Subset(frames, torch.zeros(0, dtype=torch.int64))
-    return Data(info, frames, none, frames, keep=frame_errors(clip.scale), figures=frame_figures, notes=notes or ())
+    keep = partial(kept, clip.scale)
+    return Data(info, frames, none, frames, keep=keep, figures=headline, notes=notes or ())
 
 
-def frame_errors(scale: int) -> Any:
-    """What an evaluation keeps of whole frames."""
-
-    def keep(outputs: Tensor, batch: Batch) -> Tensor:
-        no_borders = torch.zeros(len(outputs), 4, dtype=torch.bool, device=outputs.device)
-        return patch_errors(outputs, batch["target"], no_borders, scale)
-
-    return keep
+def kept(scale: int, outputs: Tensor, batch: Batch) -> Tensor:
+    """What an evaluation keeps of patches, or of whole frames."""
+    return patch_errors(outputs, batch["target"], batch["borders"], scale)
 
 
-def frame_figures(outputs: Tensor, fields: Mapping[str, Any]) -> Mapping[str, Metric]:
-    """``psnr_video`` and ``psnr_frame_mean`` of whole frames."""
-    return headline(PatchErrors(outputs, fields["index"]))
-
-
-def headline(errors: PatchErrors) -> dict[str, Metric]:
-    """The two figures of a whole video."""
+def headline(outputs: Tensor, fields: Mapping[str, Any]) -> Mapping[str, Metric]:
+    """The two figures of a whole video, of what was kept."""
+    errors = PatchErrors(outputs, fields["frame"])
     return {
         "psnr_video": Metric(errors.video, "dB", "higher", "one error over all pixels of all frames"),
         "psnr_frame_mean": Metric(errors.frame_mean, "dB", "higher"),

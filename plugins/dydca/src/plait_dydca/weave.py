@@ -21,11 +21,11 @@ from plait.training.woven import LossReport
 from . import figures
 from .buckets import Array, PatchSplit, TrainingPatches
 from .clips import Clip
-from .measures import PatchErrors, patch_errors
+from .measures import PatchErrors
 from .network import RoutedNetwork
 from .options import DydcaOptions
+from .quadtree import area_share
 from .routing import Routing, plan_clip
-from .sources import headline
 
 __all__ = ["Weave", "cut", "exported", "objective", "routed"]
 
@@ -97,7 +97,8 @@ class Weave:
         shown = figures.quality(errors, self._bicubic)
         shown |= figures.delivered(network, routing.plan, routing.side_bytes, routing.used)
         shown |= figures.work(network, routing.patches, len(self.clip), routing.halo)
-        shown["hard_area"] = Metric(100 * self._area(0), "%", "neither", "of the frames, on the deepest path")
+        hard = 100 * area_share(routing.patches, 0)
+        shown["hard_area"] = Metric(hard, "%", "neither", "of the frames, on the deepest path")
         for level, tau in enumerate(routing.tau):
             if math.isfinite(tau):
                 shown["tau" if len(routing.tau) == 1 else ("tau_hi", "tau_lo")[level]] = Metric(tau, "dB")
@@ -105,11 +106,6 @@ class Weave:
             shown["gate_agreement"] = Metric(routing.agreement, "%", "higher", "with the plan of the server")
         shown["paths"] = figures.tables(network, patches, errors, self.steps, self.pixels)
         return shown
-
-    def _area(self, path: int) -> float:
-        patches = self.routing.patches
-        area = patches[:, 3] * patches[:, 4]
-        return float(area[patches[:, 5] == path].sum() / area.sum())
 
 
 def cut(options: DydcaOptions, trainer: Trainer, data: Data) -> tuple[Data, Routing, Clip]:
@@ -140,15 +136,9 @@ def cut(options: DydcaOptions, trainer: Trainer, data: Data) -> tuple[Data, Rout
     def forward(model: Callable[..., Tensor], batch: Batch) -> Tensor:
         return model(batch["input"], batch["path"], batch["halo"])
 
-    def keep(outputs: Tensor, batch: Batch) -> Tensor:
-        return patch_errors(outputs, batch["target"], batch["borders"], clip.scale)
-
-    def of_split(outputs: Tensor, fields: Mapping[str, Any]) -> Mapping[str, Metric]:
-        return headline(PatchErrors(outputs, fields["frame"]))
-
+    # what is kept of the batches, and the headline, stay those of the frames
     info = dataclasses.replace(data.info, fields=data.info.fields | {"path", "halo", "borders"})
-    patched = dataclasses.replace(data, info=info, train=train, test=test, forward=forward, keep=keep, figures=of_split)
-    return patched, routing, clip
+    return dataclasses.replace(data, info=info, train=train, test=test, forward=forward), routing, clip
 
 
 def _cells(clip: Clip, options: DydcaOptions, frames: Array) -> Array:
