@@ -65,6 +65,10 @@ def test_torch_pruning_yardsticks(kind: str) -> None:
     dense = dense_macs(layer_costs(model, x))
     to_macs = prune_with_torch_pruning(model, x, kind, mac_ratio=0.5)
     assert 0.4 * dense < dense_macs(layer_costs(to_macs, x)) <= 0.5 * dense
+    floored = prune_with_torch_pruning(model, x, kind, mac_ratio=0.5, layer_ratio=0.6)
+    for (_, layer), (_, was) in zip(floored.named_modules(), model.named_modules(), strict=True):
+        if isinstance(layer, torch.nn.Conv2d) and isinstance(was, torch.nn.Conv2d):
+            assert layer.out_channels >= 0.4 * was.out_channels - 2  # it stops at the first step that is below
     by_ratio = prune_with_torch_pruning(model, x, kind, channel_ratio=0.5, global_pruning=False)
     assert [m.out_channels for m in by_ratio.modules() if isinstance(m, torch.nn.Conv2d)] == [8, 8, 16, 16]
     assert to_macs(x).shape == by_ratio(x).shape == (2, 10)

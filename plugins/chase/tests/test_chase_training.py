@@ -222,6 +222,30 @@ def test_biases_of_dead_channels_stay_zero() -> None:
     assert chase.engine.total == sum(p.numel() for p in model.parameters() if p.ndim > 1)
 
 
+@pytest.mark.parametrize("shrink_during", [False, True])
+def test_removed_channels_are_compared_with_what_their_layer_held(shrink_during: bool) -> None:
+    data = digits()
+    chase = make(score="random", density=0.3, shrink_during=shrink_during)
+    wanted = 0
+    for step in range(STEPS):
+        before = {name: mask.flatten(1).sum(1) for name, mask in chase.masks.items() if mask.ndim > 1}
+        alive = {name: kept.clone() for name, kept in chase.engine.alive.items()}
+        now = {name: kept.clone() for name, kept in chase.engine.alive_now().items()}
+        train(chase, step, step + 1, data)
+        for name, after in chase.engine.alive.items():
+            held = torch.zeros(len(after))
+            held[alive[name]] = before[f"{name}.weight"][now[name]].float()
+            for channel in (alive[name] & ~after).nonzero()[:, 0]:
+                others = held[alive[name]] - held[channel]
+                wanted += int((others > 0).sum() > (others < 0).sum())
+    gone = chase.engine.channels - chase.engine.alive_channels
+    assert gone and chase.engine.removed_sparser == wanted / gone
+    assert math.isnan(make().engine.removed_sparser)
+    by_density = make(score="connection-density", density=0.3)
+    train(by_density, 0, STEPS, data)
+    assert by_density.engine.removed_sparser > max(0.7, chase.engine.removed_sparser)
+
+
 def test_needs_gradient_only_when_growing() -> None:
     masks = {"a.weight": torch.ones(4, 4), "b.weight": torch.ones(4, 4)}
     config = ChaseConfig(density=0.5, channel_sparsity=0.0, exploration_interval=5, channel_interval=5)

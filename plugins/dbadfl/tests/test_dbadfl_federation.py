@@ -10,6 +10,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from plait_dbadfl.arms import noisy
 from plait_dbadfl.defences import make_defence
 from plait_dbadfl.detection import Detection, Detector
 from plait_dbadfl.errors import DbadflError
@@ -282,6 +283,38 @@ def test_predictions_do_not_read_the_true_distances() -> None:
     other = detector.detect(features, torch.ones(4, 4, dtype=torch.int64), tau=3)
     assert torch.equal(alone.hops, other.hops) and alone.scores["lstm"].mae != other.scores["lstm"].mae
     assert torch.equal(alone.hops, alone.hops.T) and not alone.hops.diagonal().any()
+
+
+@pytest.mark.parametrize(("median", "tau"), [(3.0, 2.0), (6.0, 3.0), (2.5, 1.5), (1.0, 0.0)])
+def test_tau_by_the_shadows_median_is_that_number_as_tau(median: float, tau: float) -> None:
+    fed = federation(attackers=4, tau="median")
+    hops = torch.tensor([[0, 1, 2.2, 3.4], [1, 0, 2.4, 3.1], [2.2, 2.4, 0, 2.6], [3.4, 3.1, 2.6, 0]])
+    detection = Detection(hops, fed.attacker_hops, torch.zeros(1, 4, 4, 3), {}, median)
+    for arm in ("clusters-predicted", "clusters-random", "clusters-oracle"):
+        by_rule = fed.changed(arm=arm).plan(detection).clusters
+        by_number = fed.changed(arm=arm, tau=tau).plan(detection).clusters
+        assert by_rule is not None and by_number is not None and torch.equal(by_rule, by_number)
+    with pytest.raises(DbadflError, match="run the detection first"):
+        fed.changed(arm="clusters-oracle").plan(None)
+
+
+def test_the_median_is_of_the_shadows_true_distances() -> None:
+    fed = federation(tau="median", arm="clusters-oracle", attackers=4)
+    pairs = fed.shadows()
+    detection = fed.detect(fed.detector(pairs, control=False))
+    assert detection.median == pairs.distances.double().quantile(0.5).item()
+    assert Detection.from_state(detection.state_dict()).median == detection.median
+    # an arm that reads true distances still waits for the shadows' median
+    assert fed.run(1).clusters is not None and fed.run(1, arm="naive").ari is None
+
+
+def test_noise_on_distances_is_symmetric_seeded_and_as_large_as_said() -> None:
+    hops = torch.full((60, 60), 50.0).fill_diagonal_(0.0)
+    moved = noisy(hops, 2.0, seed=1)
+    off = ~torch.eye(60, dtype=torch.bool)
+    assert torch.equal(moved, moved.T) and not moved.diagonal().any() and torch.equal(moved, noisy(hops, 2.0, seed=1))
+    assert abs(float((moved - hops)[off].std()) - 2.0) < 0.1 and abs(float((moved - hops)[off].mean())) < 0.2
+    assert noisy(hops, 0.0, seed=1) is hops and float(noisy(hops, 1e3, seed=1)[off].min()) >= 1.0
 
 
 def test_a_nearer_attacker_gives_the_stronger_signal() -> None:

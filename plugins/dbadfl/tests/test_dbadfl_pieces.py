@@ -46,18 +46,24 @@ def test_items_are_read_part_by_part() -> None:
         "samples",
     )
     assert full.slug == "naive_4_norm_clipping_at_two_groups_by_samples" and parse_item("+rfa", "naive").slug == "rfa"
-    for bad in ("", "naive+", "naive@moon", "naive/pixel", "sneaky", "a b"):
+    other = parse_item("clusters-random:distance_noise=0.5+rfa", "naive")
+    assert other == Item("clusters-random", "rfa", text=other.text, change=("distance_noise", "0.5"))
+    assert other.slug == "clusters_random_distance_noise_0_5_rfa"
+    for bad in ("", "naive+", "naive@moon", "naive/pixel", "sneaky", "a b", "clusters-oracle:gamma=3", ":tau="):
         with pytest.raises(ValueError, match=r"unknown|form"):
             parse_item(bad, "naive")
 
 
-@pytest.mark.parametrize("wanted", [(), ("+median",), ("+krum", "+rfa"), ("none",), ("naive", "naive+median")])
+@pytest.mark.parametrize(
+    "wanted",
+    [(), ("+median",), ("+krum", "+rfa"), ("none",), ("naive", "naive+median"), ("clusters-oracle:tau=1+median",)],
+)
 @pytest.mark.parametrize("defence", [None, "median"])
 def test_no_attack_without_its_clean_and_two_defended_runs(wanted: tuple[str, ...], defence: str | None) -> None:
     runs = [*companions(wanted, "naive-4", defence), Item("naive-4", defence)]
     assert any(i.arm == "none" and i.defence is None for i in runs)
     assert len({i.defence for i in runs if i.arm == "naive-4" and i.defence}) >= 2
-    keys = [(i.arm, i.defence, i.placement, i.budget) for i in runs]
+    keys = [(i.attack, i.defence, i.placement, i.budget) for i in runs]
     assert len(set(keys)) == len(keys)
 
 

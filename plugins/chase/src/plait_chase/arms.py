@@ -90,6 +90,7 @@ def torch_pruning(
     kind: str = "magnitude",
     mac_ratio: float | None = None,
     weights: int | None = None,
+    layer_ratio: float = 1.0,
     share: float = 0.5,
     fine_tune_lr: float | None = None,
 ) -> dict[str, float]:
@@ -100,6 +101,7 @@ def torch_pruning(
         folder: where both runs go.
         kind: ``"magnitude"`` or ``"bn-scale"``.
         mac_ratio, weights: how narrow; one of them (see `prune_with_torch_pruning`).
+        layer_ratio: largest share of a layer's channels that may go; default 1, no floor.
         share: of the steps that train the dense network; both parts run the whole learning-rate schedule.
         fine_tune_lr: the rate at which the second schedule starts; default as the first.
 
@@ -115,6 +117,7 @@ def torch_pruning(
     settings: dict[str, Any] = {
         "model.run": str(dense.path),
         "model.kind": kind,
+        "model.layer_ratio": layer_ratio,
         **{f"model.{k}": v for k, v in goal.items()},
     }
     if fine_tune_lr is not None:
@@ -132,14 +135,19 @@ def torch_pruning(
 
 
 def pruned_model(
-    info: DataInfo, run: str, kind: str, mac_ratio: float | None = None, weights: int | None = None
+    info: DataInfo,
+    run: str,
+    kind: str,
+    mac_ratio: float | None = None,
+    weights: int | None = None,
+    layer_ratio: float = 1.0,
 ) -> nn.Module:
     """The dense network of a finished run, narrowed by torch-pruning; a model for recipes.
 
     Args:
         info: of the data.
         run: the run directory of the dense network.
-        kind, mac_ratio, weights: as in `prune_with_torch_pruning`.
+        kind, mac_ratio, weights, layer_ratio: as in `prune_with_torch_pruning`.
     """
     from safetensors.torch import load_model
 
@@ -147,5 +155,5 @@ def pruned_model(
     model = build_model(recipe.model, info)
     load_model(model, str(Path(run) / "export" / "model.safetensors"))
     return prune_with_torch_pruning(
-        model, torch.zeros(2, *info.input_shape), kind, mac_ratio=mac_ratio, weights=weights
+        model, torch.zeros(2, *info.input_shape), kind, mac_ratio=mac_ratio, weights=weights, layer_ratio=layer_ratio
     )

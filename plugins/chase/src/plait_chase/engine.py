@@ -33,7 +33,7 @@ from plait_chase.shrink import Plan
 
 __all__ = ["ChaseEngine", "Update", "present_channels"]
 
-_STATE_VERSION = 1
+_STATE_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,7 @@ class ChaseEngine:
         budget: K, non-zeros of the final network.
         channels: C, prunable channels of the original network.
         floors: producer -> smallest number of channels it keeps.
+        removed_sparse: channels removed so far that were sparser than most living channels of their layer.
 
     Raises:
         ChaseError: bad options, intervals longer than the run, no prunable group, a group that does not fit its
@@ -123,6 +124,7 @@ class ChaseEngine:
         self.channels = sum(widths.values())
         self.step = 0
         self.finished = False
+        self.removed_sparse = 0
 
     # Reading
 
@@ -153,14 +155,20 @@ class ChaseEngine:
         """Producers that cannot lose another channel."""
         return tuple(name for name, alive in self.alive.items() if int(alive.sum()) <= self.floors[name])
 
-    def scores(self, weights: Mapping[str, Tensor]) -> list[Tensor]:
+    @property
+    def removed_sparser(self) -> float:
+        """Share of the removed channels that held fewer weights than most living channels of their layer did then."""
+        gone = self.channels - self.alive_channels
+        return self.removed_sparse / gone if gone else float("nan")
+
+    def scores(self, weights: Mapping[str, Tensor], score: str | None = None) -> list[Tensor]:
         """Score of every PRESENT channel, ``[C present]`` per group on the CPU; entries of dead channels mean nothing.
 
-        A coupled group scores the mean over its producers [inferred].
+        A coupled group scores the mean over its producers [inferred]. ``score`` replaces the configured one.
         """
         alive = self.alive_now()
         return group_scores(
-            self.config.score,
+            score or self.config.score,
             [[tensor_name(module, "weight") for module in group.producers] for group in self.groups],
             [alive[group.producer] for group in self.groups],
             weights,
@@ -287,6 +295,9 @@ class ChaseEngine:
         gone = select_channels(scores, [alive[p] for p in producers], need, [self.floors[p] for p in producers])
         keep = {p: alive[p] & ~dead for p, dead in zip(producers, gone, strict=True)}
         keep = rounded_alive(keep, self.config.round_channels, dict(zip(producers, scores, strict=True)), alive)
+        for name, density in zip(producers, self.scores(weights, "connection-density"), strict=True):
+            living, going = density[alive[name]], density[alive[name] & ~keep[name]][:, None]
+            self.removed_sparse += int(((living > going).sum(1) > (living < going).sum(1)).sum())
         removed = self.layout.kill({p: alive[p] & ~keep[p] for p in producers})
         floor_layers = self.at_floor()
         if floor_layers:
@@ -369,6 +380,7 @@ class ChaseEngine:
             "total": self.total,
             "budget": self.budget,
             "total_steps": self.schedule.total_steps,
+            "removed_sparse": self.removed_sparse,
             "generator": self.generator.get_state(),
         }
         for name, alive in self.alive.items():
@@ -411,4 +423,5 @@ class ChaseEngine:
         self.layout.alive = {name: state[f"alive.{name}"].bool().cpu().clone() for name in self.alive}
         self.step = int(state["step"])
         self.finished = bool(state["finished"])
+        self.removed_sparse = int(state["removed_sparse"])
         self.generator.set_state(state["generator"].cpu())

@@ -37,6 +37,7 @@ def prune_with_torch_pruning(
     weights: int | None = None,
     ignored: Sequence[str] = (),
     global_pruning: bool = True,
+    layer_ratio: float = 1.0,
     steps: int = 100,
 ) -> nn.Module:
     """A narrower copy of ``model`` by torch-pruning; fine-tune it afterwards.
@@ -52,6 +53,8 @@ def prune_with_torch_pruning(
         ignored: module names whose outputs keep their width. Classifiers (every linear layer whose output is the
             network's, i.e. the last linear layer) are always kept.
         global_pruning: rank channels over all layers (default) or in each.
+        layer_ratio: largest share of a layer's channels that may go, in (0, 1]; default 1, no floor. Chase's floor is
+            ``1 - (1 - S_c) * beta``.
         steps: how finely ``mac_ratio`` and ``weights`` are approached; default 100.
 
     Raises:
@@ -68,6 +71,8 @@ def prune_with_torch_pruning(
     for option, value in (("channel_ratio", channel_ratio), ("mac_ratio", mac_ratio)):
         if value is not None and not 0.0 < value < 1.0:
             raise ChaseError(f"{option}={value} is outside (0, 1)")
+    if not 0.0 < layer_ratio <= 1.0:
+        raise ChaseError(f"layer_ratio={layer_ratio} is outside (0, 1]")
     tp = import_module("torch_pruning")
     copy = deepcopy(unwrapped(model)).eval()
     linears = [module for module in copy.modules() if isinstance(module, nn.Linear)]
@@ -81,6 +86,7 @@ def prune_with_torch_pruning(
         pruning_ratio=channel_ratio if channel_ratio is not None else 0.99,
         iterative_steps=1 if channel_ratio is not None else steps,
         global_pruning=global_pruning,
+        max_pruning_ratio=layer_ratio,
         ignored_layers=kept,
     )
     if channel_ratio is not None:

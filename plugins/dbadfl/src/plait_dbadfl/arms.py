@@ -10,11 +10,13 @@ from torch import Tensor
 from plait_dbadfl.assignment import assign_parts, assign_shared
 from plait_dbadfl.budgets import Budget, poison_ratios
 from plait_dbadfl.clustering import cluster_attackers, random_clusters
+from plait_dbadfl.detection import Detection
 from plait_dbadfl.errors import DbadflError
 from plait_dbadfl.local import Attack
 from plait_dbadfl.names import CLUSTERED, SCANNING
 from plait_dbadfl.options import AttackOptions, LocalOptions
 from plait_dbadfl.poisoning import Poison, active
+from plait_dbadfl.sampling import generator
 from plait_dbadfl.triggers import Trigger
 
 __all__ = ["AttackPlan"]
@@ -23,16 +25,16 @@ ANCESTOR_PARTS = 4
 
 
 def clusters_of_arm(
-    options: AttackOptions, true_hops: Tensor, predicted_hops: Tensor | None, *, seed: int
+    options: AttackOptions, true_hops: Tensor, detection: Detection | None, *, seed: int
 ) -> Tensor | None:
     """Cluster of each attacker, or None for an arm without clusters.
 
     Args:
         options: names the arm and the threshold.
         true_hops: [M, M], read by ``clusters-oracle`` alone.
-        predicted_hops: [M, M], of the detection; read by ``clusters-predicted`` and, for its sizes, by
-            ``clusters-random``.
-        seed: of the random clusters.
+        detection: its predicted distances are read by ``clusters-predicted`` and, for its sizes, by
+            ``clusters-random``; the shadows' median distance by ``tau = "median"``.
+        seed: of the random clusters, and of the noise on predicted distances.
 
     Returns:
         int64 [M]. ``naive`` is one cluster and ``centralized-all`` singletons: tau = infinity and tau = 0.
@@ -47,11 +49,23 @@ def clusters_of_arm(
         return torch.arange(count)
     if options.arm not in CLUSTERED:
         return None
-    hops = predicted_hops if options.arm in SCANNING else true_hops
-    if hops is None:
-        raise DbadflError(f"arm={options.arm!r} needs predicted distances: run the detection first")
-    clusters = cluster_attackers(hops, tau=options.threshold, n_clusters=options.n_clusters)
+    hops, median = true_hops, None if detection is None else detection.median
+    if options.arm in SCANNING:
+        if detection is None:
+            raise DbadflError(f"arm={options.arm!r} needs predicted distances: run the detection first")
+        hops = noisy(detection.hops, options.distance_noise, seed=seed)
+    clusters = cluster_attackers(hops, tau=options.threshold(median), n_clusters=options.n_clusters)
     return random_clusters(clusters, seed=seed) if options.arm == "clusters-random" else clusters
+
+
+def noisy(hops: Tensor, deviation: float, *, seed: int) -> Tensor:
+    """Distances [M, M] with Gaussian noise of that standard deviation in hops, still symmetric; at least 1 off the
+    diagonal."""
+    if not deviation:
+        return hops
+    noise = torch.randn(hops.shape, generator=generator(seed, "distance noise"), dtype=torch.float64).triu(1)
+    moved = (hops + deviation * (noise + noise.T)).clamp(min=1.0)
+    return moved.fill_diagonal_(0.0)
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ class AttackCourse:
             self.scan.measure()
             if len(self.scan.features) == federation.options.scan_rounds:
                 assert self.detector is not None
-                tau = federation.options.threshold
+                tau = federation.options.threshold(self.detector.median.median)
                 seen = torch.stack(self.scan.features)
                 self.detection = self.detector.detect(seen, federation.attacker_hops, tau=tau)
                 self.plan, self.scan, self.attacked = federation.plan(self.detection), None, 0
@@ -105,8 +105,10 @@ class AttackCourse:
         scores = federation.evaluate(training, plan)
         final, budget = federation.summary(scores), plan.budget(last)
         ari = None
-        if plan.clusters is not None and options.attackers > 1:
-            oracle = cluster_attackers(federation.attacker_hops, tau=options.threshold, n_clusters=options.n_clusters)
+        known = options.tau != "median" or self.detection is not None
+        if plan.clusters is not None and options.attackers > 1 and known:
+            tau = options.threshold(None if self.detection is None else self.detection.median)
+            oracle = cluster_attackers(federation.attacker_hops, tau=tau, n_clusters=options.n_clusters)
             ari = adjusted_rand(plan.clusters, oracle)
         return Result(
             arm=options.arm,

@@ -167,6 +167,7 @@ class Detector:
             true_hops=true_hops,
             features=features,
             scores={name: score_detection(values, true, tau=tau) for name, values in predicted.items()},
+            median=self.median.median,
         )
 
 
@@ -179,23 +180,26 @@ class Detection:
         true_hops: int64 [M, M].
         features: [T_s, M, M, 3].
         scores: ``"lstm"`` and the controls ``"median"``, ``"linear"`` and, if trained, ``"shuffled"``.
+        median: the shadow networks' median distance in hops, which ``tau = "median"`` reads.
     """
 
     hops: Tensor
     true_hops: Tensor
     features: Tensor
     scores: dict[str, DetectionScores]
+    median: float | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and numbers."""
         scores = {name: asdict(score) for name, score in self.scores.items()}
-        return {"hops": self.hops, "true_hops": self.true_hops, "features": self.features, "scores": scores}
+        tensors = {"hops": self.hops, "true_hops": self.true_hops, "features": self.features}
+        return {**tensors, "scores": scores, "median": self.median}
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Detection:
         """The inverse of `state_dict`."""
         scores = {name: DetectionScores(**score) for name, score in state["scores"].items()}
-        return cls(state["hops"], state["true_hops"], state["features"], scores)
+        return cls(state["hops"], state["true_hops"], state["features"], scores, state["median"])
 
     @property
     def mae_ratio(self) -> float:

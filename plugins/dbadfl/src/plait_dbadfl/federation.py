@@ -332,7 +332,8 @@ class Federation:
         """
         trained = detector or self.detector(control=control)
         features = self.scan(defence=defence).run(self.options.scan_rounds)
-        return trained.detect(features, self.attacker_hops, tau=self.options.threshold)
+        tau = self.options.threshold(trained.median.median)
+        return trained.detect(features, self.attacker_hops, tau=tau)
 
     # ---- runs --------------------------------------------------------------------------------------------------
     def plan(self, detection: Detection | None = None) -> AttackPlan:
@@ -342,8 +343,7 @@ class Federation:
             DbadflError: an arm that needs a detection without one.
         """
         seed = derive(self.seed, "attack")
-        predicted = None if detection is None else detection.hops
-        clusters = clusters_of_arm(self.options, self.attacker_hops, predicted, seed=seed)
+        clusters = clusters_of_arm(self.options, self.attacker_hops, detection, seed=seed)
         return AttackPlan(self.options, self._trigger, self.attackers, clusters, seed, self.device)
 
     def run(
@@ -382,7 +382,7 @@ class Federation:
                 evaluate_every=evaluate_every,
                 on_round=on_round,
             )
-        if self.options.arm in SCANNING and (detection is None or self.options.redetect_every):
+        if self.options.needs_detection and (detection is None or self.options.redetect_every):
             detector = detector or self.detector(control=False)
             detection = detection or self.detect(detector)
         training = self.training(defence=defence, rounds=rounds, keep_start=self.options.needs_start)

@@ -114,7 +114,8 @@ def _placements(stages: Stages) -> Figures:
     for budget in BUDGETS:
         by_arm: dict[str, dict[str, float]] = {}
         for item, result in zip(stages.runs, stages.results, strict=True):
-            if item.arm != "none" and item.defence is None and (item.budget or options.budget) == budget:
+            plain = item.arm != "none" and item.defence is None and item.change is None
+            if plain and (item.budget or options.budget) == budget:
                 by_arm.setdefault(item.arm, {})[item.placement or options.placement] = result.final.asr
         for arm, success in by_arm.items():
             if len(success) > 1:
@@ -136,7 +137,7 @@ def _detection(stages: Stages) -> Figures:
         "hops_mae_ratio": _ratio(lstm.mae, median.mae, "below 1 is better than a constant"),
         "hops_spearman": _maybe(lstm.spearman, "rank correlation"),
         "hops_within_one": _share(lstm.within_one, note="pairs off by at most one hop"),
-        "near_auc": _maybe(lstm.auc, f"of d <= {stages.federation.options.threshold:g}"),
+        "near_auc": _maybe(lstm.auc, f"of d <= {stages.federation.options.threshold(detection.median):g}"),
     }
     if "shuffled" in scores:
         shown["hops_mae_ratio_shuffled"] = _ratio(

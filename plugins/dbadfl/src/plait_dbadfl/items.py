@@ -5,12 +5,17 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
-from plait_dbadfl.names import ARMS, BUDGETS, DEFENCES, PLACEMENTS, SCANNING
+from plait_dbadfl.names import ARMS, BUDGETS, CLUSTERED, DEFENCES, PLACEMENTS, SCANNING
 
 USUAL_DEFENCES = ("median", "clipping")
 """What defends beside an attack when the user names no defence."""
 
-_FORM = re.compile(r"^(?P<arm>[a-z0-9-]*)(?:\+(?P<defence>[a-z-]+))?(?:@(?P<place>[a-z-]+))?(?:/(?P<budget>[a-z]+))?$")
+_FORM = re.compile(
+    r"^(?P<arm>[a-z0-9-]*)(?::(?P<option>\w+)=(?P<value>[a-z0-9.]+))?"
+    r"(?:\+(?P<defence>[a-z-]+))?(?:@(?P<place>[a-z-]+))?(?:/(?P<budget>[a-z]+))?$"
+)
+VARIED = ("tau", "n_clusters", "distance_noise")
+"""Options of the clusters that one run may have otherwise than the whole evaluation."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +26,7 @@ class Item:
         arm: of `ARMS`. defence: of `DEFENCES`, or None for the mean.
         placement, budget: None: as the whole evaluation has it.
         text: how it was written; its name in tables.
+        change: an option of `VARIED` and its value in this run; None: as the whole evaluation has it.
     """
 
     arm: str
@@ -28,6 +34,12 @@ class Item:
     placement: str | None = None
     budget: str | None = None
     text: str = ""
+    change: tuple[str, str] | None = None
+
+    @property
+    def attack(self) -> str:
+        """The arm, with what is otherwise in it."""
+        return self.arm if self.change is None else f"{self.arm}:{'='.join(self.change)}"
 
     @property
     def slug(self) -> str:
@@ -48,16 +60,21 @@ class Item:
 
 
 def parse_item(text: str, arm: str) -> Item:
-    """Read ``arm+defence@placement/budget``; every part but one may be missing, and a missing arm is ``arm``.
+    """Read ``arm:option=value+defence@placement/budget``; all parts but one may be missing, a missing arm is ``arm``.
 
     Raises:
         ValueError: another form, or an unknown name.
     """
     parts = _FORM.match(text)
     if not parts or not text:
-        raise ValueError(f"{text!r} is not of the form arm+defence@placement/budget, e.g. naive+median or naive@spread")
-    item = Item(parts["arm"] or arm, parts["defence"], parts["place"], parts["budget"], text)
+        raise ValueError(
+            f"{text!r} is not of the form arm:option=value+defence@placement/budget, e.g. naive+median, naive@spread "
+            "or clusters-predicted:tau=2"
+        )
+    change = (parts["option"], parts["value"]) if parts["option"] else None
+    item = Item(parts["arm"] or arm, parts["defence"], parts["place"], parts["budget"], text, change)
     chosen = {
+        "option": (parts["option"], VARIED),
         "arm": (item.arm, ARMS),
         "defence": (item.defence, DEFENCES),
         "placement": (item.placement, PLACEMENTS),
@@ -68,6 +85,8 @@ def parse_item(text: str, arm: str) -> Item:
             raise ValueError(f"{text!r}: {what} {value!r} is unknown; choose one of {', '.join(known)}")
     if item.scans and item.placement is not None:
         raise ValueError(f"{text!r}: an arm that scans has the attackers where the evaluation has them")
+    if item.change is not None and item.arm not in CLUSTERED:
+        raise ValueError(f"{text!r}: {parts['option']} is of clusters, which {', '.join(CLUSTERED)} have")
     return item
 
 
@@ -81,13 +100,13 @@ def companions(wanted: tuple[str, ...], arm: str, defence: str | None) -> tuple[
         runs.insert(0, Item("none", text="none"))
     if arm != "none":
         for name in USUAL_DEFENCES:
-            defended = {(i.defence, i.arm) for i in runs if i.defence not in (None, "mean") and i.arm == arm}
+            defended = {
+                (i.defence, i.arm) for i in runs if i.defence not in (None, "mean") and i.arm == arm and not i.change
+            }
             if len(defended) < 2 and (name, arm) not in defended:
                 runs.append(Item(arm, name, text=f"+{name}"))
-    main = Item(arm, defence)
-    kept: dict[tuple[str | None, ...], Item] = {}
+    kept: dict[Item, Item] = {}
     for item in runs:
-        key = (item.arm, item.defence, item.placement, item.budget)
-        if key != (main.arm, main.defence, None, None):
-            kept.setdefault(key, item)
+        kept.setdefault(replace(item, text=""), item)
+    kept.pop(Item(arm, defence), None)
     return tuple(kept.values())

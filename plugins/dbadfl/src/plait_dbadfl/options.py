@@ -176,8 +176,15 @@ class AttackOptions(Options):
     schedule: names.Schedules = Field("multi", description="every round, or each attacker once")
     attack_start: int = Field(0, ge=0, le=10**6, description="first round of the attack")
     attack_rounds: tuple[Number, ...] = Field((), description="for schedule = single: the attackers' rounds")
-    tau: float | Literal["inf"] = Field(3.0, description="clustering threshold in hops, at least 0; inf is one cluster")
+    tau: float | Literal["inf", "median"] = Field(
+        3.0,
+        description="clustering threshold in hops, at least 0; inf is one cluster; median is one hop below the shadow "
+        "networks' median distance, at most 3",
+    )
     n_clusters: int | None = Field(None, ge=1, le=100_000, description="number of clusters instead of tau")
+    distance_noise: float = Field(
+        0.0, ge=0, le=1e6, description="standard deviation in hops of noise on the predicted distances; an ablation"
+    )
     rotate_every: int = Field(
         0, ge=0, le=10**6, description="rounds between redraws of who carries which part; 0 never"
     )
@@ -187,7 +194,7 @@ class AttackOptions(Options):
     @classmethod
     def _check_tau(cls, value: float | str) -> float | str:
         if isinstance(value, float) and not 0 <= value <= 1e6:
-            raise ValueError("the threshold is from 0 to 1e6 hops, or 'inf'")
+            raise ValueError("the threshold is from 0 to 1e6 hops, 'inf' or 'median'")
         return value
 
     @model_validator(mode="after")
@@ -207,10 +214,25 @@ class AttackOptions(Options):
         """b or r, as the budget says."""
         return self.pixels if self.budget == "pixels" else self.ratio
 
+    def threshold(self, median: float | None) -> float:
+        """tau in hops.
+
+        Args:
+            median: the shadow networks' median distance, for ``tau = "median"``; None: there were no shadows.
+
+        Raises:
+            DbadflError: ``tau = "median"`` without it.
+        """
+        if self.tau != "median":
+            return float(self.tau)
+        if median is None:
+            raise DbadflError("tau='median' is measured on shadow networks: run the detection first")
+        return min(3.0, median - 1)
+
     @property
-    def threshold(self) -> float:
-        """tau in hops."""
-        return float(self.tau)
+    def needs_detection(self) -> bool:
+        """Whether the arm needs shadows and a scan, or the shadows' median distance."""
+        return self.arm in names.SCANNING or (self.arm in names.CLUSTERED and self.tau == "median")
 
     @property
     def needs_start(self) -> bool:
@@ -302,8 +324,8 @@ class DbadflOptions(FederationOptions, GraphOptions, PresetOptions):
     companions: tuple[str, ...] = Field(
         (),
         max_length=64,
-        description="further runs beside it, arm+defence@placement/budget; the clean run and two defended ones are "
-        "always there",
+        description="further runs beside it, arm:option=value+defence@placement/budget; the clean run and two defended "
+        "ones are always there",
     )
 
     # ---- what is reported ---------------------------------------------------------------------------------------
@@ -348,6 +370,9 @@ class DbadflOptions(FederationOptions, GraphOptions, PresetOptions):
         others = self.others
         if len({item.slug for item in others}) < len(others):
             raise ValueError(f"companions: two of {', '.join(item.text for item in others)} have one name")
+        for item in others:
+            if item.change is not None:
+                self.changed(arm=item.arm, **dict([item.change]))
         if self.rounds is not None:
             self.check_scans(self.rounds)
         return self

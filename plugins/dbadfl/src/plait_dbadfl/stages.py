@@ -86,6 +86,8 @@ class Stages:
             changes |= {"placement": item.placement, "positions": ()}
         if item.budget is not None:
             changes |= {"budget": item.budget}
+        if item.change is not None:
+            changes |= dict([item.change])
         return self.federation.changed(**changes)
 
     def _check_defence(self, item: Item) -> None:
@@ -113,7 +115,7 @@ class Stages:
         with blame("dbadfl"):
             self._check_schedule(rounds)
         items = (*options.others, self.main)
-        scans = options.detect or any(item.scans for item in items)
+        scans = options.detect or any(self.federations[item].options.needs_detection for item in items)
         self.all = [Stage(None, options.scan_rounds)] if scans else []
         self.all += [Stage(item, rounds) for item in items]
         self.ends, total = [], 0
@@ -212,7 +214,7 @@ class Stages:
         item, course = self.stage.item, present.course
         if isinstance(course, ScanCourse):
             self.detector = self.federation.detector()
-            tau = self.federation.options.threshold
+            tau = self.federation.options.threshold(self.detector.median.median)
             self.detection = self.detector.detect(course.features, self.federation.attacker_hops, tau=tau)
         else:
             assert item is not None

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from plait.declare.results import Table
 from plait_dbadfl.clustering import adjusted_rand, cluster_attackers
-from plait_dbadfl.names import BUDGETS, SCANNING
+from plait_dbadfl.names import BUDGETS
 
 if TYPE_CHECKING:
     from plait_dbadfl.stages import Stages
@@ -41,10 +42,10 @@ def thresholds(stages: Stages) -> Table:
 def tables(stages: Stages) -> dict[str, Table]:
     """Name -> table of the finished run."""
     items = stages.runs
-    by_key = {(i.arm, i.defence, i.placement, i.budget): r for i, r in zip(items, stages.results, strict=True)}
+    by_key = {replace(i, text=""): r for i, r in zip(items, stages.results, strict=True)}
     rows: list[list[Any]] = []
     for item, result in zip(items, stages.results, strict=True):
-        undefended = by_key.get((item.arm, None, item.placement, item.budget))
+        undefended = by_key.get(replace(item, defence=None, text=""))
         options = stages.federations[item].options
         delta: list[float | None] = [None, None]
         if item.defence is not None and undefended is not None:
@@ -53,7 +54,7 @@ def tables(stages: Stages) -> dict[str, Table]:
         final = result.final
         rows.append(
             [
-                item.arm,
+                item.attack,
                 item.defence or "mean by W",
                 options.placement,
                 options.budget if item.arm != "none" else None,
@@ -80,13 +81,12 @@ def _budgets(stages: Stages) -> Table:
     rows: list[list[Any]] = []
     seen = set()
     for item, result in zip(stages.runs, stages.results, strict=True):
-        if item.arm == "none" or (item.arm, item.placement) in seen:
+        if item.arm == "none" or (item.attack, item.placement) in seen:
             continue
-        seen.add((item.arm, item.placement))
+        seen.add((item.attack, item.placement))
         for protocol in BUDGETS:
             federation = stages.federations[item].changed(budget=protocol)
-            detection = stages.detection if item.arm in SCANNING else None
-            budget = federation.plan(detection).budget(0)
+            budget = federation.plan(stages.detection).budget(0)
             acting = budget.ratio > 0
             rows.append(
                 [

@@ -50,6 +50,11 @@ class FairsamOptions(PresetOptions):
         None, pattern=r"^[a-z_]+:[1-5]$", description="train on corrupted images, e.g. shot_noise:3 (transfer runs)"
     )
 
+    @property
+    def by_group(self) -> bool:
+        """Whether groups act in training; else it is SAM, which needs none."""
+        return self.weights != "none" or self.perturbation.startswith("per_group") or self.penalty > 0
+
     @model_validator(mode="after")
     def _check_rho(self) -> FairsamOptions:
         several = isinstance(self.rho, tuple)

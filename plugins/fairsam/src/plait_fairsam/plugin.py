@@ -35,13 +35,17 @@ class FairsamPlugin(Plugin):
     _weave: Weave
 
     def needs(self) -> frozenset[str]:
-        """A sensitive attribute, losses that can be weighted one by one, and gradients that can be asked for twice.
+        """Losses that can be weighted one by one, gradients that can be asked for twice; groups and classes where used.
 
         What takes statistics over the batch (adaptive weights, a perturbation for each group, the penalty) also needs
         one network and not many stacked ones, each with a batch of its own.
         """
-        words = {"field:group", "field:label", "task:classification", "loss:per-example", "gradients:repeatable"}
+        words = {"loss:per-example", "gradients:repeatable"}
         options = self.options
+        if options.by_group:
+            words.add("field:group")
+        if options.weights in ("subgroup", "kamiran"):
+            words |= {"field:label", "task:classification"}
         if options.weights in ("adaptive", "groupdro") or "per_group" in options.perturbation or options.penalty:
             words.add("parameters:single")
         return frozenset(words)

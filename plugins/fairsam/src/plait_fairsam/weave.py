@@ -70,13 +70,18 @@ class Weave:
             )
         for name in options.corruptions:
             Corruption(name, options.severities[0])
-        info = trainer.info
-        if options.corruptions and "input" in info.fields:
+        info, train = trainer.info, trainer.data.train
+        self.grouped, self.classes = "group" in info.fields, info.task == "classification"
+        if options.corruptions and corruptible(trainer):
             require_images(trainer.data)
-        groups, labels = column(trainer.data.train, "group"), column(trainer.data.train, "label")
-        counts = cell_counts(groups, labels, num_groups=info.num_groups or None, num_classes=info.num_classes)
+        groups = column(train, "group") if self.grouped else torch.zeros(len(train), dtype=torch.int64)
+        labels, num_classes = torch.zeros_like(groups), 1
+        if self.classes:
+            labels, num_classes = column(train, "label"), info.num_classes
+        least = 2 if options.by_group else 1
+        counts = cell_counts(groups, labels, num_groups=info.num_groups or None, num_classes=num_classes, least=least)
         self.num_groups = counts.shape[0]
-        if not info.num_groups:
+        if self.grouped and not info.num_groups:
             require_groups(trainer.data, self.num_groups)
         self.names = list(trainer.data.names.get("group", ())) or [str(a) for a in range(self.num_groups)]
         self.rule: TableWeights | AdaptiveWeights
@@ -111,7 +116,9 @@ class Weave:
             group, factor = self.focus  # by group and not by row: an accumulating run passes parts of the batch
             inside: Tensor = batch["group"] == group
             return inside * factor
-        return self.rule(batch["group"], batch["label"])
+        known = ("group", self.grouped), ("label", self.classes)
+        groups, labels = (batch[name] if there else torch.zeros_like(batch["index"]) for name, there in known)
+        return self.rule(groups, labels)
 
     def penalty(self, batch: Any, per_example: Tensor) -> dict[str, Tensor]:
         """``group_gap``: penalty x gap between the groups' mean losses, or nothing."""
@@ -124,7 +131,7 @@ class Weave:
         if len(self.sam.parameters) != len(trainer.parameters):
             self.sam.rebind(trainer.parameters)
         passes = _Passes(self, trainer, batch)
-        report = self.sam.step(passes, groups=batch["group"], apply=False)
+        report = self.sam.step(passes, groups=batch["group"] if self.grouped else None, apply=False)
         if isinstance(self.rule, AdaptiveWeights):
             losses = passes.first if isinstance(self.rule, GroupDRO) else report.per_example
             assert losses is not None
@@ -138,6 +145,8 @@ class Weave:
 
     def evaluate(self, trainer: Trainer, predictions: Predictions) -> dict[str, Metric | Table | Plot]:
         """The card's section 4 on the corruption views, with every group by name."""
+        if not (self.grouped and self.classes):  # no accuracies of groups: the task's own figures say how it went
+            return {"passes_per_step": Metric(self.passes / max(1, trainer.step), "passes", "lower")}
         clean = predictions["clean"]
         cells = {
             (str(view.tags["corruption"]), int(view.tags["severity"])): predictions[name].outputs.argmax(1)
@@ -251,6 +260,11 @@ class _Passes:
         return Losses(report.loss, report.per_example, report.gradients)
 
 
+def corruptible(trainer: Trainer) -> bool:
+    """Whether there are inputs to corrupt, and groups and classes to compare on them."""
+    return {"input", "group"} <= set(trainer.info.fields) and trainer.info.task == "classification"
+
+
 def require_images(data: Data) -> None:
     """Refuse, before training, test inputs that the views could not corrupt; of splits in files the first batch only.
 
@@ -287,11 +301,11 @@ def require_groups(data: Data, num_groups: int) -> None:
 def corruption_views(options: FairsamOptions, trainer: Trainer) -> dict[str, View]:
     """One view per corruption and severity; the noise depends on nothing but names, seed and image index.
 
-    Data without images to corrupt (the nodes of a graph) has none: the figures are of the clean split alone then.
+    Data without images to corrupt (nodes of a graph, texts) has none: the figures are of the clean split alone then.
     """
     views: dict[str, View] = {}
-    if options.corruptions and "input" not in trainer.info.fields:
-        trainer.note("fairsam: the data has no images to corrupt, so the figures are of the clean test split alone")
+    if options.corruptions and not corruptible(trainer):
+        trainer.note("fairsam: no images of groups to corrupt, so the figures are of the clean test split alone")
         return views
     for name in options.corruptions:
         for severity in options.severities:

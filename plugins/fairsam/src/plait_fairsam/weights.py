@@ -26,7 +26,7 @@ WEIGHTS = (*TABLES, "adaptive")
 
 
 def cell_counts(
-    groups: Tensor, labels: Tensor, *, num_groups: int | None = None, num_classes: int | None = None
+    groups: Tensor, labels: Tensor, *, num_groups: int | None = None, num_classes: int | None = None, least: int = 2
 ) -> Tensor:
     """Count the training split's examples by (group, label).
 
@@ -35,12 +35,13 @@ def cell_counts(
         labels: ``[n]`` int64 in ``0..K-1``.
         num_groups: G; default: largest group + 1.
         num_classes: K; default: largest label + 1.
+        least: groups that there must be.
 
     Returns:
         ``[G, K]`` int64 counts ``n_sy``, on the CPU.
 
     Raises:
-        FairsamError: vectors of different length, values out of range, or only one group present.
+        FairsamError: vectors of different length, values out of range, or fewer groups.
     """
     if groups.shape != labels.shape:
         raise FairsamError(
@@ -50,7 +51,7 @@ def cell_counts(
     size_g, size_k = check_index("groups", groups, num_groups), check_index("labels", labels, num_classes)
     counts = torch.bincount(groups.long() * size_k + labels.long(), minlength=size_g * size_k).view(size_g, size_k)
     present = counts.sum(1).nonzero().flatten().tolist()
-    if len(present) < 2:
+    if len(present) < least:
         raise FairsamError(f"groups={present} is the only group in the training split; fairsam needs at least two")
     return counts
 

@@ -41,6 +41,12 @@ class TonedDigitsOptions(Options):
     )
     classes: Literal["binary", "ten"] = Field("binary", description="target: [digit >= 5], or the digit")
     size: Literal[32, 16] = Field(32, description="side of the image in pixels; 16 is the 2x2 average of 32")
+    paired_validation: int | None = Field(
+        None,
+        ge=10,
+        le=2000,
+        description="validation digits, each in both groups, as in the test; default 500, each in the group it drew",
+    )
 
     @model_validator(mode="after")
     def _probabilities(self) -> TonedDigitsOptions:

