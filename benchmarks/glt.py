@@ -5,7 +5,9 @@ equal size. Sides take turns, CPU time of one thread; figures are medians over p
 
 * one training epoch with soft masks on edges and weights, over PyG's own GCN epoch (goal 1.3): PyG as it is commonly
   written (dense features, cached normalisation), and in its fastest form here (CSR features, CSR adjacency);
-* the sampled auxiliary loss with its backward pass, over an epoch of the network itself (goal 1.0);
+* the whole step of the method (Wasserstein loss and delta adversary) and of UGS, over the same, and over UGS's dense
+  form: an n x n mask, normalised anew in every step;
+* the sampled auxiliary loss with its backward pass, over an epoch of the network itself (goal 1.0), exact and blurred;
 * inference of an exported ticket against the share of edges kept, and the limit: what is left without any edge;
 * peak memory of a masked training step on a graph of PubMed's size, for growing numbers of edges.
 """
@@ -29,11 +31,14 @@ from torch.nn.functional import cross_entropy, dropout
 
 from common import machine
 from plait_glt.auxiliary import auxiliary_loss
+from plait_glt.config import GLTConfig
 from plait_glt.graphs import make_graph
 from plait_glt.masked import MaskedGNN
 from plait_glt.models import GCN
 from plait_glt.pruned import PrunedGNN
 from plait_glt.pyg import GCNConv
+from plait_glt.tasks import NodeTask
+from plait_glt.training import MaskStep
 
 HIDDEN = 512
 PUBMED = (19_717, 44_324, 500, 3)
@@ -51,6 +56,26 @@ class PygGCN(nn.Module):
     def forward(self, x: Tensor, edges: Tensor) -> Tensor:
         """Logits [n, C]."""
         out: Tensor = self.last(dropout(self.first(x, edges).relu(), 0.5, self.training), edges)
+        return out
+
+
+class DenseUGS(nn.Module):
+    """UGS's form of a masked GCN: the adjacency and its mask are n x n."""
+
+    def __init__(self, features: int, classes: int, adjacency: Tensor) -> None:
+        super().__init__()
+        self.weights = nn.ParameterList([torch.randn(features, HIDDEN) / 38, torch.randn(HIDDEN, classes) / 23])
+        self.masks = nn.ParameterList([torch.ones_like(weight) for weight in self.weights])
+        self.edge_mask = nn.Parameter(adjacency.clone())
+        self.adjacency, self.loops = adjacency, torch.eye(len(adjacency))
+
+    def forward(self, x: Tensor, edges: Tensor) -> Tensor:
+        """Logits [n, C]."""
+        masked = self.adjacency * self.edge_mask + self.loops
+        scale = masked.sum(1).rsqrt()
+        p = scale.unsqueeze(1) * masked * scale
+        first, last = (weight * mask for weight, mask in zip(self.weights, self.masks, strict=True))
+        out: Tensor = p @ (dropout((p @ (x @ first)).relu(), 0.5, self.training) @ last)
         return out
 
 
@@ -81,6 +106,20 @@ def epoch(model: nn.Module, x: Tensor, edges: Tensor, rows: Tensor, target: Tens
     return once
 
 
+def step(variant: str, graph: Any, rows: Tensor) -> Callable[[], None]:
+    """One call is one whole step of the mask phase of a method, after its warm-up."""
+    config = GLTConfig.variant(variant)
+    gnn = MaskedGNN(
+        GCN(graph.x.shape[1], int(graph.y.max()) + 1, HIDDEN), graph.edge_index, graph.num_nodes, tied=False
+    )
+    others = torch.arange(graph.num_nodes)[~torch.isin(torch.arange(graph.num_nodes), rows)]
+    task = NodeTask(graph.x, graph.edge_index, graph.y, rows, others[::2], others[1::2])
+    kept = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in gnn.weights().items()}
+    edges = torch.ones_like(gnn.edge_mask, dtype=torch.bool)
+    phase = MaskStep(gnn, task, edges, kept, config, torch.Generator().manual_seed(0))
+    return lambda: phase(with_aux=config.lam > 0)
+
+
 def turns(sides: dict[str, Callable[[], None]], stretches: int, repeats: int = 3) -> dict[str, list[float]]:
     """Milliseconds of a call of each side, a value per stretch, in turns; the first stretch warms up."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
@@ -105,7 +144,7 @@ def training(stretches: int) -> dict[str, Any]:
     x, edges, n = graph.x, graph.edge_index, graph.num_nodes
     features, classes, target = x.shape[1], int(graph.y.max()) + 1, graph.y[rows]
     torch.manual_seed(0)
-    masked = MaskedGNN(GCN(features, classes, HIDDEN), edges, n)
+    masked = MaskedGNN(GCN(features, classes, HIDDEN), edges, n, tied=False)
     # PyG's fast path takes the transposed adjacency as CSR; the graph is undirected
     adjacency = torch.sparse_coo_tensor(edges, torch.ones(edges.shape[1]), (n, n)).to_sparse_csr()
     sides = {
@@ -113,6 +152,9 @@ def training(stretches: int) -> dict[str, Any]:
         "plain": epoch(GCN(features, classes, HIDDEN), x, edges, rows, target),
         "pyg": epoch(PygGCN(features, classes), x.to_dense(), edges, rows, target),
         "pyg_csr": epoch(PygGCN(features, classes), x, adjacency, rows, target),
+        "ugs_dense": epoch(DenseUGS(features, classes, adjacency.to_dense()), x.to_dense(), edges, rows, target),
+        "step": step("glt", graph, rows),
+        "step_ugs": step("ugs", graph, rows),
     }
     for _ in range(30):  # outputs as in the middle of a mask phase, not the first ones, which are all alike
         sides["masked"]()
@@ -121,10 +163,10 @@ def training(stretches: int) -> dict[str, Any]:
     z.requires_grad_()
     generator = torch.Generator().manual_seed(0)
 
-    def auxiliary() -> None:
-        auxiliary_loss(z, generator=generator).loss.backward()  # type: ignore[no-untyped-call]
+    def auxiliary(eps: float | None = None) -> None:
+        auxiliary_loss(z, generator=generator, eps=eps).loss.backward()  # type: ignore[no-untyped-call]
 
-    seconds = turns({**sides, "auxiliary": auxiliary}, stretches)
+    seconds = turns({**sides, "auxiliary": auxiliary, "auxiliary_blurred": lambda: auxiliary(0.05)}, stretches)
     return {
         "graph": name,
         "hidden": HIDDEN,
@@ -132,6 +174,10 @@ def training(stretches: int) -> dict[str, Any]:
         "masked_over_pyg": ratio(seconds, "masked", "pyg"),
         "masked_over_pyg_csr": ratio(seconds, "masked", "pyg_csr"),
         "masked_over_plain": ratio(seconds, "masked", "plain"),
+        "step_over_pyg": ratio(seconds, "step", "pyg"),
+        "step_ugs_over_pyg": ratio(seconds, "step_ugs", "pyg"),
+        "step_ugs_over_dense": ratio(seconds, "step_ugs", "ugs_dense"),
+        "auxiliary_over_blurred": ratio(seconds, "auxiliary", "auxiliary_blurred"),
         "auxiliary_over_masked": ratio(seconds, "auxiliary", "masked"),
         "auxiliary_over_plain": ratio(seconds, "auxiliary", "plain"),
         "goals": {"masked_over_pyg": 1.3, "auxiliary_over_masked": 1.0},

@@ -159,6 +159,8 @@ def test_variants() -> None:
         assert isinstance(GLTConfig.variant(name), GLTConfig)
     ugs = GLTConfig.variant("ugs", rounds=3)
     assert (ugs.lam, ugs.l1_edges, ugs.adversary, ugs.rounds) == (0.0, 0.01, "none", 3)
+    # as published: a mask for each direction, decayed with the weights, not clipped, chosen from the first epoch on
+    assert (ugs.tied, ugs.decay_masks, ugs.clip, ugs.warmup) == (False, True, False, 0)
     assert not GLTConfig.variant("random").trains_masks and GLTConfig.variant("magnitude").trains_masks
     with pytest.raises(GLTError, match="'uggs' is unknown"):
         GLTConfig.variant("uggs")

@@ -88,7 +88,7 @@ def test_counts_rewinding_and_zeros_after_every_round() -> None:
             assert bool((weight[~kept] == 0).all()) and bool((tickets.model.weight_mask(name)[~kept] == 0).all())
         before_weights = tickets.weight_kept
         assert bool((tickets.model.edge_mask[~tickets.edge_kept] == 0).all())
-        assert tickets.model.kept_index.shape[1] == 2 * result.edges
+        assert tickets.model.kept_index.shape[1] == result.edges
         assert 0 <= result.accuracy <= 100 and result.macs is not None and result.seconds > 0
         tickets.rewind()
         for name, weight in tickets.model.weights().items():

@@ -10,9 +10,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from scipy.optimize import linprog
 from torch import Tensor
 
-from plait_glt.transport import Sinkhorn, distances
+from plait_glt.errors import GLTError
+from plait_glt.transport import Exact, Sinkhorn, distances
 
 calm = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=25)
 DENSE = 1 << 24
@@ -40,6 +42,50 @@ def test_equal_points_have_gradient_zero() -> None:
     same = distances(x, x.detach()).diagonal()
     (gradient,) = torch.autograd.grad(same.sum(), x)
     assert same.abs().max() <= 1e-6 and torch.equal(gradient, torch.zeros_like(x))
+
+
+# ---- exact transport ------------------------------------------------------------------------------------------------
+def linear_program(x: Tensor, y: Tensor) -> float:
+    """The transport cost by scipy's solver, which shares nothing with POT."""
+    n, m = len(x), len(y)
+    rows = np.kron(np.eye(n), np.ones(m))
+    columns = np.kron(np.ones(n), np.eye(m))
+    marginals = np.r_[np.full(n, 1 / n), np.full(m, 1 / m)]
+    return float(linprog(torch.cdist(x, y).numpy().reshape(-1), A_eq=np.r_[rows, columns], b_eq=marginals).fun)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_exact_cost_is_that_of_the_linear_program(dtype: torch.dtype) -> None:
+    x, y = points(20, 13, 3), points(21, 9, 3)
+    solved = Exact().between(x.to(dtype), y.to(dtype))
+    assert float(solved.cost) == pytest.approx(linear_program(x, y), rel=1e-5) and solved.cost.dtype == dtype
+    assert (solved.sweeps, solved.error) == (0, 0.0)
+
+
+def test_exact_gradient_is_the_derivative_of_the_cost() -> None:
+    """Off its kinks the cost is smooth in the points: its central differences, one coordinate at a time."""
+    x, y, h = points(22, 7, 3), points(23, 5, 3), 1e-6
+    leaf = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(Exact().between(leaf, y).cost, leaf)
+    for i, j in ((0, 0), (3, 2), (6, 1)):
+        step = torch.zeros_like(x)
+        step[i, j] = h
+        slope = (Exact().between(x + step, y).cost - Exact().between(x - step, y).cost) / (2 * h)
+        assert float(gradient[i, j]) == pytest.approx(float(slope), abs=1e-7)
+
+
+def test_entropy_overstates_what_exact_transport_gives() -> None:
+    """Issue 20: 0.05 is far off, and 0.001 has not found a plan after 50 sweeps; after thousands it is right."""
+    x, y = ((6 * points(seed, n, 7) - 3).softmax(1) for seed, n in ((24, 60), (25, 90)))
+    exact = float(Exact().between(x, y).cost)
+    assert float(Sinkhorn(0.05, 5000, 1e-6, DENSE).between(x, y).cost) > 1.05 * exact
+    assert Sinkhorn(0.001, 50, 1e-3, DENSE).between(x, y).error > 0.1
+    assert float(Sinkhorn(0.001, 10_000, 1e-5, DENSE).between(x, y).cost) == pytest.approx(exact, rel=2e-3)
+
+
+def test_exact_transport_refuses_what_would_not_fit() -> None:
+    with pytest.raises(GLTError, match=r"8192 and 8193 nodes takes too long: draw samples \(wd_samples=256\)"):
+        Exact().between(points(26, 8192, 2), points(27, 8193, 2))
 
 
 # ---- Sinkhorn -------------------------------------------------------------------------------------------------------

@@ -10,10 +10,13 @@ import torch
 from torch import Tensor
 
 from plait_glt.errors import GLTError
-from plait_glt.transport import Sinkhorn, Solved
+from plait_glt.transport import Exact, Sinkhorn, Solved
 
 DENSE_ENTRIES = 1 << 24
 """Above so many distances between a class and the rest, the exact loss is evaluated in blocks (64 MiB of float32)."""
+
+
+Transport = Exact | Sinkhorn
 
 
 @dataclass(frozen=True)
@@ -41,12 +44,12 @@ def auxiliary_loss(
     *,
     samples: int = 256,
     generator: torch.Generator | None = None,
-    eps: float = 0.05,
+    eps: float | None = None,
     max_iterations: int = 50,
     tolerance: float = 1e-3,
     block_entries: int = DENSE_ENTRIES,
 ) -> AuxiliaryLoss:
-    """``L_aux = - sum_c WD(Z^c, Z^notc)`` with entropic distances, Euclidean metric [paper, code-TEDDY].
+    """``L_aux = - sum_c WD(Z^c, Z^notc)``, Euclidean metric [paper]; its entropic form [code-TEDDY].
 
     Classes are the predicted ones, ``argmax_c Z_ic`` without gradient, so every node takes part. A class of no node
     or of all nodes is skipped.
@@ -56,12 +59,14 @@ def auxiliary_loss(
         member: classes of another kind, bool [n, K]: which rows are in each; default the predicted classes.
         samples: rows drawn per side and class without replacement; default 256. 0 compares all nodes.
         generator: for the draw; needed when ``samples`` is not 0.
-        eps: entropy, in the units of the distance (at most sqrt(2)); default 0.05.
+        eps: None (default) for the exact distance; else the entropy of Sinkhorn's sweeps, in the units of the distance
+            (at most sqrt(2)): 0.05 overstates the distance, and a smaller one takes more sweeps than the default's.
         max_iterations, tolerance: sweeps, and the L1 error of a marginal at which they stop; default 50 and 1e-3.
         block_entries: distances held at a time when ``samples`` is 0; default 2^24.
 
     Raises:
-        GLTError: probabilities that are no [n, C] or not finite, eps <= 0, no generator.
+        GLTError: probabilities that are no [n, C] or not finite, eps <= 0, no generator; an exact problem
+            that is too large.
     """
     if probabilities.ndim != 2 or 0 in probabilities.shape:
         raise GLTError(f"auxiliary loss: probabilities {tuple(probabilities.shape)} must be [nodes, classes].")
@@ -69,7 +74,7 @@ def auxiliary_loss(
         raise GLTError(f"wd_samples={samples} must be at least 0 (0: all nodes).")
     if samples and generator is None:
         raise GLTError("auxiliary loss: sampling needs a torch.Generator (generator=...), or samples=0.")
-    if not (math.isfinite(eps) and eps > 0):
+    if eps is not None and not (math.isfinite(eps) and eps > 0):
         raise GLTError(f"auxiliary loss: eps={eps} must be above 0 and finite (in the units of the distance).")
     if max_iterations < 1 or not tolerance >= 0:
         raise GLTError(f"auxiliary loss: max_iterations={max_iterations} must be at least 1, tolerance={tolerance} 0.")
@@ -89,12 +94,12 @@ def auxiliary_loss(
     distances = z.new_zeros(len(counted))
     if not len(classes):
         return AuxiliaryLoss(z.sum() * 0, distances, counted, 0, 0.0)
-    sinkhorn = Sinkhorn(eps, max_iterations, tolerance, block_entries)
+    transport = Exact() if eps is None else Sinkhorn(eps, max_iterations, tolerance, block_entries)
     member = member[:, classes]
     if generator is not None and samples:
-        solved = _sampled(z, member, samples, generator, sinkhorn)
+        solved = _sampled(z, member, samples, generator, transport)
     else:
-        solved = _each([(z[inside], z[~inside]) for inside in member.unbind(1)], sinkhorn)
+        solved = _each([(z[inside], z[~inside]) for inside in member.unbind(1)], transport)
     distances = distances.index_put((classes,), solved.cost.detach())
     return AuxiliaryLoss(-solved.cost.sum(), distances, counted, solved.sweeps, solved.error)
 
@@ -128,15 +133,15 @@ def draw_rows(member: Tensor, samples: int, generator: torch.Generator) -> tuple
     return sides[0], sides[1], sides[2], sides[3]
 
 
-def _sampled(z: Tensor, member: Tensor, samples: int, generator: torch.Generator, sinkhorn: Sinkhorn) -> Solved:
+def _sampled(z: Tensor, member: Tensor, samples: int, generator: torch.Generator, transport: Transport) -> Solved:
     inside, a, outside, b = draw_rows(member, samples, generator)
-    if z.is_cuda:
-        return sinkhorn.padded(z[inside], z[outside], a.to(z), b.to(z))
+    if z.is_cuda and isinstance(transport, Sinkhorn):
+        return transport.padded(z[inside], z[outside], a.to(z), b.to(z))
     drawn = zip(inside, a > 0, outside, b > 0, strict=True)
-    return _each([(z[rows[filled]], z[others[present]]) for rows, filled, others, present in drawn], sinkhorn)
+    return _each([(z[rows[filled]], z[others[present]]) for rows, filled, others, present in drawn], transport)
 
 
-def _each(pairs: Sequence[tuple[Tensor, Tensor]], sinkhorn: Sinkhorn) -> Solved:
-    solutions = [sinkhorn.between(inside, outside) for inside, outside in pairs]
+def _each(pairs: Sequence[tuple[Tensor, Tensor]], transport: Transport) -> Solved:
+    solutions = [transport.between(inside, outside) for inside, outside in pairs]
     costs, sweeps, errors = zip(*solutions, strict=True)
     return Solved(torch.stack(costs), max(sweeps), max(errors))

@@ -31,7 +31,8 @@ class GLTConfig:
         warmup: epochs of the mask phase before the auxiliary loss starts, and from which a mask may be chosen (card,
             traps 7 and 10); default 10, at most ``mask_epochs - 1`` take effect.
         wd_samples: rows drawn per side and class in a step; default 256; 0 compares all nodes.
-        wd_eps, wd_iterations, wd_tolerance: of the Sinkhorn iterations; default 0.05, 50 and 1e-3.
+        wd_eps: None (default) for exact transport, else the entropy of Sinkhorn's iterations.
+        wd_iterations, wd_tolerance: of these; default 50 and 1e-3.
         adversary: ``"delta"`` (default, [inferred]), ``"none"`` or ``"ascent"``; card section 4.
         rho: share of the kept edges that ``"delta"`` removes in a step, in [0, 1); default 0.05. 0 equals ``"none"``.
         alpha: weight of the implicit term of ``"ascent"``, at least 0; default 0.1 [known].
@@ -43,7 +44,7 @@ class GLTConfig:
             ``"keep"`` (prune no edge).
         weight_ranking: ``"mask"`` (default), ``"random"``, ``"magnitude"`` (of the trained weights) or ``"keep"``.
         dropedge: share of the edges left out anew in every retraining epoch (DropEdge), in [0, 1); default 0.
-        tied: one mask per undirected edge; default True. False masks each direction by itself, as UGS does.
+        tied: one mask per undirected edge (ours, an ablation); default False: each direction by itself, as published.
         graph_target, weight_target: stop as soon as these sparsities are reached, in [0, 1); default None (all rounds).
         dense: train the dense network on the full graph first, as round 0; default True.
 
@@ -63,7 +64,7 @@ class GLTConfig:
     lam: float = 0.1
     warmup: int = 10
     wd_samples: int = 256
-    wd_eps: float = 0.05
+    wd_eps: float | None = None
     wd_iterations: int = 50
     wd_tolerance: float = 1e-3
     adversary: str = "delta"
@@ -76,7 +77,7 @@ class GLTConfig:
     edge_ranking: str = "mask"
     weight_ranking: str = "mask"
     dropedge: float = 0.0
-    tied: bool = True
+    tied: bool = False
     graph_target: float | None = None
     weight_target: float | None = None
     dense: bool = True
@@ -90,8 +91,9 @@ class GLTConfig:
             if not 0 < getattr(self, option) < 1:
                 raise GLTError(f"{option}={getattr(self, option)} is outside (0, 1): the share pruned in a round.")
         for option in ("lr", "eta1", "eta2", "wd_eps"):
-            if not 0 < getattr(self, option) < math.inf:
-                raise GLTError(f"{option}={getattr(self, option)} must be above 0 and finite.")
+            value = getattr(self, option)
+            if not (option == "wd_eps" and value is None) and not 0 < value < math.inf:
+                raise GLTError(f"{option}={value} must be above 0 and finite.")
         for option in ("lam", "alpha", "l1_edges", "l1_weights", "weight_decay", "wd_tolerance"):
             if not 0 <= getattr(self, option) < math.inf:
                 raise GLTError(f"{option}={getattr(self, option)} must be at least 0 and finite.")
@@ -125,7 +127,16 @@ class GLTConfig:
         return replace(cls(), **{**VARIANTS[name], **options})
 
 
-_UGS: Mapping[str, Any] = {"adversary": "none", "lam": 0.0, "l1_edges": 1e-2, "l1_weights": 1e-2, "clip": False}
+_UGS: Mapping[str, Any] = {
+    "adversary": "none",
+    "lam": 0.0,
+    "l1_edges": 1e-2,
+    "l1_weights": 1e-2,
+    "clip": False,
+    "decay_masks": True,
+    "warmup": 0,
+}
+"""UGS as published, but for one rate for weights and masks: set eta1 and eta2 to the optimizer's."""
 
 VARIANTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {

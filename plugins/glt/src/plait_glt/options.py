@@ -40,13 +40,20 @@ class GltOptions(PresetOptions):
     weight_ranking: Literal["mask", "random", "magnitude", "keep"] = Field(
         "mask", description="learned masks, chance, trained magnitudes, or no weight pruned"
     )
-    directed_masks: bool = Field(False, description="a mask for each direction of an edge, as UGS has it")
+    directed_masks: bool = Field(
+        True, description="a mask for each direction of an edge, as published; false: both directions share one (ours)"
+    )
 
     lam: float = Field(0.1, ge=0, le=1e3, description="lambda: weight of the inter-class Wasserstein distance; 0: off")
     warmup: int = Field(10, ge=0, le=10**6, description="mask epochs before it acts: early predictions are one class")
     wd_samples: int = Field(256, ge=0, le=10**6, description="nodes drawn a side, class and step; 0: all nodes")
-    wd_eps: float = Field(0.05, gt=0, le=10, description="entropy of its Sinkhorn iterations, in units of the distance")
-    wd_iterations: int = Field(50, ge=1, le=10**4, description="most Sinkhorn iterations")
+    wd_eps: float | None = Field(
+        None,
+        gt=0,
+        le=10,
+        description="entropy of Sinkhorn's iterations, in units of the distance; none: exact",
+    )
+    wd_iterations: int = Field(50, ge=1, le=10**4, description="most of these iterations; 0.001 takes over 1,000")
 
     adversary: Literal["none", "ascent", "delta"] = Field(
         "delta", description="worst-case sparsification: none, the literal ascent, or a separate removal (ours)"

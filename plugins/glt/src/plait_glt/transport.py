@@ -1,4 +1,4 @@
-"""Entropic transport between two sets of outputs, by POT; in the backward pass its plan is a constant."""
+"""Transport between two sets of outputs, exact or entropic, by POT; in the backward pass its plan is a constant."""
 
 from __future__ import annotations
 
@@ -12,11 +12,16 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from plait_glt.errors import GLTError
+
 TINY = 1e-12
 EXACT_WIDTH = 32
 """Up to this many coordinates distances are summed from differences; above, by the faster matrix product."""
 KERNEL_RANGE = 60.0
 """Largest ``D / eps`` for which sweeps run on ``exp(-D / eps)``, well within float32; above, they run on logsumexp."""
+
+EXACT_ENTRIES = 1 << 26
+"""Most distances of an exact problem: 512 MiB in the simplex's float64, and minutes."""
 
 
 class Solved(NamedTuple):
@@ -24,13 +29,36 @@ class Solved(NamedTuple):
 
     Args:
         cost: ``sum_ij T_ij D_ij``, a scalar or [K]; differentiable in the points with T held constant (envelope).
-        sweeps: made, the most of any problem.
+        sweeps: made, the most of any problem; 0 where no entropy was added.
         error: largest L1 distance of a plan's marginal from the uniform one.
     """
 
     cost: Tensor
     sweeps: int
     error: float
+
+
+class Exact(NamedTuple):
+    """The optimal plan itself, by the network simplex; on the CPU, wherever the points are."""
+
+    def between(self, x: Tensor, y: Tensor) -> Solved:
+        """Between two point sets of uniform weights, [n, d] and [m, d].
+
+        Raises:
+            GLTError: more than 2^26 distances, or a simplex that gave up.
+        """
+        if len(x) * len(y) > EXACT_ENTRIES:
+            raise GLTError(
+                f"exact transport between {len(x)} and {len(y)} nodes takes too long: draw samples (wd_samples=256), "
+                "or add entropy (wd_eps=0.05)."
+            )
+        cost = distances(x, y)
+        values = cost.detach()
+        a, b = (values.new_full((count,), 1 / count) for count in values.shape)
+        plan, log = pot().emd(a, b, values, numItermax=10**8, log=True)
+        if log["warning"] is not None:
+            raise GLTError(f"exact transport between {len(x)} and {len(y)} nodes: {log['warning']}")
+        return Solved((plan * cost).sum(), 0, 0.0)
 
 
 class Sinkhorn(NamedTuple):
