@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,12 +52,10 @@ def ids_of(tokenizer: Any) -> list[Tensor]:
 
 @pytest.mark.parametrize("kind", ["qwen2_moe", "deepseek_v2", "deepseek_v3", "deepseek"])
 def test_layer_by_layer_it_is_the_model_made_in_memory(
-    small: Small, folder: Any, tokenizer: Any, tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
+    small: Small, folder: Any, tokenizer: Any, tmp_path: Path, kind: str
 ) -> None:
     path = folder(kind)
     condense(path, tmp_path / "texts.jsonl", tmp_path / "out", layers=2, count=10, tokens=12)
-    said = capsys.readouterr().out
-    assert said.index("Memory at most") < said.index("condensed layers")
     model = storage.AutoModelForCausalLM.from_pretrained(path)
     search = Search(Decoder(model), ids_of(tokenizer), SearchOptions(layers=2, text_tokens=12))
     search.run()
@@ -145,6 +145,50 @@ def test_plain_and_gzipped_texts_and_replay(folder: Any, tmp_path: Path, capsys:
         "3": {"experts": [4, 5], "weights": [0.1, 0.1]},
         "1": {"experts": [0, 1], "weights": [0.1, 0.1]},
     }
+
+
+MEASURED = """
+import sys, threading
+from pathlib import Path
+from plait_cdmoe.commands import condense
+
+folder, peak, done = Path(sys.argv[1]), [0], threading.Event()
+
+def anonymous():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
+
+def watch():
+    while not done.wait(0.002):
+        peak[0] = max(peak[0], anonymous())
+
+condense(folder / "little", folder / "texts.jsonl", folder / "first", layers=1, count=3, tokens=8)
+before = anonymous()
+watcher = threading.Thread(target=watch)
+watcher.start()
+condense(folder / "large", folder / "texts.jsonl", folder / "out", layers=2, count=8, tokens=8)
+done.set()
+watcher.join()
+print("PEAK", peak[0] - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="RssAnon is Linux's")
+def test_memory_stays_within_the_bound_that_is_printed_first(small: Small, tokenizer: Any, tmp_path: Path) -> None:
+    """Above what the same command takes for a little model, without pages of mapped files."""
+    sizes = {"hidden_size": 256, "moe_intermediate_size": 256, "num_experts": 32, "num_hidden_layers": 8}
+    for name, changes in (("little", {}), ("large", sizes)):
+        small("qwen2_moe", torch.float32, vocab_size=300, **changes).save_pretrained(tmp_path / name)
+        for file, content in tokenizer.files.items():
+            (tmp_path / name / file).write_bytes(content)
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": t[:40]}) + "\n" for t in TEXTS[:8]))
+    ran = subprocess.run([sys.executable, "-c", MEASURED, str(tmp_path)], capture_output=True, text=True, check=True)
+    said = ran.stdout[ran.stdout.index("large: ") :]
+    assert said.index("Memory at most") < said.index("condensed layers")
+    bound = float(said.split("Memory at most ")[1].split(" GB")[0]) * 1e9
+    whole = (tmp_path / "large" / "model.safetensors").stat().st_size
+    layer = whole / 8
+    assert layer < float(said.split("PEAK ")[1]) <= bound < whole / 2, "at least the layer is in memory"
 
 
 def test_an_estimate_alone(folder: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

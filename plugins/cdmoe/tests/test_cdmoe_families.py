@@ -100,6 +100,13 @@ def test_the_layout_of_transformers_4_is_read_as_well(kind: str, renormalised: b
     assert by_hand(family, 0, x).shape == x.shape
 
 
+def test_widths_that_the_grouped_kernel_cannot_do_are_computed_one_by_one(small: Callable[..., Any]) -> None:
+    from plait_cdmoe.search import condense
+
+    model = small("qwen2_moe", torch.bfloat16, moe_intermediate_size=11, shared_expert_intermediate_size=11)
+    assert condense(model, [torch.arange(9), torch.arange(5, 20)], layers=1).state.order
+
+
 def test_published_sizes_of_deepseek_and_qwen() -> None:
     from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
 

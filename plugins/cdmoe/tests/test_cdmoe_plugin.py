@@ -87,6 +87,18 @@ def test_only_the_condensed_layers_are_trained(tmp_path: Path) -> None:
     assert without.metrics["cdmoe/excess"] == pytest.approx(without.metrics["cdmoe/excess_before"], abs=1e-6)
 
 
+def test_a_sharpness_aware_step_moves_the_condensed_layers_alone(tmp_path: Path) -> None:
+    pytest.importorskip("plait_fairsam")
+    given = wanted()
+    given["plugins"]["fairsam"] = {}
+    both, alone, start = plait.run(**given, out=tmp_path / "both"), run(tmp_path / "one"), run(tmp_path / "none", 0)
+    assert both.metrics["fairsam/passes_per_step"] == 2
+    ends = [final_state(done.path)["model"] for done in (both, alone, start)]
+    moved = {name for name in ends[0] if not torch.equal(ends[0][name], ends[2][name])}
+    assert moved == {name for name in ends[1] if not torch.equal(ends[1][name], ends[2][name])}
+    assert any(not torch.equal(ends[0][name], ends[1][name]) for name in moved)
+
+
 @pytest.mark.parametrize("name", [*BASELINES])
 def test_every_preset_runs(tmp_path: Path, name: str) -> None:
     metrics = run(tmp_path / "run", 0, baseline=name, curve=True, questions=0).metrics

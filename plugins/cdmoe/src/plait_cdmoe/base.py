@@ -1,6 +1,10 @@
 """The small language model that is condensed where none is given: trained once on real texts, and kept in the cache.
 
 By steps and not by minutes; a training that was killed goes on where it was, and ends with the same bits.
+
+It is no run of plait's own: every step draws its domains by their shares and its windows with replacement from the
+seed and its number alone, and the base belongs to no run's folder, for all runs of a seed share it. To train one as a
+run: ``plait run --data python-docs --model transformers``, then ``model.path`` is its export and ``base_steps`` 0.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ from plait.errors import BadCheckpoint
 from plait.storage import checkpoints
 from plait.training.optimizers import state_to_tree, tree_to_state
 
-__all__ = ["Recipe", "cached", "key_of", "pretrain"]
+__all__ = ["Recipe", "cached", "key_of"]
 
 Recipe = Mapping[str, Any]
 """``steps``, ``batch``, ``lr``, ``shares`` (of the domains), ``seed``."""
@@ -70,30 +74,28 @@ def cached(
                 return True
             except BadCheckpoint:  # damaged: train it again
                 pass
-        pretrain(model, windows, domains, recipe, going=going, tell=tell)
+        _train(model, windows, domains, recipe, going, tell)
         checkpoints.save(trained, {"model": model.state_dict()})
         going.unlink(missing_ok=True)
     return False
 
 
-def pretrain(
+def _train(
     model: Any,
     windows: Tensor,
     domains: Tensor,
     recipe: Recipe,
-    going: Path | None = None,
-    tell: Callable[[int, int], object] = lambda done, of: None,
+    going: Path,
+    tell: Callable[[int, int], object],
 ) -> None:
     """The card's recipe: AdamW (0.9, 0.95), weight decay 0.05, 50 steps of warm-up, a cosine to 5 %, clipped at 1.
 
-    Every step draws its own windows from the seed and its number, so it depends on nothing before it.
-
-    Args as in `cached`; ``going`` is a file from which a killed training goes on.
+    Args as of `cached`; ``going`` is the file from which a killed training goes on.
     """
     steps, seed = int(recipe["steps"]), int(recipe["seed"])
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe["lr"], betas=(0.9, 0.95), weight_decay=0.05)
     first = 0
-    if going is not None and going.exists():
+    if going.exists():
         try:
             state = checkpoints.load(going)
             model.load_state_dict(state["model"])
@@ -127,7 +129,7 @@ def pretrain(
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         tell(step + 1, steps)
-        if going is not None and (step + 1) % EVERY == 0 and step + 1 < steps:
+        if (step + 1) % EVERY == 0 and step + 1 < steps:
             state = {"model": model.state_dict(), "optimizer": state_to_tree(optimizer), "step": step + 1}
             checkpoints.save(going, state)
     optimizer.zero_grad()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from plait.errors import BadInput, first_line
 from plait.storage.files import write_text
+from plait.storage.progress import Bar
 
 from .errors import CdmoeError
 from .options import SearchOptions
@@ -52,22 +53,16 @@ def condense(
     dry: Annotated[bool, typer.Option("--dry", help="Print the estimate and stop.")] = False,
 ) -> None:
     """Condense a model of any size, layer by layer; it is never in memory as a whole."""
+    named = {"texts": "count", "text_tokens": "tokens", "text_batch": "batch"}
+    given = {"mode": mode, "layers": layers, "kept": kept, "distance": distance, "texts": count, "text_tokens": tokens}
     try:
-        wanted: Any = SearchOptions
-        options: SearchOptions = wanted(
-            mode=mode,
-            layers=layers,
-            kept=kept,
-            distance=distance,
-            texts=count,
-            text_tokens=tokens,
-            text_batch=batch,
-            beam=beam,
-            replay=None if replay is None else str(replay),
+        options = SearchOptions.model_validate(
+            {**given, "text_batch": batch, "beam": beam, "replay": replay and str(replay)}
         )
     except ValidationError as error:
         problem = error.errors()[0]
-        raise BadInput(f"--{'.'.join(map(str, problem['loc']))}: {problem['msg']}.") from None
+        name = str(problem["loc"][0])
+        raise BadInput(f"--{named.get(name, name)} {problem['input']}: {problem['msg']}.") from None
     if mode not in ("SR", "S"):
         raise BadInput(
             f"--mode {mode}: SR or S; trimmed models are baselines of `plait run -p cdmoe` and are not written."
@@ -80,14 +75,13 @@ def condense(
     if stored.exists() and not resume:
         raise BadInput(f"{stored} is of an interrupted search: go on with --resume, or remove it.")
     try:
-        _condense(path, texts, out, options, dtype, stored if resume and stored.exists() else None, stored, dry)
+        _condense(path, texts, out, options, dtype, stored, dry)
     except CdmoeError as error:
         raise BadInput(f"{error}.") from error
 
 
-def _condense(
-    path: Path, texts: Path, out: Path, options: SearchOptions, dtype: str, going: Path | None, stored: Path, dry: bool
-) -> None:
+def _condense(path: Path, texts: Path, out: Path, options: SearchOptions, dtype: str, stored: Path, dry: bool) -> None:
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")  # else it keeps a kernel for every length
     from .streaming import Folder
 
     folder = Folder(path)
@@ -97,39 +91,30 @@ def _condense(
     from .storage import quiet
 
     with quiet():
-        from .replay import replayed
         from .search import Search, SearchState
         from .streaming import estimate, opened, write
 
         decoder = opened(folder, None if dtype == "stored" else getattr(torch, dtype))
         rows = tokens_of(path, raw, decoder.model.get_input_embeddings().weight.shape[0])
-        lengths = [min(len(row), options.text_tokens) for row in rows]
-        expected = estimate(folder, decoder.model, options, sum(lengths), sum(map(len, rows)))
-        _say(expected, folder, len(rows), sum(lengths))
+        expected = estimate(folder, decoder.model, options, [len(row) for row in rows])
+        _say(expected, folder, len(rows), options)
         _room(out, expected)
         if dry:
             return
-        started = time.perf_counter()
-        with _progress() as tell:
-            state = None
-            if going is not None:
-                try:
-                    state = SearchState.read(json.loads(going.read_text(encoding="utf-8")), str(going))
-                except (OSError, ValueError) as error:
-                    raise CdmoeError(f"{going} cannot be read: {first_line(error)}") from error
+        started, bars = time.perf_counter(), _Bars()
+        try:
             search = Search(
                 decoder,
                 rows,
                 options,
-                state=state,
+                state=SearchState.load(stored) if stored.exists() else None,
                 store=lambda state: write_text(stored, json.dumps(state.dump())),
-                tell=tell,
+                tell=bars.tell,
             )
-            if options.replay is not None:
-                replayed(search, Path(options.replay))
-            else:
-                search.run()
-            write(folder, search, out, report(search.state, options, expected), lambda n, of: tell("writing", n, of))
+            search.run()
+            write(folder, search, out, report(search.state, options, expected), bars.tell)
+        finally:
+            bars.stop()
     stored.unlink(missing_ok=True)
     after = sum(file.stat().st_size for file in out.glob("*.safetensors"))
     print(f"condensed layers {search.state.order}, {expected.model / 1e9:.3f} GB -> {after / 1e9:.3f} GB: {out}")
@@ -191,65 +176,46 @@ def report(state: SearchState, options: SearchOptions, expected: Estimate) -> di
     }
 
 
-def _say(expected: Estimate, folder: Folder, texts: int, tokens: int) -> None:
-    giga = 1e9
+def _say(expected: Estimate, folder: Folder, texts: int, options: SearchOptions) -> None:
+    layer, outer, states, outputs, working, memory = (
+        f"{getattr(expected, name) / 1e9:.3f}" for name in ("layer", "outer", "states", "outputs", "working", "memory")
+    )
     print(
-        f"{folder.path}: {expected.model / giga:.3f} GB on disk. {texts} texts, {tokens} tokens; about "
-        f"{expected.work / 1e12:.2f} TFLOP.\nMemory at most about {expected.memory / giga:.3f} GB beside Python's own: "
-        f"a layer {expected.layer / giga:.3f} (twice while it is read), states {expected.states / giga:.3f}, outputs "
-        f"of experts {expected.outputs / giga:.3f}. Afterwards {expected.written / giga:.3f} GB on disk.",
+        f"{folder.path}: {expected.model / 1e9:.3f} GB on disk. {texts} texts, of each at most {options.text_tokens} "
+        f"tokens; about {expected.work / 1e12:.2f} TFLOP.\nMemory at most {memory} GB beside Python's own: twice a "
+        f"layer ({layer}) and the embeddings ({outer}), states of the texts {states}, outputs of experts {outputs}, "
+        f"while a layer computes {working}.\nAfterwards {expected.written / 1e9:.3f} GB on disk.",
         flush=True,
     )
 
 
 def _room(out: Path, expected: Estimate) -> None:
-    place = out.absolute().parent
-    while not place.exists():
-        place = place.parent
+    place = next(folder for folder in out.absolute().parents if folder.exists())
     free = shutil.disk_usage(place).free
     if free < expected.written:
         raise BadInput(f"{place} has {free / 1e9:.2f} GB free, and the model takes {expected.written / 1e9:.2f} GB.")
-    try:
-        available = next(
-            int(line.split()[1]) * 1024
-            for line in Path("/proc/meminfo").read_text().splitlines()
-            if "MemAvailable" in line
-        )
-    except (OSError, StopIteration):
-        return
-    if available < expected.memory:
-        raise BadInput(
-            f"{available / 1e9:.2f} GB of memory are free, and about {expected.memory / 1e9:.2f} GB are needed: take "
-            "fewer texts (--count) or tokens (--tokens)."
-        )
+    with contextlib.suppress(OSError):  # Linux alone has the file
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+        available = next(int(line.split()[1]) * 1024 for line in lines if "MemAvailable" in line)
+        if available < expected.memory:
+            raise BadInput(
+                f"{available / 1e9:.2f} GB of memory are free, and {expected.memory / 1e9:.2f} GB may be needed: take "
+                "fewer texts (--count) or tokens (--tokens)."
+            )
 
 
-@contextmanager
-def _progress() -> Iterator[Any]:
-    """A rich bar for each part, on stderr."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+class _Bars(Bar):
+    """A bar for each part on stderr; lines where that is no terminal."""
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bars:
-        tasks: dict[str, Any] = {}
+    part = ""
 
-        def tell(part: str, done: int, of: int) -> None:
-            if part not in tasks:
-                tasks[part] = bars.add_task(part, total=of)
-            bars.update(tasks[part], completed=done, total=of)
-
-        yield tell
+    def tell(self, part: str, done: int, of: int) -> None:
+        """``done`` steps of a part's ``of``."""
+        if not sys.stderr.isatty():
+            print(f"{part} {done} of {of}", file=sys.stderr, flush=True)
+            return
+        if part != self.part:
+            self.stop()
+            self.start(of, 0, part)
+            self.part = part
+        self.advance(done, "")

@@ -79,7 +79,7 @@ class _Tap(nn.Module):
 class Decoder:
     """A model of transformers (``model.model.layers``, ``.norm``) in eval mode, layer by layer.
 
-    In float64 it switches to the eager experts, the only ones that compute in it.
+    In float64, and where rows are no multiple of 16 bytes, it switches to the eager experts: the others cannot do it.
 
     Args:
         model: ``...ForCausalLM``.
@@ -88,7 +88,10 @@ class Decoder:
 
     def __init__(self, model: Any, weights: Weights | None = None) -> None:
         self.model, self.layers, self.weights = model.eval(), model.model.layers, weights or _Resident()
-        if next(model.parameters()).dtype == torch.float64 and hasattr(model, "set_experts_implementation"):
+        dtype = next(model.parameters()).dtype
+        sizes = (model.config.hidden_size, getattr(model.config, "moe_intermediate_size", 0))
+        odd = dtype == torch.float64 or any(size * dtype.itemsize % 16 for size in sizes)
+        if odd and hasattr(model, "set_experts_implementation"):
             model.set_experts_implementation("eager")
         self._settings: dict[int, list[dict[str, Any]]] = {}
         limit = getattr(model.config, "max_position_embeddings", None)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .condensed import condensed_layer
 from .decoder import Decoder, TextBatch
-from .distance import Distance
+from .distance import WORKING, Distance
 from .errors import CdmoeError
 from .families import Family, activation
 
@@ -21,8 +21,6 @@ Reduce = Callable[[Tensor], Tensor]
 
 BUDGET = 512 * 2**20
 """Bytes of expert outputs that are kept."""
-WORKING = 96 * 2**20
-"""Bytes of sums and of the distance's own tensors at a time: eight of the size of the outputs, in float32."""
 
 
 @dataclass(frozen=True)

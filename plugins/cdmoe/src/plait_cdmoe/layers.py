@@ -19,6 +19,9 @@ from .experts import Reduce, mean_over_texts
 
 __all__ = ["Beam", "LayerSearch"]
 
+ROWS = 64
+"""Rows of [R, T, d] that a layer computes at once."""
+
 
 @dataclass(frozen=True)
 class Beam:
@@ -40,7 +43,6 @@ class LayerSearch:
         lengths: tokens of every text, float64 [texts].
         distance: between final states.
         reduce: the sum over processes.
-        rows: rows of [R, T, d] that a layer computes at once.
     """
 
     decoder: Decoder
@@ -50,7 +52,6 @@ class LayerSearch:
     lengths: Tensor
     distance: Distance
     reduce: Reduce = lambda tensor: tensor
-    rows: int = 64
     _reference: list[Tensor] = field(default_factory=list)
 
     def scores(self, order: Sequence[int]) -> Tensor:
@@ -100,7 +101,7 @@ class LayerSearch:
         """A decoder layer on [C, B, T, d]."""
         if not len(states):
             return states
-        parts = torch.split(states.flatten(0, 1), self.rows)
+        parts = torch.split(states.flatten(0, 1), ROWS)
         return torch.cat([self.decoder.run(place, part, mlp) for part in parts]).reshape(states.shape)
 
     def step(self, beams: Sequence[Beam], width: int) -> list[Beam]:

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -118,57 +119,46 @@ def speed_of(
     repeats: int = 20,
     decode: bool = True,
 ) -> list[Speed]:
-    """Prefill of [rows, length] tokens, and greedy decoding of ``new`` more at batch 1; three warm-ups, medians.
-
-    The models take turns, so that whatever else the machine does meets all of them.
-    """
+    """Prefill of [rows, length] tokens, and greedy decoding of ``new`` more at batch 1: medians, three warm-ups."""
     device = _device(models[0])
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(vocabulary, (rows, length), generator=generator).to(device)
-    settings = {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False, "pad_token_id": 0}
     one = ids[:1, : max(1, length // 4)]
-
-    def timed(work: Callable[[Any], object], count: int) -> list[float]:
-        taken: list[list[float]] = [[] for _ in models]
-        for turn in range(count + 3):
-            for at, model in enumerate(models):
-                started = clock(device)
-                work(model)
-                if turn >= 3:
-                    taken[at].append(clock(device) - started)
-        return [median(times) for times in taken]
-
+    settings: dict[str, Any] = {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False, "pad_token_id": 0}
+    settings["attention_mask"] = torch.ones_like(one)
     training = [model.training for model in models]
     for model in models:
         model.eval()
-    prefill = timed(lambda model: model(ids, use_cache=False), repeats)
-    ways = [{**settings, "attention_mask": torch.ones_like(one)}]
-    decoding = timed(lambda model: model.generate(one, **ways[0]), max(3, repeats // 4)) if decode else []
+    prefill = _turns([partial(model, ids, use_cache=False) for model in models], device, repeats)
+    decoding = [math.nan] * len(models)
+    if decode:
+        decoding = _turns([partial(model.generate, one, **settings) for model in models], device, max(3, repeats // 4))
     for model, was in zip(models, training, strict=True):
         model.train(was)
     return [
-        Speed(
-            rows * length / prefill[at],
-            new / decoding[at] if decode else math.nan,
-            str(getattr(model.config, "_experts_implementation", None) or "grouped_mm"),
-        )
-        for at, model in enumerate(models)
+        Speed(rows * length / first, new / later, str(getattr(model.config, "_experts_implementation", "grouped_mm")))
+        for model, first, later in zip(models, prefill, decoding, strict=True)
     ]
 
 
 @torch.no_grad()
 def layer_speed(blocks: Sequence[nn.Module], width: int, *, tokens: int = 512, repeats: int = 20) -> list[float]:
-    """Tokens a second through single MLPs, [1, tokens, width]; the protocol of `speed_of`, by process time."""
+    """Tokens a second through single MLPs, [1, tokens, width]; the protocol of `speed_of`."""
     first = next(blocks[0].parameters())
     x = torch.randn(1, tokens, width, generator=torch.Generator().manual_seed(0)).to(first)
-    taken: list[list[float]] = [[] for _ in blocks]
+    return [tokens / seconds for seconds in _turns([partial(block, x) for block in blocks], first.device, repeats)]
+
+
+def _turns(works: Sequence[Callable[[], object]], device: torch.device, repeats: int) -> list[float]:
+    """Median seconds of each; they take turns, so that whatever else the machine does meets all of them."""
+    taken: list[list[float]] = [[] for _ in works]
     for turn in range(repeats + 3):
-        for at, block in enumerate(blocks):
-            started = clock(first.device)
-            block(x)
+        for at, work in enumerate(works):
+            started = clock(device)
+            work()
             if turn >= 3:
-                taken[at].append(clock(first.device) - started)
-    return [tokens / max(median(times), 1e-9) for times in taken]
+                taken[at].append(clock(device) - started)
+    return [max(median(times), 1e-9) for times in taken]
 
 
 def clock(device: torch.device) -> float:

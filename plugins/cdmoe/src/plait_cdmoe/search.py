@@ -11,11 +11,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
+
+from plait.errors import first_line
 
 from .condensed import CondensedMLP, condensed_layer
 from .decoder import Decoder, TextBatch, batches_of
@@ -89,6 +92,18 @@ class SearchState:
         except (KeyError, TypeError) as error:
             raise CdmoeError(f"{where}: this is no state of a search") from error
 
+    @classmethod
+    def load(cls, file: Path) -> SearchState:
+        """The state that was stored as JSON.
+
+        Raises:
+            CdmoeError: the file cannot be read, or as `read`.
+        """
+        try:
+            return cls.read(json.loads(file.read_text(encoding="utf-8")), str(file))
+        except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise CdmoeError(f"{file} cannot be read: {first_line(error)}") from error
+
     def weights(self, layer: int, conditional: bool = True) -> list[float]:
         """w of the kept experts of a layer, in their order."""
         every = self.gates.weights(layer, conditional=conditional)
@@ -109,7 +124,7 @@ class Search:
     Args:
         decoder: the model, in memory or streamed.
         texts: token ids, int64 [T] each, without padding; empty ones are skipped.
-        options: `SearchOptions`; ``texts`` and ``replay`` are the caller's to follow.
+        options: `SearchOptions`; ``texts`` is the caller's to follow.
         state: where to go on; it must belong to the same texts and options.
         store: called with the state after every greedy step.
         tell: called with the part's name, steps done and steps in all.
@@ -148,7 +163,8 @@ class Search:
         self.shorts = batches_of(self.texts, options.text_batch, options.text_tokens)[rank::world]
         self.lengths = torch.tensor([min(len(t), options.text_tokens) for t in self.texts], dtype=torch.float64)
         self.lengths = self.lengths.to(decoder.model.device)
-        self.distance = distance(options.distance, decoder.logits)
+        span = decoder.model.get_output_embeddings().weight.shape[0] if options.distance == "js_logits" else 0
+        self.distance = distance(options.distance, decoder.logits, span)
         matters = {
             "kept": self.kept,
             **options.model_dump(include={"mode", "experts", "draw", "weights", "distance", "text_tokens"}),
@@ -222,7 +238,12 @@ class Search:
         return self.small(count)
 
     def run(self) -> SearchState:
-        """Everything that is not done yet."""
+        """Everything that is not done yet; where ``replay`` names a folder, what is there in the place of it."""
+        if self.options.replay is not None:
+            from .replay import replayed
+
+            replayed(self, Path(self.options.replay))
+            return self.state
         open_layers = any(self._wanted(layer) for layer in range(self.geometry.layers))
         if open_layers or len(self.state.block_similarity) < len(self.decoder):
             self._survey()

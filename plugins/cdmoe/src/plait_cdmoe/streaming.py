@@ -1,16 +1,18 @@
 """A model that is never in memory as a whole: its layers are read one by one, and the condensed model is written so.
 
-What is in memory at a time: one decoder layer, the embeddings, the states of the calibration texts, and some of
-the outputs of the experts (`Estimate`).
+What is in memory at a time is bounded, and the bound is known before anything is computed (`Estimate`): one decoder
+layer, the embeddings, the states of the calibration texts, and some of the outputs of the experts. Files are mapped, so
+their pages are the system's to take back and are not counted.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,16 +23,21 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .condensed import CondensedMLP, fold
+from .condensed import fold
 from .decoder import Decoder
+from .distance import WORKING
 from .errors import CdmoeError
-from .experts import BUDGET, WORKING
+from .experts import BUDGET
 from .families import LAYOUTS, Family
+from .layers import ROWS
 from .options import SearchOptions
 from .search import Search, checked
 
 __all__ = ["Estimate", "Folder", "Streamed", "estimate", "opened", "write"]
 
+LAYER = re.compile(r"model\.layers\.(\d+)\.")
+KERNELS = 160 * 2**20
+"""Bytes of compiled kernels that oneDNN, which computes in 16 bits on a CPU, keeps when its cache is limited."""
 EXPERT = re.compile(r"mlp\.experts\.(\d+)\.(gate|up|down)_proj\.weight$")
 
 
@@ -69,25 +76,21 @@ class Folder:
         return names
 
     @cached_property
-    def sizes(self) -> dict[str, int]:
-        """Bytes of each file."""
-        return {file.name: file.stat().st_size for file in self.files}
+    def names(self) -> dict[int | None, list[str]]:
+        """Decoder layer -> names of its tensors; None: those of no layer."""
+        names: dict[int | None, list[str]] = {None: []}
+        for name in self.places:
+            match = LAYER.match(name)
+            names.setdefault(int(match[1]) if match else None, []).append(name)
+        return names
 
-    def read(self, prefix: str) -> dict[str, Tensor]:
-        """The tensors whose names begin so, without the prefix."""
-        inside = [name for name in self.places if name.startswith(prefix)]
-        tensors: dict[str, Tensor] = {}
-        for file in sorted({self.places[name] for name in inside}):
+    def read(self, names: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
+        """Each tensor of these names; its memory is the mapped file's."""
+        for file in sorted({self.places[name] for name in names}):
             with safe_open(file, framework="pt") as stored:
-                for name in inside:
+                for name in names:
                     if self.places[name] == file:
-                        tensors[name.removeprefix(prefix)] = stored.get_tensor(name)
-        return tensors
-
-    def layer_of(self, name: str) -> int | None:
-        """The decoder layer that a tensor belongs to."""
-        match = re.match(r"model\.layers\.(\d+)\.", name)
-        return int(match.group(1)) if match else None
+                        yield name, stored.get_tensor(name)
 
 
 class Streamed:
@@ -107,53 +110,69 @@ class Streamed:
         config = transformers.AutoConfig.from_pretrained(folder.path, local_files_only=True)
         with torch.device("meta"):
             self.model: Any = transformers.AutoModelForCausalLM.from_config(config)
-        outer = {name: self._cast(folder.read(name)[""]) for name in folder.places if folder.layer_of(name) is None}
+        outer = {name: self._own(tensor) for name, tensor in folder.read(folder.names[None])}
         missing, unexpected = self.model.load_state_dict(outer, strict=False, assign=True)
         self.model.tie_weights()
-        left = [n for n in missing if folder.layer_of(n) is None and self.model.get_parameter(n).is_meta]
+        left = [n for n in missing if not LAYER.match(n) and self.model.get_parameter(n).is_meta]
         if left or unexpected:
             raise CdmoeError(f"{folder.path}: the weights do not fit the model ({', '.join([*left, *unexpected][:3])})")
         base = self.model.model
         base.rotary_emb = type(base.rotary_emb)(config=config)
 
-    def _cast(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self.dtype) if self.dtype is not None and tensor.is_floating_point() else tensor
+    def _type(self, tensor: Tensor) -> torch.dtype:
+        return self.dtype if self.dtype is not None and tensor.is_floating_point() else tensor.dtype
+
+    def _own(self, tensor: Tensor) -> Tensor:
+        """A copy, so that the file need not stay mapped."""
+        return tensor.to(self._type(tensor), copy=True)
 
     @contextlib.contextmanager
     def of(self, place: int) -> Iterator[None]:
         """Read the layer, and forget it afterwards."""
         layer = self.model.model.layers[place]
-        tensors = fused(
-            {name: self._cast(tensor) for name, tensor in self.folder.read(f"model.layers.{place}.").items()}
-        )
         try:
-            layer.load_state_dict(tensors, assign=True)
+            layer.load_state_dict(self._read(place), assign=True)
         except RuntimeError as error:
             detail = " ".join(str(error).split())[:200]
             raise CdmoeError(f"{self.folder.path}: layer {place} does not fit the model: {detail}") from error
-        del tensors
         layer.requires_grad_(False)
         layer.eval()
         try:
             yield
         finally:
             layer.to("meta")
+            _give_back()
 
+    def _read(self, place: int) -> dict[str, Tensor]:
+        """A layer's tensors as transformers 5 has them: the matrices of its experts stacked, each copied as it comes.
 
-def fused(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A layer's tensors as transformers 5 has them: the experts' matrices stacked; the given ones are used up."""
-    experts = 1 + max((int(m.group(1)) for name in tensors if (m := EXPERT.search(name))), default=-1)
-    if not experts:
+        Raises:
+            RuntimeError: experts that are incomplete or of several sizes.
+        """
+        names = self.folder.names.get(place, [])
+        numbers = [int(match[1]) for name in names if (match := EXPERT.search(name))]
+        experts = 1 + max(numbers, default=-1)
+        if len(numbers) != 3 * experts:
+            raise RuntimeError(f"{len(numbers)} matrices of {experts} experts")
+        tensors: dict[str, Tensor] = {}
+        for name, tensor in self.folder.read(names):
+            match = EXPERT.search(name)
+            if match is None:
+                tensors[name.removeprefix(f"model.layers.{place}.")] = self._own(tensor)
+                continue
+            (rows, columns), down = tensor.shape, match[2] == "down"
+            stack = "mlp.experts.down_proj" if down else "mlp.experts.gate_up_proj"
+            if stack not in tensors:
+                tensors[stack] = torch.empty(experts, rows if down else 2 * rows, columns, dtype=self._type(tensor))
+            first = rows if match[2] == "up" else 0
+            tensors[stack][int(match[1]), first : first + rows] = tensor
         return tensors
-    prefix = "mlp.experts."
-    gate, down = tensors[f"{prefix}0.gate_proj.weight"], tensors[f"{prefix}0.down_proj.weight"]
-    width = len(gate)
-    gate_up, downs = gate.new_empty(experts, 2 * width, gate.shape[1]), down.new_empty(experts, *down.shape)
-    for expert in range(experts):
-        gate_up[expert, :width] = tensors.pop(f"{prefix}{expert}.gate_proj.weight")
-        gate_up[expert, width:] = tensors.pop(f"{prefix}{expert}.up_proj.weight")
-        downs[expert] = tensors.pop(f"{prefix}{expert}.down_proj.weight")
-    return {**tensors, f"{prefix}gate_up_proj": gate_up, f"{prefix}down_proj": downs}
+
+
+def _give_back() -> None:
+    """Freed memory to the system, which glibc else keeps where blocks are below 32 MB; elsewhere nothing."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @dataclass(frozen=True)
@@ -161,59 +180,70 @@ class Estimate:
     """What condensing a folder takes.
 
     Attributes:
-        model, layer, states, outputs: bytes of the model on disk, of its largest decoder layer, of the states of the
-            texts, and of expert outputs at a time.
-        memory: bytes at the most, the estimate of the command's peak beside Python's own 0.5 to 0.8 GB.
-        written: bytes on disk afterwards.
+        model, written: bytes on disk, before and after.
+        layer, outer: bytes of the largest decoder layer, and of what is in none (embeddings).
+        states, outputs, working: bytes of the states of the texts, of expert outputs that are kept, and of what a
+            layer needs while it computes.
+        memory: the bound: bytes beside Python's own at most, without the pages of mapped files.
         work: floating-point operations.
     """
 
     model: int
+    written: int
     layer: int
+    outer: int
     states: int
     outputs: int
-    memory: int
-    written: int
+    working: int
     work: float
 
+    @property
+    def memory(self) -> int:
+        """Two of a layer and of the embeddings: kernels and the writer have a copy at a time."""
+        return 2 * (self.layer + self.outer) + self.states + self.outputs + self.working
 
-def estimate(folder: Folder, model: Any, options: SearchOptions, tokens: int, long_tokens: int) -> Estimate:
+
+def estimate(folder: Folder, model: Any, options: SearchOptions, lengths: Sequence[int]) -> Estimate:
     """Before anything is computed.
 
     Args:
         folder: of the model.
         model: its architecture, on the meta device.
         options: of the search.
-        tokens, long_tokens: of the calibration texts, truncated and whole.
+        lengths: tokens of each calibration text.
     """
     family = Family(model)
     sizes, kept = family.geometry(), checked(options, family)
     width = 2 if "16" in str(model.dtype) else 4
     by_layer = [sum(p.numel() for p in layer.parameters()) for layer in model.model.layers]
-    outer = sum(p.numel() for p in model.parameters()) - sum(by_layer)
-    candidates = sizes.layers if options.layers else 0
-    survey = (3 * tokens + 2 * long_tokens + 3 * max(tokens, long_tokens)) * sizes.hidden * width
-    carried = (candidates + 2) * tokens * sizes.hidden * width
-    states = max(survey, carried)
-    outputs = min(BUDGET, tokens * sizes.experts * sizes.hidden * width)
-    layer = max(by_layer) * width
+    parameters = sum(p.numel() for p in model.parameters())
+    cut = [min(length, options.text_tokens) for length in lengths]
+    longs, tokens, state = sum(lengths), sum(cut), sizes.hidden * width
+    # tokens that a layer computes at once: a batch of whole texts, or the candidates of the layer search
+    at_once = min(max(options.text_batch * max(lengths), ROWS * max(cut)), max(longs, sizes.layers * tokens))
+    survey = 3 * tokens + 2 * longs + 3 * max(tokens, longs)
+    carried = (sizes.layers + 2) * tokens + 2 * sizes.layers * min(tokens, options.text_batch * max(cut))
+    by_token = 8 * sizes.hidden + sizes.per_token * (2 * sizes.hidden + 4 * sizes.width) + max(lengths)
+    cosines = 48 * sizes.hidden * options.text_batch * max(lengths)
     suffixes = sum((sizes.layers - t) / 2 for t in range(options.layers)) + 2
     active = sum(by_layer) - sizes.layers * 3 * sizes.hidden * sizes.width * (sizes.experts - sizes.per_token)
-    work = 2.0 * tokens * (active * suffixes + sizes.layers * sizes.experts * 3 * sizes.hidden * sizes.width)
-    whole = sum(folder.sizes.values())
+    whole = sum(file.stat().st_size for file in folder.files)
     return Estimate(
-        whole,
-        layer,
-        states,
-        outputs,
-        2 * layer + outer * width + states + outputs + WORKING,
-        whole - options.layers * sizes.removed(kept) * width,
-        work,
+        model=whole,
+        written=whole - options.layers * sizes.removed(kept) * (whole // parameters),
+        layer=max(by_layer) * width,
+        outer=(parameters - sum(by_layer)) * width,
+        states=max(survey, carried if options.layers else 0) * state,
+        outputs=min(BUDGET, tokens * sizes.experts * state),
+        working=min(WORKING, 32 * tokens * sizes.experts * sizes.hidden)
+        + max(at_once * by_token * width, cosines)
+        + (KERNELS if width == 2 else 0),
+        work=2.0 * tokens * (active * suffixes + sizes.layers * sizes.experts * 3 * sizes.hidden * sizes.width),
     )
 
 
 def write(
-    folder: Folder, search: Search, out: Path, report: Mapping[str, Any], tell: Callable[[int, int], object]
+    folder: Folder, search: Search, out: Path, report: Mapping[str, Any], tell: Callable[[str, int, int], object]
 ) -> None:
     """The condensed model beside where it goes, layer by layer, then put in place in one step.
 
@@ -236,52 +266,44 @@ def write(
 
 
 def _write_into(
-    partial: Path, folder: Folder, search: Search, report: Mapping[str, Any], tell: Callable[[int, int], object]
+    partial: Path, folder: Folder, search: Search, report: Mapping[str, Any], tell: Callable[[str, int, int], object]
 ) -> None:
     from .storage import condensed_config
 
     state, decoder = search.state, search.decoder
     places = search.family.moe_layers()
     chosen = {places[layer]: layer for layer in state.order[: search.options.layers]}
-    entries = search.entries()
-    shards = sorted({layer for name in folder.places if (layer := folder.layer_of(name)) is not None})
     written: dict[str, str] = {}
     total = 0
-    for number, place in enumerate([None, *shards], 1):
-        tensors: dict[str, Tensor] = {}
-        if place is None:
-            tensors = {n: folder.read(n)[""] for n in folder.places if folder.layer_of(n) is None}
-        elif place in chosen:
+    for number, (place, names) in enumerate(
+        sorted(folder.names.items(), key=lambda item: -1 if item[0] is None else item[0]), 1
+    ):
+        if place in chosen:
             prefix = f"model.layers.{place}."
-            dtype = folder.read(prefix + "input_layernorm.weight")[""].dtype
             with decoder.weights.of(place):
-                small: CondensedMLP = search.condensed(chosen[place])
+                small = search.condensed(chosen[place])
             fold(small)
-            rest = (n for n in folder.places if n.startswith(prefix) and not n.startswith(prefix + "mlp."))
-            tensors = {name: folder.read(name)[""] for name in rest}
+            tensors = dict(folder.read([n for n in names if not n.startswith(prefix + "mlp.")]))
+            dtype = tensors[prefix + "input_layernorm.weight"].dtype
             tensors |= {f"{prefix}mlp.{n}": t.to(dtype).contiguous() for n, t in small.state_dict().items()}
+            del small
         else:
-            tensors = {f"model.layers.{place}.{n}": t for n, t in folder.read(f"model.layers.{place}.").items()}
-        name = f"model-{number:05d}-of-{len(shards) + 1:05d}.safetensors"
+            tensors = dict(folder.read(names))
+        name = f"model-{number:05d}-of-{len(folder.names):05d}.safetensors"
         save_file(tensors, partial / name, metadata={"format": "pt"})
         written |= dict.fromkeys(tensors, name)
         total += sum(t.numel() * t.element_size() for t in tensors.values())
-        tell(number, len(shards) + 1)
+        del tensors
+        _give_back()
+        tell("writing", number, len(folder.names))
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(written.items()))}
     (partial / "model.safetensors.index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
-    config = condensed_config(decoder.model.config, entries)
+    config = condensed_config(decoder.model.config, search.entries())
     config.architectures = ["Condensed" + type(decoder.model).__name__]
     config.save_pretrained(partial)
+    others = {".safetensors", ".bin", ".pt", ".py"}
     for extra in folder.path.iterdir():  # tokenizer, generation settings
-        if (
-            extra.is_file()
-            and extra.suffix not in (".safetensors", ".bin", ".pt", ".py")
-            and extra.name
-            not in (
-                "config.json",
-                "model.safetensors.index.json",
-            )
-        ):
+        if extra.is_file() and extra.suffix not in others and not (partial / extra.name).exists():
             shutil.copy2(extra, partial / extra.name)
     (partial / "cdmoe_report.json").write_text(json.dumps(dict(report), indent=2), encoding="utf-8")
 

@@ -11,7 +11,6 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,7 +31,6 @@ from .errors import CdmoeError
 from .finetuning import as_control, freeze
 from .measures import layer_speed, multiple_choice, parameter_bytes, perplexity, retained, speed_of
 from .options import CdmoeOptions
-from .replay import replayed
 from .search import Search, SearchState
 
 if TYPE_CHECKING:
@@ -117,22 +115,18 @@ class Weave:
             if trainer.writes:
                 write_text(file, json.dumps(state.dump()))
 
-        state = SearchState.read(json.loads(file.read_text(encoding="utf-8")), str(file)) if file.exists() else None
         search = Search(
             Decoder(model),
             texts,
             self.options,
-            state=state,
+            state=SearchState.load(file) if file.exists() else None,
             store=store,
             generator=torch.Generator().manual_seed(trainer.recipe.seed),
             reduce=trainer.sum_over_ranks if trainer.world > 1 else lambda tensor: tensor,
             rank=trainer.rank,
             world=trainer.world,
         )
-        if self.options.replay is not None:
-            replayed(search, Path(self.options.replay))
-        else:
-            search.run()
+        search.run()
         never = search.state.gates.never_selected()
         if never and self.options.mode == "SR":
             trainer.note(f"cdmoe: never selected on the calibration texts, and no candidates (layer, expert): {never}")
