@@ -71,7 +71,8 @@ class Weave:
         for name in options.corruptions:
             Corruption(name, options.severities[0])
         info, train = trainer.info, trainer.data.train
-        self.grouped, self.classes = "group" in info.fields, info.task == "classification"
+        fields = getattr(train, "fields", None) or train.__getitems__(torch.zeros(1, dtype=torch.int64))
+        self.grouped, self.classes = "group" in fields, info.task == "classification" and "label" in fields
         if options.corruptions and corruptible(trainer):
             require_images(trainer.data)
         groups = column(train, "group") if self.grouped else torch.zeros(len(train), dtype=torch.int64)
