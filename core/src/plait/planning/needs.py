@@ -6,7 +6,7 @@ user's own have shown what they are.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from itertools import combinations
 from typing import TYPE_CHECKING
 
@@ -115,7 +115,7 @@ def judge_needs(
         elif word not in provided and word.partition(":")[0] in unknown:
             unchecked.append(f"{who} needs {word}: checked when the data and the model are loaded")
         elif word not in provided:
-            refusals.append(_missing(who, word, recipe, data, model))
+            refusals.append(_missing(who, word, recipe, data, model, breakers.keys()))
     tasks = {word.removeprefix("task:") for word in provided if word.startswith("task:")}
     if data and tasks and not tasks.intersection(TASKS) and not any(map(_has_objective, plugins)):
         refusals.append(_without_loss(recipe, min(tasks), provided))
@@ -136,7 +136,9 @@ def _without_loss(recipe: Recipe, task: str, provided: frozenset[str]) -> Refusa
     return Refusal("needs", (), message, fix)
 
 
-def _missing(who: str, word: str, recipe: Recipe, data: DataSource | None, model: ModelSource | None) -> Refusal:
+def _missing(
+    who: str, word: str, recipe: Recipe, data: DataSource | None, model: ModelSource | None, broken: Set[str]
+) -> Refusal:
     data_name, model_name = f"data {recipe.data.name!r}", f"model {recipe.model.name!r}"
     lacking = {"field": data_name, "task": data_name, "model": model_name}
     message = f"{who!r} needs {word}; {lacking.get(word.partition(':')[0], 'nothing in this run')} provides none."
@@ -145,13 +147,18 @@ def _missing(who: str, word: str, recipe: Recipe, data: DataSource | None, model
     needed, given = model.needs if model else frozenset(), data.provides if data else None
     sources = [(n, s) for n, (_, s) in discovery.collect("data_sources")[0].items() if word in s.provides]
     networks = [(n, s) for n, (_, s) in discovery.collect("models")[0].items() if word in s.provides]
+    networks.sort(key=lambda item: bool(item[1].needs & broken))
     # what suits the rest of the recipe; where nothing does, some of it
     offers: list[str] = []
     if given is not None and who == f"model {recipe.model.name}":
         known = discovery.collect("models")[0].items()
         offers += [f"--model {n}" for n, (_, s) in known if s.needs and s.needs <= given]
     offers += [f"--data {n}" for n, s in sources if needed <= s.provides]
-    offers += [f"--model {n}" for n, s in networks if given is None or s.needs <= given]
+    offers += [
+        f"--model {n}"
+        for n, s in networks
+        if (given is None or s.needs - CORE_PROVIDES <= given) and not s.needs & broken
+    ]
     for item in discovery.active_registry().values():
         if item.plugin and word in discovery.default_instance(item.plugin).provides():
             offers.append(f"-p {item.name}")
