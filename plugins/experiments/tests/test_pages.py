@@ -186,9 +186,29 @@ def test_a_scoreboard_is_joined_claim_by_claim(verified: Verification) -> None:
     assert join([verified], [verified]) == [verified] and join([], [other]) == [other]
     assert join([verified], [dataclasses.replace(now, scale="paper")])[0].claims == now.claims
     last = dataclasses.replace(verified, claims=verified.claims[-1:])
-    assert join([verified], [last])[0].claims == verified.claims  # each in its earlier place
+    assert [r.claim for r in join([verified], [last])[0].claims] == [r.claim for r in verified.claims]  # in their places
     rest, first = (dataclasses.replace(verified, claims=c) for c in (verified.claims[1:], verified.claims[:1]))
-    assert join([rest], [first])[0].claims == (*rest.claims, *first.claims)
+    assert [r.claim for r in join([rest], [first])[0].claims] == [r.claim for r in (*rest.claims, *first.claims)]
+
+
+def test_a_scoreboard_of_three_machines_says_which_ran_what(verified: Verification, tmp_path: Path) -> None:
+    """Each claim keeps the machine that ran it, however often something is joined to it."""
+    ran = [r for r in verified.claims if r.verdict is not Verdict.NOT_RUN]
+    assert len(ran) >= 3
+    parts = [
+        dataclasses.replace(verified, claims=(result,), environment={"device_name": name}, notes=())
+        for result, name in zip(ran[:3], ("first", "second", "third"), strict=True)
+    ]
+    board = parts[0]
+    for part in parts[1:]:
+        write_scoreboard(join([board], [part]), tmp_path)
+        (board,) = stored(tmp_path)
+    ids = [result.claim.id for result in ran]
+    assert board.environment == {"device_name": "third"}
+    assert board.notes == tuple(
+        f"from an earlier verification ({name}, torch unknown): {id_}"
+        for name, id_ in (("first", ids[0]), ("second", ids[1]))
+    )
 
 
 def test_judging_again_changes_only_what_rests_on_another_rule(verified: Verification, claims: Book) -> None:

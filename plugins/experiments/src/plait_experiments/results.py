@@ -118,6 +118,7 @@ class ClaimResult:
         seeds: that were planned.
         reason: why it did not run.
         drifts: of one arm, where they were measured.
+        place: machine and torch of an earlier verification that a scoreboard keeps; empty: those of the verification.
     """
 
     claim: Claim
@@ -128,6 +129,7 @@ class ClaimResult:
     seeds: tuple[int, ...] = ()
     reason: str = ""
     drifts: tuple[Drift, ...] = ()
+    place: str = ""
 
     @property
     def undecidable(self) -> bool:
@@ -160,6 +162,7 @@ class ClaimResult:
             "paper": dict(claim.paper),
             "paper_setting": claim.paper_setting,
             "drift": [drift.as_dict() for drift in self.drifts],
+            "place": self.place,
         }
 
 

@@ -153,6 +153,7 @@ def _claim(entry: Mapping[str, Any], scale: ScaleName) -> ClaimResult:
         tuple(entry["seeds"]),
         entry["reason"],
         tuple(Drift(**drift) for drift in entry.get("drift", ())),
+        entry.get("place", ""),
     )
 
 
@@ -234,7 +235,7 @@ def _claim_again(result: ClaimResult, experiment: Experiment | None) -> ClaimRes
         claim = claim.model_copy(update={"required": {text: m for text, m in today.items() if text in said}})
         arms = tuple(_choice_again(arm, experiment) for arm in arms)
     again = judged(claim, arms, result.metrics, result.seeds, result.reason)
-    return dataclasses.replace(again, drifts=result.drifts)
+    return dataclasses.replace(again, drifts=result.drifts, place=result.place)
 
 
 def _choice_again(arm: ArmResult, experiment: Experiment) -> ArmResult:
@@ -273,16 +274,24 @@ def _with_drifts(result: ClaimResult, old: Mapping[str, ClaimResult]) -> ClaimRe
 def _joined(before: Verification | None, now: Verification) -> Verification:
     if before is None or before.scale != now.scale:
         return now
-    old = {result.claim.id: result for result in before.claims if result.verdict is not Verdict.NOT_RUN}
+    here = place(before.environment)
+    old = {
+        result.claim.id: dataclasses.replace(result, place=result.place or here)
+        for result in before.claims
+        if result.verdict is not Verdict.NOT_RUN
+    }
     new = {result.claim.id for result in now.claims}
     asked = {result.claim.id for result in now.claims if result.verdict is not Verdict.NOT_RUN}
     claims = [_with_drifts(r, old) if r.claim.id in asked else old.get(r.claim.id, r) for r in now.claims]
-    claims += [result for result in before.claims if result.claim.id not in new]
+    claims += [old.get(result.claim.id, result) for result in before.claims if result.claim.id not in new]
     places = {result.claim.id: place for place, result in enumerate(before.claims)}
     claims.sort(key=lambda result: places.get(result.claim.id, len(places)))
-    kept = [r.claim.id for r in claims if r.claim.id not in asked and (r.claim.id in old or r.claim.id not in new)]
     now = dataclasses.replace(now, claims=tuple(claims))
+    kept: dict[str, list[str]] = {}
+    for result in claims:
+        if result.place:
+            kept.setdefault(result.place, []).append(result.claim.id)
     if not kept:
         return now
-    note = f"from an earlier verification ({place(before.environment)}): {', '.join(kept)}"
-    return dataclasses.replace(now, notes=(*now.notes, note), work=now.work + before.work)
+    notes = [f"from an earlier verification ({where}): {', '.join(ids)}" for where, ids in kept.items()]
+    return dataclasses.replace(now, notes=(*now.notes, *notes), work=now.work + before.work)
