@@ -186,7 +186,8 @@ def test_a_scoreboard_is_joined_claim_by_claim(verified: Verification) -> None:
     assert join([verified], [verified]) == [verified] and join([], [other]) == [other]
     assert join([verified], [dataclasses.replace(now, scale="paper")])[0].claims == now.claims
     last = dataclasses.replace(verified, claims=verified.claims[-1:])
-    assert [r.claim for r in join([verified], [last])[0].claims] == [r.claim for r in verified.claims]  # in their places
+    again = join([verified], [last])[0].claims
+    assert [r.claim for r in again] == [r.claim for r in verified.claims]  # each in its earlier place
     rest, first = (dataclasses.replace(verified, claims=c) for c in (verified.claims[1:], verified.claims[:1]))
     assert [r.claim for r in join([rest], [first])[0].claims] == [r.claim for r in (*rest.claims, *first.claims)]
 
