@@ -26,7 +26,7 @@ from plait.errors import BadCheckpoint, BadInput, Interrupted, PlaitError
 from plait.hooks import CONTRACT_VERSION
 from plait.planning import discovery
 from plait.planning.plan import make_plan
-from plait.storage.environment import sources_of
+from plait.storage.environment import describe, sources_of
 from plait.storage.files import write_text
 
 KEY_LENGTH = 24
@@ -79,7 +79,7 @@ class Outcome:
         metrics: as in ``run.metrics``; None where undefined.
         seconds: wall-clock time of the (last part of the) work.
         error: why it is not done.
-        environment: device, commit and versions, of a run.
+        environment: device, commit and versions.
         sources: of the job that made it.
     """
 
@@ -240,7 +240,8 @@ def _work(job: Job, folder: Path) -> tuple[Mapping[str, float], dict[str, Any]]:
     recipe = Recipe.parse(job.recipe, job.label)
     if job.function is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        return load_object(job.function, "function")(recipe, folder, **job.options), {}
+        measured = load_object(job.function, "function")(recipe, folder, **job.options)
+        return measured, describe("cpu" if recipe.device == "auto" else recipe.device, [])
     try:
         run = plait.run(recipe, out=folder, go_on=True)
     except BadCheckpoint:  # what a crash of the machine may leave; nobody but this cell needs it
