@@ -146,14 +146,13 @@ def on_disk() -> dict[str, float]:
         fresh().save_pretrained(folder / "tiny")
         tokenizer = train_bpe(["the quick brown fox jumps over the lazy dog " * 20], 300)
         for name, content in tokenizer.files.items():
-            for place in ("model", "tiny"):
-                (folder / place / name).write_bytes(content)
+            for of_model in ("model", "tiny"):
+                (folder / of_model / name).write_bytes(content)
         lines = [json.dumps({"text": " ".join(["the lazy fox"] * (20 + n))}) for n in range(16)]
         (folder / "texts.jsonl").write_text("\n".join(lines))
         del model
-        done = subprocess.run(
-            [sys.executable, "-c", CONDENSE, place], capture_output=True, text=True, check=True
-        ).stdout
+        line = [sys.executable, "-c", CONDENSE, str(folder)]
+        done = subprocess.run(line, capture_output=True, text=True, check=True).stdout
         said = float(done.split("Memory at most ")[2].split(" GB")[0]) * 1e9
         peak = float(done.split("PEAK ")[1])
         bytes_of = {

@@ -81,7 +81,8 @@ def condense(
 
 
 def _condense(path: Path, texts: Path, out: Path, options: SearchOptions, dtype: str, stored: Path, dry: bool) -> None:
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")  # else it keeps a kernel for every length
+    for cache in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):  # of torch's and oneDNN's compiled kernels:
+        os.environ.setdefault(cache, "16")  # else one is kept for every number of tokens that an expert gets
     from .streaming import Folder
 
     folder = Folder(path)
