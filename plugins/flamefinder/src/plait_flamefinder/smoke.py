@@ -11,7 +11,9 @@ from .patches import patch_means
 
 __all__ = ["OBSCURED", "PARTIAL", "UNOBSCURED", "buckets", "smoke_score"]
 
-UNOBSCURED, PARTIAL, OBSCURED = 0, 1, 2
+UNOBSCURED = 0
+PARTIAL = 1
+OBSCURED = 2
 """The buckets, in the order of `plait_flamefinder.patches.BUCKETS`."""
 CLEAR, THICK = 0.35, 0.50
 """Scores below the first are unobscured, above the second obscured."""
