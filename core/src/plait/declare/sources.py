@@ -12,6 +12,8 @@ from plait.declare.options import Later, Options
 class _Declaration:
     """What a data source and a model have in common."""
 
+    needs: frozenset[str] = frozenset()
+
     def __init__(self, factory: str, summary: str, provides: frozenset[str], options: Any) -> None:
         self.factory, self.summary, self.provides = factory, summary, provides
         self._options: type[BaseModel] | Later = options

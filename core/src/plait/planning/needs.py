@@ -154,11 +154,8 @@ def _missing(
         known = discovery.collect("models")[0].items()
         offers += [f"--model {n}" for n, (_, s) in known if s.needs and s.needs <= given]
     offers += [f"--data {n}" for n, s in sources if needed <= s.provides]
-    offers += [
-        f"--model {n}"
-        for n, s in networks
-        if (given is None or s.needs - CORE_PROVIDES <= given) and not s.needs & broken
-    ]
+    kept = [(n, s) for n, s in networks if not s.needs & broken]
+    offers += [f"--model {n}" for n, s in kept if given is None or s.needs - CORE_PROVIDES <= given]
     for item in discovery.active_registry().values():
         if item.plugin and word in discovery.default_instance(item.plugin).provides():
             offers.append(f"-p {item.name}")

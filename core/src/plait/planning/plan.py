@@ -251,7 +251,7 @@ def _choose(hook: str, suggested: Sequence[str], plugins: Sequence[Plugin]) -> s
     candidates = [name for name in suggested if name in entries]
     for name in candidates:
         source = entries[name][1]
-        if needs <= source.provides and not broken & getattr(source, "needs", frozenset()):
+        if needs <= source.provides and not broken & source.needs:
             return name
     return candidates[0] if candidates else discovery.FALLBACK[hook]
 
