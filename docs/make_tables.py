@@ -9,8 +9,9 @@ A generated part stands between ``<!-- KIND:ARGUMENT -->`` and ``<!-- end -->``.
     options:NAME     options of a plugin, a data source, a model, or ``recipe``
     hooks            every hook with its rule, arguments and meaning
     data, models     the registered data sources or models
-    plan:ARGUMENTS   what ``plait plan ARGUMENTS`` prints, with this repository's plugins and those of stand_ins.py
-    says:COMMANDS    the message that the last of these commands (separated by `` ; ``, without ``plait``) ends with
+    prints:COMMANDS  what the last of these commands (separated by `` ; ``, without ``plait``) prints, with this
+                     repository's plugins and those of stand_ins.py; or the error that it ends with
+    says:COMMANDS    only the message that the last of them ends with
     claims:PLUGIN    its claims with the verdicts and figures of docs/scoreboard/scoreboard.json
     names:PACKAGE MODULE ...
                      the public names of these modules, for the API reference
@@ -148,7 +149,7 @@ PARTS: dict[str, Callable[[str], str]] = {
     "hooks": hooks_table,
     "data": components_table("data_sources"),
     "models": components_table("models"),
-    "plan": messages.plan_output,
+    "prints": messages.all_words,
     "says": messages.last_words,
     "claims": verdicts.claims_part,
     "names": names.names_part,

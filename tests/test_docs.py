@@ -284,7 +284,7 @@ def test_the_terminal_picture_shows_what_the_command_prints(tables: ModuleType) 
             line = lines.setdefault(float(text.attrib["y"]), {})
             line[round(float(text.attrib["x"]) / 12.2)] = "".join(text.itertext()).replace("\u00a0", " ")
     shown = [" ".join("".join(part for _, part in sorted(line.items())).split()) for _, line in sorted(lines.items())]
-    printed = tables.PARTS["plan"]("-p chase -p fairsam --data toned-digits --model cnn")
+    printed = tables.PARTS["prints"]("plan -p chase -p fairsam --data toned-digits --model cnn")
     expected = [" ".join(line.split()) for line in printed.splitlines()[1:-1] if line.strip()]
     assert [line for line in shown if line][: len(expected)] == expected
     assert not re.search(r"@font-face|@import|url\((?!#)", ElementTree.tostring(picture, encoding="unicode"))

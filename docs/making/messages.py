@@ -18,13 +18,13 @@ REPOSITORY = Path(__file__).parents[2]
 ENDS = re.compile(r"^(error|refused|interrupted): ", re.M)
 
 
-def plan_output(arguments: str) -> str:
-    """What ``plait plan`` prints, or the error it ends with."""
-    return said(f"plan {arguments}", whole=True)
+def all_words(commands: str) -> str:
+    """What the last of several commands prints, or the error it ends with; commands are separated by `` ; ``."""
+    return said(commands, whole=True)
 
 
 def last_words(commands: str) -> str:
-    """The message that the last of several commands ends with; commands are separated by `` ; ``."""
+    """Only the message that the last of several commands ends with."""
     return said(commands, whole=False)
 
 
