@@ -146,10 +146,10 @@ def test_a_fix_offers_what_suits_the_rest_of_the_recipe(install: Install) -> Non
 
     @plait.hookimpl
     def models(self: Any) -> dict[str, plait.ModelSource]:
-        words = frozenset({"model:wide"})
+        words, each = frozenset({"model:wide"}), "loss:per-example"  # a word that no data source has to provide
         return {
-            "wide-graph-net": plait.ModelSource("x:y", "z", words, frozenset({"field:graph"})),
-            "wide-net": plait.ModelSource("x:y", "z", words, frozenset({"field:input"})),
+            "wide-graph-net": plait.ModelSource("x:y", "z", words, frozenset({"field:graph", each})),
+            "wide-net": plait.ModelSource("x:y", "z", words, frozenset({"field:input", each})),
         }
 
     install(

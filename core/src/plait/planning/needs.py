@@ -144,7 +144,8 @@ def _missing(
     message = f"{who!r} needs {word}; {lacking.get(word.partition(':')[0], 'nothing in this run')} provides none."
     if word == "field:group":
         message = f"{who!r} needs a sensitive attribute ({word}); {data_name} provides none."
-    needed, given = model.needs if model else frozenset(), data.provides if data else None
+    needed = model.needs - CORE_PROVIDES if model else frozenset()
+    given = data.provides | CORE_PROVIDES if data else None
     sources = [(n, s) for n, (_, s) in discovery.collect("data_sources")[0].items() if word in s.provides]
     networks = [(n, s) for n, (_, s) in discovery.collect("models")[0].items() if word in s.provides]
     networks.sort(key=lambda item: bool(item[1].needs & broken))
@@ -155,7 +156,7 @@ def _missing(
         offers += [f"--model {n}" for n, (_, s) in known if s.needs and s.needs <= given]
     offers += [f"--data {n}" for n, s in sources if needed <= s.provides]
     kept = [(n, s) for n, s in networks if not s.needs & broken]
-    offers += [f"--model {n}" for n, s in kept if given is None or s.needs - CORE_PROVIDES <= given]
+    offers += [f"--model {n}" for n, s in kept if given is None or s.needs <= given]
     for item in discovery.active_registry().values():
         if item.plugin and word in discovery.default_instance(item.plugin).provides():
             offers.append(f"-p {item.name}")
