@@ -28,6 +28,7 @@ import plait_cdmoe  # noqa: F401 - transformers' Auto classes
 from common import machine
 from plait.declare.recipe import assemble
 from plait_cdmoe import storage
+from plait_cdmoe.base import trained_base
 from plait_cdmoe.claims import layers_at_width
 from plait_cdmoe.decoder import Decoder, batches_of
 from plait_cdmoe.distance import jensen_shannon
@@ -35,7 +36,7 @@ from plait_cdmoe.experts import greedy_experts, slow_scores
 from plait_cdmoe.measures import losses_of, parameter_bytes, perplexity, speed_of
 from plait_cdmoe.options import CdmoeOptions, SearchOptions
 from plait_cdmoe.search import Search, condense
-from plait_cdmoe.weave import calibration, shortened, trained_base
+from plait_cdmoe.windows import calibration, shortened
 from plait_zoo.tokenization import train_bpe
 
 TEXTS = 24
@@ -180,7 +181,7 @@ def draw(path: Path) -> None:
     options = CdmoeOptions(base_steps=600, layers=5)
     recipe = small_recipe(options, {"data.characters": 1_500_000}, seed=1000)
     seed_everything(recipe.seed)
-    data = shortened(options, load_data(recipe.data, recipe.seed))
+    data = shortened(load_data(recipe.data, recipe.seed), options.windows)
     model: Any = build_model(recipe.model, data.info)
     trained_base(options, recipe.seed, model, data)
     model.eval()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -40,7 +40,15 @@ def small_config(kind: str, **changes: Any) -> Any:
     return AutoConfig.for_model(kind, **{**common, **own.get(kind, {}), **changes})
 
 
-@pytest.fixture
+@pytest.fixture(scope="module", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tokenizers and bases are kept in a folder of these tests."""
+    with pytest.MonkeyPatch.context() as changed:
+        changed.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cdmoe-cache"))
+        yield
+
+
+@pytest.fixture(scope="session")
 def small() -> Callable[..., Any]:
     """``small(kind, dtype, **config)``: the same random model every time, in eval mode."""
 
@@ -56,7 +64,7 @@ def small() -> Callable[..., Any]:
     return build
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def texts() -> list[torch.Tensor]:
     """Texts of several lengths."""
     generator = torch.Generator().manual_seed(1)

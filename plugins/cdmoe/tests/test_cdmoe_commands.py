@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
-import subprocess
-import sys
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,17 +32,31 @@ def tokenizer() -> Any:
     return train_bpe(TEXTS, 280)
 
 
-@pytest.fixture
-def folder(small: Small, tmp_path: Path, tokenizer: Any) -> Callable[..., Path]:
-    def make(kind: str = "qwen2_moe", dtype: torch.dtype = torch.float32, shards: str = "40KB", **changes: Any) -> Path:
-        model = small(kind, dtype, vocab_size=300, max_position_embeddings=256, **changes)
-        model.save_pretrained(tmp_path / kind, max_shard_size=shards)
-        for name, content in tokenizer.files.items():
-            (tmp_path / kind / name).write_bytes(content)
-        (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": t, "url": "u"}) + "\n" for t in TEXTS))
-        return tmp_path / kind
+@pytest.fixture(scope="module")
+def folder(small: Small, tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Callable[..., Path]:
+    """``folder(kind, dtype)``: a stored model with a tokenizer, the same for all tests, which leave it as it is."""
+    home = tmp_path_factory.mktemp("models")
+
+    def make(kind: str = "qwen2_moe", dtype: torch.dtype = torch.float32) -> Path:
+        path = home / f"{kind} {dtype}"
+        if not path.exists():
+            model = small(kind, dtype, vocab_size=300, max_position_embeddings=256)
+            stored(model, tokenizer, path, max_shard_size="40KB")
+        return path
 
     return make
+
+
+def stored(model: Any, tokenizer: Any, path: Path, **settings: Any) -> None:
+    """The model and the tokenizer in a folder."""
+    model.save_pretrained(path, **settings)
+    for name, content in tokenizer.files.items():
+        (path / name).write_bytes(content)
+
+
+@pytest.fixture(autouse=True)
+def texts_file(tmp_path: Path) -> None:
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": t, "url": "u"}) + "\n" for t in TEXTS))
 
 
 def ids_of(tokenizer: Any) -> list[Tensor]:
@@ -147,50 +160,6 @@ def test_plain_and_gzipped_texts_and_replay(folder: Any, tmp_path: Path, capsys:
     }
 
 
-MEASURED = """
-import sys, threading
-from pathlib import Path
-from plait_cdmoe.commands import condense
-
-folder, peak, done = Path(sys.argv[1]), [0], threading.Event()
-
-def anonymous():
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
-
-def watch():
-    while not done.wait(0.002):
-        peak[0] = max(peak[0], anonymous())
-
-condense(folder / "little", folder / "texts.jsonl", folder / "first", layers=1, count=3, tokens=8)
-before = anonymous()
-watcher = threading.Thread(target=watch)
-watcher.start()
-condense(folder / "large", folder / "texts.jsonl", folder / "out", layers=2, count=8, tokens=8)
-done.set()
-watcher.join()
-print("PEAK", peak[0] - before)
-"""
-
-
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="RssAnon is Linux's")
-def test_memory_stays_within_the_bound_that_is_printed_first(small: Small, tokenizer: Any, tmp_path: Path) -> None:
-    """Above what the same command takes for a little model, without pages of mapped files."""
-    sizes = {"hidden_size": 256, "moe_intermediate_size": 256, "num_experts": 32, "num_hidden_layers": 8}
-    for name, changes in (("little", {}), ("large", sizes)):
-        small("qwen2_moe", torch.float32, vocab_size=300, **changes).save_pretrained(tmp_path / name)
-        for file, content in tokenizer.files.items():
-            (tmp_path / name / file).write_bytes(content)
-    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": t[:40]}) + "\n" for t in TEXTS[:8]))
-    ran = subprocess.run([sys.executable, "-c", MEASURED, str(tmp_path)], capture_output=True, text=True, check=True)
-    said = ran.stdout[ran.stdout.index("large: ") :]
-    assert said.index("Memory at most") < said.index("condensed layers")
-    bound = float(said.split("Memory at most ")[1].split(" GB")[0]) * 1e9
-    whole = (tmp_path / "large" / "model.safetensors").stat().st_size
-    layer = whole / 8
-    assert layer < float(said.split("PEAK ")[1]) <= bound < whole / 2, "at least the layer is in memory"
-
-
 def test_an_estimate_alone(folder: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     condense(folder(), tmp_path / "texts.jsonl", tmp_path / "out", layers=2, dry=True, count=4)
     assert "TFLOP" in capsys.readouterr().out
@@ -237,19 +206,18 @@ def test_bad_input_is_one_line_and_nothing_is_written(
         (other / "config.json").write_text(json.dumps(content))
     if change.get("path") == "tokenless":
         small("qwen2_moe", torch.float32).save_pretrained(tmp_path / "tokenless")
-    for name, sizes in (("smallvocab", {"vocab_size": 64}), ("shallow", {"vocab_size": 300})):
+    for name, size in (("smallvocab", 64), ("shallow", 300)):
         if change.get("path") == name:
-            small("qwen2_moe", torch.float32, max_position_embeddings=8, **sizes).save_pretrained(tmp_path / name)
-            for file, content in tokenizer.files.items():
-                (tmp_path / name / file).write_bytes(content)
+            model = small("qwen2_moe", torch.float32, max_position_embeddings=8, vocab_size=size)
+            stored(model, tokenizer, tmp_path / name)
     if change.get("path") == "torn":
-        path.rename(tmp_path / "torn")
+        shutil.copytree(path, tmp_path / "torn")
         shard = sorted((tmp_path / "torn").glob("*.safetensors"))[-1]
         shard.write_bytes(shard.read_bytes()[:100])
-    before = sorted(p for p in tmp_path.rglob("*"))
+    before = sorted([*tmp_path.rglob("*"), *path.parent.rglob("*")])
     arguments = {"path": path, "texts": "texts.jsonl", "layers": 2, "count": 10, **change}
     with pytest.raises(BadInput, match=message) as caught:
         condense(tmp_path / arguments.pop("path"), tmp_path / arguments.pop("texts"), tmp_path / "out", **arguments)
     assert "\n" not in str(caught.value)
-    after = [p for p in tmp_path.rglob("*") if "search.json" not in p.name]
+    after = [p for p in (*tmp_path.rglob("*"), *path.parent.rglob("*")) if "search.json" not in p.name]
     assert sorted(after) == before

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from plait_cdmoe import figures
 from plait_cdmoe.condensed import condensed_layer
 from plait_cdmoe.decoder import Decoder, batches_of, unpadded
 from plait_cdmoe.distance import jensen_shannon
@@ -227,30 +228,18 @@ def together(models: list[Any], texts: list[Tensor], options: SearchOptions) -> 
     return states
 
 
-class _Killed(Exception):
-    pass
-
-
 @pytest.mark.parametrize("options", [{}, {"mode": "S"}, {"beam": 2}, {"experts": "random"}])
 def test_killed_at_every_point_it_ends_with_the_same_lists(
     small: Small, texts: list[Tensor], options: dict[str, Any]
 ) -> None:
+    """What is stored is text, so it is what a kill right after it leaves."""
     chosen = SearchOptions(**{"layers": 2, "kept": 2, **options})
     model = small(seed=3, num_hidden_layers=3)
-    kept: list[str] = []
-    expected = Search(Decoder(model), texts, chosen, store=lambda s: kept.append(json.dumps(s.dump()))).run()
-    assert len(kept) >= 3
-    for number in range(len(kept)):
-        stored: list[str] = []
-
-        def store(state: SearchState, stored: list[str] = stored, number: int = number) -> None:
-            stored.append(json.dumps(state.dump()))
-            if len(stored) > number:
-                raise _Killed
-
-        with pytest.raises(_Killed):
-            Search(Decoder(model), texts, chosen, store=store).run()
-        state = SearchState.read(json.loads(stored[-1]), "state")
+    stored: list[str] = []
+    expected = Search(Decoder(model), texts, chosen, store=lambda s: stored.append(json.dumps(s.dump()))).run()
+    assert len(stored) >= 3
+    for text in stored:
+        state = SearchState.read(json.loads(text), "state")
         again = Search(Decoder(model), texts, chosen, state=state).run()
         assert {**again.dump(), "seconds": 0} == {**expected.dump(), "seconds": 0}
 
@@ -298,9 +287,12 @@ def test_trimming_takes_the_most_similar(small: Small, texts: list[Tensor]) -> N
     state = search(model, texts, mode="layer-trimming", layers=2)
     assert state.similarity[family.moe_layers().index(2)] == pytest.approx(sum(cosines) / len(cosines), rel=1e-9)
     assert state.order == most(state.similarity, 2, range(3))
-    blocks = search(model, texts, mode="block-trimming", layers=1)
+    blocks = Search(Decoder(model), texts, SearchOptions(mode="block-trimming", layers=3))
+    blocks.run()
     for place, values in whole.items():
-        assert blocks.block_similarity[place] == pytest.approx(sum(values) / len(values), rel=1e-9)
+        assert blocks.state.block_similarity[place] == pytest.approx(sum(values) / len(values), rel=1e-9)
+    rows = [row[:4] for row in figures.layers(blocks)["layers"].rows]
+    assert rows == [[rank, place, place, "none"] for rank, place in enumerate(blocks.state.order, 1)]
     dropped = search(model, texts, mode="layer-drop", layers=3)
     assert sorted(dropped.order) == [0, 1, 2]
     assert dropped.distances == sorted(dropped.distances)

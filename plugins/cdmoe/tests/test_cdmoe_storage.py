@@ -1,10 +1,8 @@
-"""Saved, loaded in a fresh process, and generating: nothing differs."""
+"""Models as they are saved, shared and trimmed. That they load in a fresh process: test_cdmoe_process."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,51 +19,10 @@ from plait_cdmoe.search import Search, condense
 from plait_cdmoe.trimming import without_blocks, without_layers
 
 Small = Callable[..., Any]
-KINDS = ("qwen2_moe", "qwen3_moe", "deepseek_v2", "deepseek_v3", "deepseek")
-FRESH = """
-import json, sys
-{first}
-{second}
-import torch
-folders, ids = json.loads(sys.argv[1]), torch.tensor([[1, 2, 3, 4]])
-for folder in folders:
-    model, how = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
-    assert not any(how[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")), how
-    torch.save([model(ids).logits, model.generate(ids, max_new_tokens=16, do_sample=False)], folder + "/seen.pt")
-assert type(AutoConfig.from_pretrained(folders[0])).__name__ == "CondensedQwen2MoeConfig"
-"""
 
 
 def condensed(model: Any, texts: list[Tensor], mode: str = "SR", layers: int = 2) -> Any:
     return condense(model, texts, mode=mode, layers=layers).model
-
-
-@pytest.fixture
-def folders(small: Small, texts: list[Tensor], tmp_path: Path) -> dict[str, Any]:
-    models = {}
-    for kind in KINDS:
-        for mode in ("SR", "S") if kind != "qwen3_moe" else ("SR",):
-            model = condensed(small(kind, torch.float32), texts[:3], mode)
-            storage.save(model, tmp_path / f"{kind}-{mode}")
-            models[str(tmp_path / f"{kind}-{mode}")] = model
-    return models
-
-
-@pytest.mark.parametrize("plugin_first", [True, False])
-def test_in_a_fresh_process_nothing_differs(folders: dict[str, Any], plugin_first: bool) -> None:
-    lines = ["import plait_cdmoe", "from transformers import AutoConfig, AutoModelForCausalLM"]
-    first, second = lines if plugin_first else lines[::-1]
-    code = FRESH.format(first=first, second=second)
-    chosen = list(folders) if plugin_first else list(folders)[:1]
-    subprocess.run([sys.executable, "-c", code, json.dumps(chosen)], check=True, capture_output=True)
-    ids = torch.tensor([[1, 2, 3, 4]])
-    for folder in chosen:
-        logits, written = torch.load(Path(folder) / "seen.pt")
-        model = storage.folded(folders[folder])
-        with torch.no_grad():
-            assert torch.equal(model(ids).logits, logits)
-            assert float((folders[folder](ids).logits - logits).abs().max()) < 2e-6
-        assert torch.equal(model.generate(ids, max_new_tokens=16, do_sample=False), written)
 
 
 def test_the_file_has_the_small_layers_and_tied_weights_once(small: Small, texts: list[Tensor], tmp_path: Path) -> None:

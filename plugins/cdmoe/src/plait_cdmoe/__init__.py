@@ -5,7 +5,7 @@ itself brings in neither torch nor transformers, so that the plugin is found fas
 
 | module | what is there |
 | --- | --- |
-| `search` | `condense`, `Search`: everything below in order, with a state that survives a kill |
+| `search`, `state` | `condense`, `Search`: everything below in order, with a state that survives a kill |
 | `families`, `deepseek` | where experts, routers and shared experts are; DeepSeekMoE-16B, which transformers has not |
 | `gates`, `experts`, `layers` | constant weights; the choice of experts, fast and slow; the choice of layers |
 | `condensed`, `storage` | the dense layer; models that `from_pretrained` loads |

@@ -19,6 +19,7 @@ from plait.declare.recipe import Recipe
 from plait.loading import build_model, load_data
 
 from . import storage
+from .base import trained_base
 from .condensed import condensed_layer
 from .decoder import Decoder
 from .families import Family
@@ -26,7 +27,7 @@ from .finetuning import as_control, finetune
 from .measures import layer_speed, losses_of, multiple_choice, parameter_bytes, perplexity
 from .options import CdmoeOptions
 from .search import Search, condense
-from .weave import by_domain, calibration, shortened, trained_base
+from .windows import by_domain, calibration, shortened
 
 __all__ = ["compared", "layers_at_width"]
 
@@ -48,25 +49,19 @@ STEPS, ROWS, RATE = 60, 24, 1e-3
 def compared(recipe: Recipe, folder: Path) -> Mapping[str, float]:
     """Excess of every way after P = 1 to 5 layers, memory, fine-tuning at P = 3, multiple choice, reloading.
 
-    Args:
-        recipe: as of a run of the plugin; its base is the run's, from the cache.
-        folder: not used.
-
-    Returns:
-        ``<way>_p<P>`` excess in nats, ``<way>_memory_p<P>``; ``random_p<P>`` is the mean of three draws.
-        ``tuned_<way>_p3`` after fine-tuning, ``recovered_<way>`` in %, ``control_<way>`` what the original gains on the
-        same tensors, nats.
+    ``<way>_p<P>`` is excess in nats, ``random_p<P>`` the mean of three draws; ``tuned_<way>_p3`` after fine-tuning,
+    ``recovered_<way>`` in %, ``control_<way>`` what the original gains on the same tensors, nats. The recipe is as of a
+    run of the plugin; its base is the run's, from the cache.
     """
     options = CdmoeOptions(**{**recipe.plugins["cdmoe"], "layers": 5})
     seed_everything(recipe.seed)
-    data = shortened(options, load_data(recipe.data, recipe.seed))
+    data = shortened(load_data(recipe.data, recipe.seed), options.windows)
     model: Any = build_model(recipe.model, data.info)
     trained_base(options, recipe.seed, model, data)
     model.eval()
     test = data.test.__getitems__(torch.arange(len(data.test)))["input"]
     train = data.train.tokens.view(len(data.train), -1)  # type: ignore[attr-defined]
     texts = calibration(data, options.texts)
-    generator = torch.Generator().manual_seed(recipe.seed)
 
     def cost(changed: Any) -> float:
         return math.log(perplexity(losses_of(changed.eval(), test))[""])
@@ -76,7 +71,7 @@ def compared(recipe: Recipe, folder: Path) -> Mapping[str, float]:
     searches: dict[str, Search] = {}
     for way, changes in WAYS.items():
         chosen = options.model_copy(update=dict(changes))
-        search = searches[way] = Search(Decoder(model), texts, chosen, generator=generator)
+        search = searches[way] = Search(Decoder(model), texts, chosen, seed=recipe.seed)
         search.run()
         for count in range(1, 6 if way != "blocks" else 4):
             small = search.reduced(count)
@@ -93,17 +88,16 @@ def compared(recipe: Recipe, folder: Path) -> Mapping[str, float]:
         figures[f"choice_{way}_p3"] = multiple_choice(small, questions, options.questions, seed=recipe.seed)[""]
         finetune(small, drawn(train, recipe.seed), steps=STEPS, lr=RATE)
         figures[f"tuned_{way}_p3"] = cost(small) - whole
-        before = figures[f"{way}_p3"]
-        figures[f"recovered_{way}"] = 100 * (1 - figures[f"tuned_{way}_p3"] / before)
+        figures[f"recovered_{way}"] = 100 * (1 - figures[f"tuned_{way}_p3"] / figures[f"{way}_p3"])
         figures[f"reload_{way}"] = storage.reload_difference(storage.folded(small))
-        kept = {place: entry["experts"] for place, entry in search.entries(3).items()}
+        kept = {place: search.state.keep[layer] for place, layer in search.chosen(3).items()}
         control = copy.deepcopy(model)
         as_control(control, kept, search.family.layout.shared)
         finetune(control, drawn(train, recipe.seed), steps=STEPS, lr=RATE, frozen=True)
         figures[f"control_{way}"] = whole - cost(control)
-    figures["common_with_frequency"] = sum(
-        len(set(a) & set(b)) for a, b in zip(searches["sr"].state.keep, searches["frequency"].state.keep, strict=True)
-    ) / len(searches["sr"].state.keep)
+    greedy, counted = searches["sr"].state.keep, searches["frequency"].state.keep
+    common = [len({*a} & {*b}) for a, b in zip(greedy, counted, strict=True)]
+    figures["common_with_frequency"] = sum(common) / len(common)
     figures["never_selected"] = len(searches["sr"].state.gates.never_selected())
     return figures
 
@@ -118,11 +112,8 @@ def drawn(windows: Tensor, seed: int) -> Any:
 def layers_at_width(recipe: Recipe, folder: Path) -> Mapping[str, float]:
     """One layer of random weights, d = 1024, m = s = 352, E = 16, K = 4: throughput of 512 tokens on one thread.
 
-    It is over the original's, with both experts implementations. Also the logits' difference after reloading.
-
-    Args:
-        recipe: its seed.
-        folder: not used.
+    It is over the original's, with both experts implementations. Also the logits' difference after reloading. Of the
+    recipe the seed matters.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 

@@ -9,12 +9,12 @@ import shutil
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from pydantic import ValidationError
 
-from plait.errors import BadInput, first_line
+from plait.errors import BadInput
 from plait.storage.files import write_text
 from plait.storage.progress import Bar
 
@@ -24,7 +24,6 @@ from .options import SearchOptions
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .search import SearchState
     from .streaming import Estimate, Folder
 
 
@@ -54,16 +53,15 @@ def condense(
 ) -> None:
     """Condense a model of any size, layer by layer; it is never in memory as a whole."""
     named = {"texts": "count", "text_tokens": "tokens", "text_batch": "batch"}
-    given = {"mode": mode, "layers": layers, "kept": kept, "distance": distance, "texts": count, "text_tokens": tokens}
+    given = {"mode": mode, "layers": layers, "kept": kept, "distance": distance, "beam": beam, "texts": count}
+    given |= {"text_tokens": tokens, "text_batch": batch, "replay": replay and str(replay)}
     try:
-        options = SearchOptions.model_validate(
-            {**given, "text_batch": batch, "beam": beam, "replay": replay and str(replay)}
-        )
+        options = SearchOptions.model_validate(given)
     except ValidationError as error:
         problem = error.errors()[0]
         name = str(problem["loc"][0])
         raise BadInput(f"--{named.get(name, name)} {problem['input']}: {problem['msg']}.") from None
-    if mode not in ("SR", "S"):
+    if not options.condenses:
         raise BadInput(
             f"--mode {mode}: SR or S; trimmed models are baselines of `plait run -p cdmoe` and are not written."
         )
@@ -83,21 +81,25 @@ def condense(
 def _condense(path: Path, texts: Path, out: Path, options: SearchOptions, dtype: str, stored: Path, dry: bool) -> None:
     for cache in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):  # of torch's and oneDNN's compiled kernels:
         os.environ.setdefault(cache, "16")  # else one is kept for every number of tokens that an expert gets
-    from .streaming import Folder
-
-    folder = Folder(path)
-    raw = read_texts(texts, options.texts)
     import torch
 
-    from .storage import quiet
+    from plait_zoo.corpus import read_files
+
+    from .decoder import Decoder
+    from .search import Search, SearchState
+    from .streaming import Folder, Streamed, estimate, write
+
+    folder = Folder(path)
+    raw = [text for part in read_files(str(texts), most=options.texts, by_line=True).values() for text in part]
+    raw = raw[: options.texts]
+    if len(raw) < options.texts:
+        print(f"{texts} has {len(raw)} texts and not {options.texts}: all of them are used", file=sys.stderr)
+    from .storage import quiet  # which brings in transformers
 
     with quiet():
-        from .search import Search, SearchState
-        from .streaming import estimate, opened, write
-
-        decoder = opened(folder, None if dtype == "stored" else getattr(torch, dtype))
-        rows = tokens_of(path, raw, decoder.model.get_input_embeddings().weight.shape[0])
-        expected = estimate(folder, decoder.model, options, [len(row) for row in rows])
+        streamed = Streamed(folder, None if dtype == "stored" else getattr(torch, dtype))
+        rows = tokens_of(path, raw, streamed.model.get_input_embeddings().weight.shape[0])
+        expected = estimate(folder, streamed.model, options, [len(row) for row in rows])
         _say(expected, folder, len(rows), options)
         _room(out, expected)
         if dry:
@@ -105,7 +107,7 @@ def _condense(path: Path, texts: Path, out: Path, options: SearchOptions, dtype:
         started, bars = time.perf_counter(), _Bars()
         try:
             search = Search(
-                decoder,
+                Decoder(streamed.model, streamed),
                 rows,
                 options,
                 state=SearchState.load(stored) if stored.exists() else None,
@@ -113,7 +115,7 @@ def _condense(path: Path, texts: Path, out: Path, options: SearchOptions, dtype:
                 tell=bars.tell,
             )
             search.run()
-            write(folder, search, out, report(search.state, options, expected), bars.tell)
+            write(folder, search, out, bars.tell)
         finally:
             bars.stop()
     stored.unlink(missing_ok=True)
@@ -121,60 +123,28 @@ def _condense(path: Path, texts: Path, out: Path, options: SearchOptions, dtype:
     print(f"condensed layers {search.state.order}, {expected.model / 1e9:.3f} GB -> {after / 1e9:.3f} GB: {out}")
     never = search.state.gates.never_selected()
     if never:
-        print(
-            f"never selected on these texts, and no candidates: {len(never)} experts (layer, expert): {never[:8]} ..."
-        )
-    print(
-        f"{time.perf_counter() - started:.0f} s. Load it with: import plait_cdmoe; AutoModelForCausalLM.from_pretrained"
-    )
-
-
-def read_texts(file: Path, count: int) -> list[str]:
-    """The first ``count`` texts; fewer than asked for is said and all are used.
-
-    Raises:
-        BadInput: a file that is missing, empty, not JSON, or without the field.
-    """
-    from plait_zoo.corpus import read_files
-
-    texts = [text for part in read_files(str(file), most=count, by_line=True).values() for text in part][:count]
-    if len(texts) < count:
-        print(f"{file} has {len(texts)} texts and not {count}: all of them are used", file=sys.stderr)
-    return texts
+        print(f"never selected on these texts, and no candidates: {len(never)} (layer, expert): {never[:8]} ...")
+    seconds = time.perf_counter() - started
+    print(f"{seconds:.0f} s. Load it with: import plait_cdmoe; AutoModelForCausalLM.from_pretrained")
 
 
 def tokens_of(path: Path, texts: list[str], size: int) -> list[Tensor]:
     """Token ids of each text by the model's own tokenizer.
 
     Raises:
-        CdmoeError: no tokenizer in the folder, or one with more tokens than the model has.
+        CdmoeError: no tokenizer's files in the folder, or more tokens than the model has.
+        BadInput: a tokenizer that cannot be loaded.
     """
     import torch
-    from transformers import AutoTokenizer
+
+    from plait_zoo.tokenization import load_folder
 
     if not any((path / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         raise CdmoeError(f"{path} has no tokenizer: its files are missing (tokenizer.json, or tokenizer.model)")
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(path, local_files_only=True)
-    except Exception as error:  # a stranger's files make it raise many things
-        raise CdmoeError(f"{path} has no tokenizer that can be loaded: {first_line(error)}") from error
-    if len(tokenizer) > size:
-        raise CdmoeError(f"{path}: the tokenizer has {len(tokenizer)} tokens and the model {size}")
-    return [torch.tensor(ids, dtype=torch.int64) for ids in tokenizer(texts)["input_ids"]]
-
-
-def report(state: SearchState, options: SearchOptions, expected: Estimate) -> dict[str, Any]:
-    """What is written beside the model: the search and where it came from."""
-    import torch
-    import transformers
-
-    return {
-        "options": options.model_dump(mode="json"),
-        "search": state.dump(),
-        "never_selected": state.gates.never_selected(),
-        "bytes_before": expected.model,
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-    }
+    tokenizer = load_folder(str(path))
+    if tokenizer.size > size:
+        raise CdmoeError(f"{path}: the tokenizer has {tokenizer.size} tokens and the model {size}")
+    return [torch.tensor(ids, dtype=torch.int64) for ids in tokenizer.backend(texts)["input_ids"]]
 
 
 def _say(expected: Estimate, folder: Folder, texts: int, options: SearchOptions) -> None:

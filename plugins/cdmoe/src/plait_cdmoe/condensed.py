@@ -16,12 +16,9 @@ __all__ = ["CondensedMLP", "SwiGLU", "condensed_layer", "fold"]
 
 
 class SwiGLU(nn.Module):
-    """y = W_down ( act(W_gate x) * (W_up x) * c ).
+    """y = W_down ( act(W_gate x) * (W_up x) * c ), d -> width -> d.
 
-    Args:
-        hidden, width: d and the number of channels.
-        act: the nonlinearity.
-        scale: whether there is c [width]; it is a buffer, and `fold` moves it into W_down.
+    With ``scale`` there is c [width]: a buffer, which `fold` moves into W_down.
     """
 
     scale: Tensor | None
@@ -47,8 +44,7 @@ class CondensedMLP(nn.Module):
     """A condensed mixture-of-experts layer: no router, the same computation for every token.
 
     Args:
-        config: of the model; hidden size, widths and nonlinearity are read from it.
-        layout: of its family.
+        config, layout: of the model and its family.
         kept: k, the number of routed experts.
         scale: keep their weights c apart, as fine-tuning needs it; else they are in W_down.
 
@@ -84,11 +80,7 @@ class CondensedMLP(nn.Module):
 def condensed_layer(family: Family, layer: int, kept: Sequence[int], weights: Sequence[float]) -> CondensedMLP:
     """CD_l(x) = S(x) + sum of w_e f_e(x) over the kept experts, with copies of the model's weights.
 
-    Args:
-        family: the original model.
-        layer: l.
-        kept: experts C_l, in their order; empty for CD-MoE-S.
-        weights: w_e of each of them.
+    ``kept`` is C_l in its order, empty for CD-MoE-S, and ``weights`` has w_e of each of them.
 
     Raises:
         CdmoeError: an index out of range or given twice, a weight that is not finite, nothing left in the layer.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,12 +26,14 @@ class TextBatch:
     rows: tuple[int, ...]
     ids: Tensor
 
+    def owners(self, device: torch.device) -> Tensor:
+        """The text of each token, int64 [B*T]."""
+        return torch.tensor(self.rows, device=device).repeat_interleave(self.ids.shape[1])
+
 
 def unpadded(ids: Tensor, mask: Tensor | None) -> list[Tensor]:
     """The texts of a padded batch, ids and mask [B, T], padded on whichever side; without a mask they are whole."""
-    return [
-        row if mask is None else row[keep.bool()] for row, keep in zip(ids, ids if mask is None else mask, strict=True)
-    ]
+    return list(ids) if mask is None else [row[keep.bool()] for row, keep in zip(ids, mask, strict=True)]
 
 
 def batches_of(texts: Sequence[Tensor], size: int, limit: int | None = None) -> list[TextBatch]:
@@ -47,20 +49,13 @@ def batches_of(texts: Sequence[Tensor], size: int, limit: int | None = None) -> 
     ]
 
 
-class Weights(Protocol):
-    """Where the weights of a decoder layer are while it computes."""
+class Weights:
+    """Where the weights of a decoder layer are while it computes; here in the model, at all times."""
 
-    resident: bool
-    """All layers have theirs at all times."""
-
-    def of(self, place: int) -> contextlib.AbstractContextManager[None]:
-        """Inside the context the decoder layer of that index has its weights."""
-
-
-class _Resident:
     resident = True
 
     def of(self, place: int) -> contextlib.AbstractContextManager[None]:
+        """Inside the context the decoder layer of that index has its weights."""
         return contextlib.nullcontext()
 
 
@@ -80,14 +75,11 @@ class Decoder:
     """A model of transformers (``model.model.layers``, ``.norm``) in eval mode, layer by layer.
 
     In float64, and where rows are no multiple of 16 bytes, it switches to the eager experts: the others cannot do it.
-
-    Args:
-        model: ``...ForCausalLM``.
-        weights: where its layers' weights come from; default: they are in the model.
+    ``weights`` says where its layers' weights come from; default: they are in the model.
     """
 
     def __init__(self, model: Any, weights: Weights | None = None) -> None:
-        self.model, self.layers, self.weights = model.eval(), model.model.layers, weights or _Resident()
+        self.model, self.layers, self.weights = model.eval(), model.model.layers, weights or Weights()
         dtype = next(model.parameters()).dtype
         sizes = (model.config.hidden_size, getattr(model.config, "moe_intermediate_size", 0))
         odd = dtype == torch.float64 or any(size * dtype.itemsize % 16 for size in sizes)

@@ -10,11 +10,7 @@ from typing import Any
 
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel, initialization
-from transformers.models.deepseek_v2.modeling_deepseek_v2 import (
-    DeepseekV2Experts,
-    DeepseekV2Moe,
-    DeepseekV2TopkRouter,
-)
+from transformers.models.deepseek_v2.modeling_deepseek_v2 import DeepseekV2Experts, DeepseekV2Moe, DeepseekV2TopkRouter
 from transformers.utils.output_capturing import OutputRecorder
 
 __all__ = ["DeepseekConfig", "DeepseekForCausalLM"]

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import get_args
 
 import torch
 from torch import Tensor
 
+from .options import Kind
+
 __all__ = ["KINDS", "Distance", "distance", "jensen_shannon"]
 
-Kind = Literal["js_hidden", "js_logits", "mse", "cosine"]
-KINDS: tuple[Kind, ...] = ("js_hidden", "js_logits", "mse", "cosine")
+KINDS: tuple[Kind, ...] = get_args(Kind)
 EPSILON = 1e-10
 WORKING = 96 * 2**20
 """Bytes of a distance's own tensors at a time: eight of the size of the states, in float32."""

@@ -25,14 +25,8 @@ BUDGET = 512 * 2**20
 
 @dataclass(frozen=True)
 class Capture:
-    """What a layer saw of one batch of texts; n tokens.
-
-    Attributes:
-        owners: the text of each token, int64 [n].
-        x: the layer's input, after the norm, [n, d].
-        base: residual plus shared expert, r + S(x), [n, d].
-        reference: the decoder layer's output in the original model, [n, d].
-    """
+    """What a layer saw of n tokens: the text of each int64 [n]; its input after the norm, r + S(x) (residual plus
+    shared expert), and the decoder layer's output in the original model, [n, d] each."""
 
     owners: Tensor
     x: Tensor
@@ -54,11 +48,10 @@ class ExpertScores:
 
     Args:
         family, layer: the original model and l.
-        captures: of all texts (of this process).
+        captures: of the texts of this process.
         weights: w_e, float64 [E], NaN where there is none.
         lengths: tokens of every text, float64 [texts].
-        distance: between states.
-        final: what follows the layer before states are compared: the final norm after the last one, else nothing.
+        distance: between states, after ``final``: the final norm behind the last layer, else nothing.
         reduce: the sum over processes.
         budget: bytes of expert outputs at a time; what does not fit is computed anew at each greedy step.
     """
@@ -75,18 +68,12 @@ class ExpertScores:
         reduce: Reduce = lambda tensor: tensor,
         budget: int = BUDGET,
     ) -> None:
-        geometry = family.geometry()
         self.up, self.down = family.stacked(layer)
-        self.act, self.lengths, self.distance, self.final, self.reduce = (
-            activation(family.config),
-            lengths,
-            distance,
-            final,
-            reduce,
-        )
-        self.weights = weights.nan_to_num(0.0).to(self.down)
-        row = geometry.experts * geometry.hidden * self.down.element_size()
-        step = max(1, min(budget, WORKING) // (8 * max(row, 4 * geometry.experts * geometry.hidden)))
+        self.act, self.weights = activation(family.config), weights.nan_to_num(0.0).to(self.down)
+        self.lengths, self.distance, self.final, self.reduce = lengths, distance, final, reduce
+        experts, hidden, _ = self.down.shape
+        row = experts * hidden * self.down.element_size()
+        step = max(1, min(budget, WORKING) // (8 * max(row, 4 * experts * hidden)))
         self.chunks = [
             Capture(c.owners[s : s + step], c.x[s : s + step], c.base[s : s + step], c.reference[s : s + step])
             for c in captures
@@ -115,19 +102,13 @@ class ExpertScores:
 
 
 def slow_scores(
-    decoder: Decoder,
-    family: Family,
-    layer: int,
-    batches: Sequence[TextBatch],
-    weights: Tensor,
-    distance: Distance,
+    decoder: Decoder, family: Family, layer: int, batches: Sequence[TextBatch], weights: Tensor, distance: Distance
 ) -> Callable[[Sequence[int]], Tensor]:
-    """The same scores as the authors' code computes them: the network anew for every candidate, its layer in place.
-
-    Args as in `ExpertScores`. It is the oracle of the tests and of the measured ratio.
-    """
+    """The same scores as the authors' code computes them, the network anew for every candidate: the tests' oracle."""
     place = family.moe_layers()[layer]
     lengths = torch.zeros(1 + max(row for batch in batches for row in batch.rows), dtype=torch.float64)
+    for batch in batches:
+        lengths[list(batch.rows)] = batch.ids.shape[1]
 
     def state(batch: TextBatch, mlp: nn.Module | None) -> Tensor:
         hidden = decoder.embed(batch)
@@ -148,7 +129,6 @@ def slow_scores(
             for batch in batches:
                 apart = distance(state(batch, None), state(batch, mlp))
                 sums[list(batch.rows)] = apart.double().sum(1).cpu()
-                lengths[list(batch.rows)] = batch.ids.shape[1]
             scores[expert] = mean_over_texts(sums, lengths)
         return scores
 
@@ -158,17 +138,16 @@ def slow_scores(
 def greedy_experts(
     score: Callable[[Sequence[int]], Tensor], weights: Tensor, count: int, layer: int, chosen: Sequence[int] = ()
 ) -> Iterator[tuple[int, float]]:
-    """Add the expert with the smallest distance until there are ``count``; ties: the lowest index.
+    """Add the expert with the smallest distance until there are ``count`` (k); ties: the lowest index.
 
     Args:
         score: distances [E] with each expert added to those chosen.
         weights: w_e [E]; an expert without one (NaN) is no candidate.
-        count: k.
         layer: l, for messages.
         chosen: where to go on.
 
     Yields:
-        The expert and the distance with it. The order matters: a prefix is the choice for a smaller k.
+        The expert and the distance with it; a prefix is the choice for a smaller k.
 
     Raises:
         CdmoeError: fewer experts were ever selected than are to be kept, or a distance is not finite.

@@ -20,12 +20,8 @@ __all__ = ["LAYOUTS", "Family", "Geometry", "Layout", "activation"]
 
 @dataclass(frozen=True)
 class Layout:
-    """Names inside a family's mixture-of-experts block.
-
-    Attributes:
-        shared: of the shared expert, one MLP whatever their number; None: the family has none.
-        shared_gate: of the linear layer [1, d] whose sigmoid scales it, or None.
-    """
+    """Names inside a family's block: of the shared expert (one MLP whatever their number), and of the linear layer
+    [1, d] whose sigmoid scales it; None: the family has none."""
 
     shared: str | None = "shared_experts"
     shared_gate: str | None = None
@@ -43,12 +39,8 @@ LAYOUTS: dict[str, Layout] = {
 
 @dataclass(frozen=True)
 class Geometry:
-    """Sizes of the mixture-of-experts layers (equal in all of them).
-
-    Attributes:
-        layers, hidden, width, experts, per_token, shared: L, d, m, E, K, s (0 without a shared expert).
-        gated: the shared expert has a gate for each token.
-    """
+    """Sizes of the mixture-of-experts layers: L, d, m, E, K, s (0 without a shared expert), and whether the shared
+    expert has a gate for each token."""
 
     layers: int
     hidden: int

@@ -18,10 +18,7 @@ __all__ = ["Finetuned", "as_control", "finetune", "freeze"]
 
 
 def freeze(model: nn.Module) -> list[str]:
-    """Leave only the linear weights of condensed layers trainable; the shared expert's gate is not among them.
-
-    Returns:
-        Names of the trainable parameters.
+    """Leave only the linear weights of condensed layers trainable, without the shared expert's gate; their names.
 
     Raises:
         CdmoeError: the model has no condensed layer.
@@ -58,15 +55,12 @@ class _Rows(nn.Module):
 
 
 def as_control(model: Any, layers: dict[int, list[int]], shared: str | None) -> list[str]:
-    """The original model with the same tensors trainable that `freeze` leaves in the condensed one, in place.
+    """Leave of the original model trainable what `freeze` leaves in the condensed one, in place; the names.
 
     Args:
         model: the original, routed model.
         layers: decoder index -> experts that would be kept.
         shared: name of the shared expert in a block.
-
-    Returns:
-        Names of the trainable parameters.
     """
     model.requires_grad_(False)
     for place, kept in layers.items():
@@ -108,9 +102,7 @@ def finetune(
         model: condensed, its constants not yet folded.
         batches: token ids [B, T] and the attention mask or None; padding is not trained on.
         steps: of the optimizer, at most; the learning rate follows them.
-        lr: peak learning rate.
-        warmup: share of the steps.
-        floor: share of the peak at the end.
+        lr, warmup, floor: peak learning rate; share of the steps; share of the peak at the end.
         clip: largest norm of the gradient.
         frozen: what is trainable has been chosen (`freeze`, `as_control`); default: `freeze` does it.
 
@@ -121,6 +113,7 @@ def finetune(
         freeze(model)
     weights = [p for p in model.parameters() if p.requires_grad]
     masters = [p if p.dtype in (torch.float32, torch.float64) else p.detach().float().clone() for p in weights]
+    copies = [(master, weight) for master, weight in zip(masters, weights, strict=True) if master is not weight]
     optimizer = torch.optim.AdamW(masters, lr=lr, weight_decay=0.01)
     rising = max(1, round(warmup * steps))
     losses: list[float] = []
@@ -141,15 +134,13 @@ def finetune(
                 f"fine-tuning step {step + 1}: the loss is {float(loss.detach())}; lower the learning rate"
             )
         torch.autograd.backward(loss)
-        for master, weight in zip(masters, weights, strict=True):
-            if master is not weight:
-                master.grad = None if weight.grad is None else weight.grad.float()
+        for master, weight in copies:
+            master.grad = None if weight.grad is None else weight.grad.float()
         torch.nn.utils.clip_grad_norm_(masters, clip)
         optimizer.step()
         with torch.no_grad():
-            for master, weight in zip(masters, weights, strict=True):
-                if master is not weight:
-                    weight.copy_(master)
+            for master, weight in copies:
+                weight.copy_(master)
         losses.append(float(loss.detach()))
     model.train(was)
     return Finetuned(len(losses), losses)

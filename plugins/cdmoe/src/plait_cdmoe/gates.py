@@ -10,17 +10,12 @@ from torch import Tensor
 
 from .families import Family
 
-__all__ = ["GateStats", "gates_by_text"]
+__all__ = ["GateStats", "gates_by_text", "in_order", "most"]
 
 
 def gates_by_text(family: Family, layer: int, x: Tensor, owners: Tensor, texts: int) -> tuple[Tensor, Tensor]:
-    """Sums of gates float64 and counts int64, both [texts, E], of a layer's input.
-
-    Args:
-        x: what enters the layer, [n, d].
-        owners: the text of each token, int64 [n].
-        texts: how many there are in all.
-    """
+    """Sums of gates float64 and counts int64, both [texts, E], of a layer's input x [n, d]; ``owners`` int64 [n] has
+    the text of each token."""
     experts = family.geometry().experts
     index, weight = family.gates(layer, x)
     cells = (owners[:, None] * experts + index).flatten()
@@ -32,13 +27,8 @@ def gates_by_text(family: Family, layer: int, x: Tensor, owners: Tensor, texts: 
 
 @dataclass
 class GateStats:
-    """Of each layer and expert over the tokens that chose it.
-
-    Attributes:
-        sums: sum of the gates, L lists of E numbers.
-        counts: tokens that chose the expert.
-        tokens: tokens in all.
-    """
+    """Of each layer and expert, L lists of E numbers: the sum of its gates over the tokens that chose it, and how many
+    these are; and the number of all tokens."""
 
     sums: list[list[float]] = field(default_factory=list)
     counts: list[list[int]] = field(default_factory=list)
@@ -47,9 +37,7 @@ class GateStats:
     def weights(self, layer: int, *, conditional: bool = True) -> Tensor:
         """w_{l,e}, float64 [E]: the mean gate among the tokens that chose e; NaN for an expert that none chose.
 
-        Args:
-            layer: l.
-            conditional: False: the mean over all tokens (an ablation; 2 to 8 % worse).
+        Not ``conditional``: the mean over all tokens (an ablation; 2 to 8 % worse).
         """
         sums = torch.tensor(self.sums[layer], dtype=torch.float64)
         counts = torch.tensor(self.counts[layer], dtype=torch.float64)
@@ -62,16 +50,13 @@ class GateStats:
 
     def add(self, sums: Tensor, counts: Tensor) -> None:
         """Append a layer from `gates_by_text`, summed over texts in their order."""
-        self.sums.append(_in_order(sums).tolist())
+        self.sums.append(in_order(sums).tolist())
         self.counts.append(counts.sum(0).tolist())
 
 
-def _in_order(rows: Tensor) -> Tensor:
-    """The sum over rows [n, E] one after the other, so that it is the same whoever computed which row."""
-    total = torch.zeros_like(rows[0])
-    for row in rows:
-        total = total + row
-    return total
+def in_order(rows: Tensor) -> Tensor:
+    """The sum over rows [n, ...] one after the other, so that it is the same whoever computed which row."""
+    return rows.cpu().cumsum(0)[-1]
 
 
 def most(values: Sequence[float], count: int, allowed: Sequence[int]) -> list[int]:

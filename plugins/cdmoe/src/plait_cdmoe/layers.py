@@ -6,6 +6,7 @@ network together: each leaves the common states where its layer is, and every la
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -39,10 +40,7 @@ class LayerSearch:
         decoder: the original model.
         places: decoder index of each of the L layers.
         replacement: l -> the module that takes the place of its MLP; asked while the layer has its weights.
-        batches: the texts (of this process).
-        lengths: tokens of every text, float64 [texts].
-        distance: between final states.
-        reduce: the sum over processes.
+        batches, lengths, distance, reduce: as of `plait_cdmoe.experts.ExpertScores`.
     """
 
     decoder: Decoder
@@ -58,17 +56,15 @@ class LayerSearch:
         """Mean distance with each layer condensed besides those of ``order``, float64 [L]; inf for these."""
         if not self._reference:
             self._reference = [state for span in self._spans() for state in self._carry(span, (), ())[0]]
-        layers = len(self.places)
-        candidates = [layer for layer in range(layers) if layer not in order]
-        sums = torch.zeros(layers, len(self.lengths), dtype=torch.float64, device=self.lengths.device)
-        done = 0
+        candidates = [layer for layer in range(len(self.places)) if layer not in order]
+        sums = torch.zeros(len(self.places), len(self.lengths), dtype=torch.float64, device=self.lengths.device)
+        references = iter(self._reference)
         for span in self._spans():
             _, forks = self._carry(span, order, candidates)
             for batch, states in zip(span, forks, strict=True):
-                apart = self.distance(self._reference[done], states).double().sum(-1)  # [C, B]
+                apart = self.distance(next(references), states).double().sum(-1)  # [C, B]
                 cells = torch.tensor(candidates)[:, None], torch.tensor(batch.rows)
                 sums[cells] = apart.to(sums.device)
-                done += 1
         scores = mean_over_texts(self.reduce(sums), self.lengths)
         scores[list(order)] = torch.inf
         return scores
@@ -115,7 +111,7 @@ class LayerSearch:
             for layer, value in enumerate(self.scores(beam.order).tolist()):
                 if layer in beam.order:
                     continue
-                if value != value or value in (float("inf"), float("-inf")):
+                if not math.isfinite(value):
                     raise CdmoeError(f"the distance with layer {layer} condensed is {value}")
                 way = Beam((*beam.order, layer), (*beam.distances, value))
                 there = ways.get(frozenset(way.order))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from plait.training.frozen import evaluating
 from plait.training.objectives import token_losses
 
 __all__ = [
     "Speed",
-    "clock",
     "layer_speed",
     "losses_of",
     "multiple_choice",
@@ -67,14 +68,15 @@ def multiple_choice(
 ) -> dict[str, float]:
     """Which of four continuations is the true one: % right in each domain, and over all questions (``""``); chance 25.
 
+    The answer is the continuation with the largest summed log-likelihood; wrong ones are from random places of the
+    same domain.
+
     Args:
         model: of transformers.
         streams: domain -> its tokens in a row, int64 [N].
         questions: of each domain, at most one for each ``option`` tokens of its stream.
-        context, option: tokens before, and of each continuation. Wrong ones are from random places of the same domain.
+        context, option: tokens before, and of each continuation.
         seed: of the questions; the same for every model.
-
-    The answer is the continuation with the largest summed log-likelihood.
     """
     right: dict[str, Tensor] = {}
     for number, (name, stream) in enumerate(streams.items()):
@@ -126,17 +128,14 @@ def speed_of(
     one = ids[:1, : max(1, length // 4)]
     settings: dict[str, Any] = {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False, "pad_token_id": 0}
     settings["attention_mask"] = torch.ones_like(one)
-    training = [model.training for model in models]
-    for model in models:
-        model.eval()
-    prefill = _turns([partial(model, ids, use_cache=False) for model in models], device, repeats)
-    decoding = [math.nan] * len(models)
-    if decode:
-        decoding = _turns([partial(model.generate, one, **settings) for model in models], device, max(3, repeats // 4))
-    for model, was in zip(models, training, strict=True):
-        model.train(was)
+    with contextlib.ExitStack() as stack:
+        for model in models:
+            stack.enter_context(evaluating(model))
+        prefill = _turns([partial(model, ids, use_cache=False) for model in models], device, repeats)
+        generating = [partial(model.generate, one, **settings) for model in models]
+        decoding = _turns(generating, device, max(3, repeats // 4)) if decode else [math.nan] * len(models)
     return [
-        Speed(rows * length / first, new / later, str(getattr(model.config, "_experts_implementation", "grouped_mm")))
+        Speed(rows * length / first, new / later, model.config._experts_implementation)
         for model, first, later in zip(models, prefill, decoding, strict=True)
     ]
 
@@ -154,14 +153,14 @@ def _turns(works: Sequence[Callable[[], object]], device: torch.device, repeats:
     taken: list[list[float]] = [[] for _ in works]
     for turn in range(repeats + 3):
         for at, work in enumerate(works):
-            started = clock(device)
+            started = _clock(device)
             work()
             if turn >= 3:
-                taken[at].append(clock(device) - started)
+                taken[at].append(_clock(device) - started)
     return [max(median(times), 1e-9) for times in taken]
 
 
-def clock(device: torch.device) -> float:
+def _clock(device: torch.device) -> float:
     """Seconds: of this process on the CPU, else of the wall after the device has finished."""
     if device.type == "cpu":
         return time.process_time()

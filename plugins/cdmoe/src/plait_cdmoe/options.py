@@ -12,6 +12,8 @@ from plait import PresetOptions
 from .presets import BASELINES
 
 Mode = Literal["SR", "S", "layer-drop", "layer-trimming", "block-trimming"]
+Kind = Literal["js_hidden", "js_logits", "mse", "cosine"]
+"""Of distance."""
 
 
 class SearchOptions(PresetOptions):
@@ -35,7 +37,7 @@ class SearchOptions(PresetOptions):
     weights: Literal["conditional", "unconditional"] = Field(
         "conditional", description="constant of a kept expert: its mean gate where it was selected, or over all tokens"
     )
-    distance: Literal["js_hidden", "js_logits", "mse", "cosine"] = Field(
+    distance: Kind = Field(
         "js_hidden",
         description="between states: JS of softmax over hidden channels (the paper), of the next token, and so on",
     )
@@ -48,6 +50,11 @@ class SearchOptions(PresetOptions):
     replay: str | None = Field(
         None, description="folder with the authors' JSON files (gates, experts, layers) in the place of the search"
     )
+
+    @property
+    def condenses(self) -> bool:
+        """Whether the mode is the method's: others remove layers or blocks whole."""
+        return self.mode in ("SR", "S")
 
 
 class CdmoeOptions(SearchOptions):

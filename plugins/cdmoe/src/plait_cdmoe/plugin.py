@@ -76,9 +76,9 @@ class CdmoePlugin(Plugin):
     @hookimpl
     def transform_data(self, data: Data) -> Data:
         """Validation and test cut to a number of windows of each domain."""
-        from .weave import shortened
+        from .windows import shortened
 
-        return shortened(self.options, data)
+        return shortened(data, self.options.windows)
 
     @hookimpl
     def transform_model(self, trainer: Trainer, model: nn.Module, data: Data) -> nn.Module:

@@ -94,16 +94,15 @@ def replayed(search: Search, folder: Path) -> None:
     Raises:
         CdmoeError: a file that is missing or does not fit the model.
     """
-    sizes, state = search.geometry, search.state
-    state.gates = read_gates(_json(folder / "gates.json"), sizes.layers, sizes.experts, str(folder / "gates.json"))
-    order = read_order(_json(folder / "layers.json"), sizes.layers, str(folder / "layers.json"))
-    if len(order) < search.options.layers:
-        raise CdmoeError(
-            f"{folder / 'layers.json'}: {len(order)} layers are in it, and {search.options.layers} are wanted"
-        )
+    sizes, state, wanted = search.geometry, search.state, search.options.layers
+    gates, experts, layers = (folder / f"{name}.json" for name in ("gates", "experts", "layers"))
+    state.gates = read_gates(_json(gates), sizes.layers, sizes.experts, str(gates))
+    order = read_order(_json(layers), sizes.layers, str(layers))
+    if len(order) < wanted:
+        raise CdmoeError(f"{layers}: {len(order)} layers are in it, and {wanted} are wanted")
     lists: list[list[int]] = [[] for _ in range(sizes.layers)]
     if search.kept:
-        lists = read_experts(_json(folder / "experts.json"), sizes.layers, str(folder / "experts.json"))
+        lists = read_experts(_json(experts), sizes.layers, str(experts))
     for layer, kept in enumerate(lists):
         if len(kept) < search.kept:
             raise CdmoeError(f"layer {layer}: its keep list has {len(kept)} experts, and {search.kept} are wanted")
@@ -112,4 +111,4 @@ def replayed(search: Search, folder: Path) -> None:
                 raise CdmoeError(f"layer {layer}: expert {expert} of its keep list has no gate weight")
     state.keep = [kept[: search.kept] for kept in lists]
     state.traces = [[] for _ in lists]
-    state.beams = [Beam(tuple(order[: search.options.layers]), ())]
+    state.beams = [Beam(tuple(order[:wanted]), ())]

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -129,7 +128,7 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-MODELS = frozenset(model for _, model in CONDENSED.values())
+MODELS: tuple[type, ...] = tuple(model for _, model in CONDENSED.values())
 
 
 @torch.no_grad()
@@ -150,10 +149,9 @@ def _register() -> None:
     for kind, (config, model) in table.items():
         AutoConfig.register(kind, config)
         AutoModelForCausalLM.register(config, model)
-        family = "qwen2_moe" if kind.removeprefix(PREFIX) == "deepseek" else kind.removeprefix(PREFIX)
+        family = kind.removeprefix(PREFIX)
         mapping = get_checkpoint_conversion_mapping(family) or get_checkpoint_conversion_mapping("qwen2_moe")
         register_checkpoint_conversion_mapping(kind, mapping)
-    for config, model in table.values():
         globals()[config.__name__], globals()[model.__name__] = config, model
 
 
@@ -161,10 +159,10 @@ def condensed_config(config: Any, entries: Entries) -> Any:
     """The condensed configuration of a model's."""
     kind = config.model_type.removeprefix(PREFIX)
     given = {k: v for k, v in config.to_dict().items() if k not in ("model_type", "architectures", "condensed_layers")}
-    made = CONDENSED[kind][0](**given, condensed_layers=entries)
-    made._attn_implementation = config._attn_implementation
-    made._experts_implementation = config._experts_implementation
-    return made
+    small = CONDENSED[kind][0](**given, condensed_layers=entries)
+    small._attn_implementation = config._attn_implementation
+    small._experts_implementation = config._experts_implementation
+    return small
 
 
 @torch.no_grad()
@@ -178,11 +176,10 @@ def rebuild(model: Any, layers: Mapping[int, CondensedMLP], entries: Entries) ->
         small = CONDENSED[config.model_type.removeprefix(PREFIX)][1](config)
     for place, layer in layers.items():
         small.model.layers[place].mlp = layer
-    there: dict[str, Tensor] = dict(model.state_dict(keep_vars=True))
-    for place in layers:
-        mine = small.model.layers[place].mlp.state_dict(prefix=f"model.layers.{place}.mlp.", keep_vars=True)
-        there = {k: v for k, v in there.items() if not k.startswith(f"model.layers.{place}.mlp.")} | mine
-    small.load_state_dict(there, assign=True)
+    inside = tuple(f"model.layers.{place}.mlp." for place in layers)
+    others = {k: v for k, v in model.state_dict(keep_vars=True).items() if not k.startswith(inside)}
+    condensed = {k: v for k, v in small.state_dict(keep_vars=True).items() if k.startswith(inside)}
+    small.load_state_dict(others | condensed, assign=True)
     small.model.rotary_emb = copy.deepcopy(model.model.rotary_emb)
     small.tie_weights()
     small.generation_config = copy.deepcopy(model.generation_config)

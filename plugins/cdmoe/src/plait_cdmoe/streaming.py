@@ -12,7 +12,7 @@ import ctypes
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .condensed import fold
-from .decoder import Decoder
+from .decoder import Weights
 from .distance import WORKING
 from .errors import CdmoeError
 from .experts import BUDGET
@@ -33,7 +33,7 @@ from .layers import ROWS
 from .options import SearchOptions
 from .search import Search, checked
 
-__all__ = ["Estimate", "Folder", "Streamed", "estimate", "opened", "write"]
+__all__ = ["Estimate", "Folder", "Streamed", "estimate", "write"]
 
 LAYER = re.compile(r"model\.layers\.(\d+)\.")
 KERNELS = 160 * 2**20
@@ -62,6 +62,7 @@ class Folder:
         self.files = sorted(path.glob("*.safetensors"))
         if not self.files:
             raise CdmoeError(f"{path} has no *.safetensors; convert other weights with save_pretrained")
+        self.size = sum(file.stat().st_size for file in self.files)
 
     @cached_property
     def places(self) -> dict[str, Path]:
@@ -93,8 +94,8 @@ class Folder:
                         yield name, stored.get_tensor(name)
 
 
-class Streamed:
-    """The weights of a folder, one decoder layer at a time (`plait_cdmoe.decoder.Weights`).
+class Streamed(Weights):
+    """The weights of a folder, one decoder layer at a time.
 
     Args:
         folder: of the model.
@@ -182,8 +183,7 @@ class Estimate:
     Attributes:
         model, written: bytes on disk, before and after.
         layer, outer: bytes of the largest decoder layer, and of what is in none (embeddings).
-        states, outputs, working: bytes of the states of the texts, of expert outputs that are kept, and of what a
-            layer needs while it computes.
+        states, outputs, working: bytes of the texts' states, of expert outputs that are kept, and of a layer at work.
         memory: the bound: bytes beside Python's own at most, without the pages of mapped files.
         work: floating-point operations.
     """
@@ -204,14 +204,7 @@ class Estimate:
 
 
 def estimate(folder: Folder, model: Any, options: SearchOptions, lengths: Sequence[int]) -> Estimate:
-    """Before anything is computed.
-
-    Args:
-        folder: of the model.
-        model: its architecture, on the meta device.
-        options: of the search.
-        lengths: tokens of each calibration text.
-    """
+    """Before anything is computed, of a model on the meta device and texts of these lengths."""
     family = Family(model)
     sizes, kept = family.geometry(), checked(options, family)
     width = 2 if "16" in str(model.dtype) else 4
@@ -227,10 +220,9 @@ def estimate(folder: Folder, model: Any, options: SearchOptions, lengths: Sequen
     cosines = 48 * sizes.hidden * options.text_batch * max(lengths)
     suffixes = sum((sizes.layers - t) / 2 for t in range(options.layers)) + 2
     active = sum(by_layer) - sizes.layers * 3 * sizes.hidden * sizes.width * (sizes.experts - sizes.per_token)
-    whole = sum(file.stat().st_size for file in folder.files)
     return Estimate(
-        model=whole,
-        written=whole - options.layers * sizes.removed(kept) * (whole // parameters),
+        model=folder.size,
+        written=folder.size - options.layers * sizes.removed(kept) * (folder.size // parameters),
         layer=max(by_layer) * width,
         outer=(parameters - sum(by_layer)) * width,
         states=max(survey, carried if options.layers else 0) * state,
@@ -242,42 +234,37 @@ def estimate(folder: Folder, model: Any, options: SearchOptions, lengths: Sequen
     )
 
 
-def write(
-    folder: Folder, search: Search, out: Path, report: Mapping[str, Any], tell: Callable[[str, int, int], object]
-) -> None:
+def write(folder: Folder, search: Search, out: Path, tell: Callable[[str, int, int], object]) -> None:
     """The condensed model beside where it goes, layer by layer, then put in place in one step.
 
-    Layers that stay are written as they are on disk; of the others everything but the experts.
+    Layers that stay are written as they are on disk; of the others everything but the experts. ``cdmoe_report.json``
+    says what was searched, and with what.
 
     Raises:
-        CdmoeError: ``out`` exists, or the disk is full.
+        CdmoeError: ``out`` is a folder with files, or the disk is full.
     """
-    if out.exists():
-        raise CdmoeError(f"{out} exists already: choose another folder")
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        _write_into(partial, folder, search, report, tell)
+        _write_into(partial, folder, search, tell)
         partial.rename(out)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise CdmoeError(f"{out} could not be written: {error}") from error
 
 
-def _write_into(
-    partial: Path, folder: Folder, search: Search, report: Mapping[str, Any], tell: Callable[[str, int, int], object]
-) -> None:
+def _write_into(partial: Path, folder: Folder, search: Search, tell: Callable[[str, int, int], object]) -> None:
+    import transformers
+
     from .storage import condensed_config
 
-    state, decoder = search.state, search.decoder
-    places = search.family.moe_layers()
-    chosen = {places[layer]: layer for layer in state.order[: search.options.layers]}
+    decoder, chosen = search.decoder, search.chosen()
     written: dict[str, str] = {}
     total = 0
-    for number, (place, names) in enumerate(
-        sorted(folder.names.items(), key=lambda item: -1 if item[0] is None else item[0]), 1
-    ):
+    places = sorted(folder.names, key=lambda place: -1 if place is None else place)
+    for number, place in enumerate(places, 1):
+        names = folder.names[place]
         if place in chosen:
             prefix = f"model.layers.{place}."
             with decoder.weights.of(place):
@@ -289,13 +276,13 @@ def _write_into(
             del small
         else:
             tensors = dict(folder.read(names))
-        name = f"model-{number:05d}-of-{len(folder.names):05d}.safetensors"
+        name = f"model-{number:05d}-of-{len(places):05d}.safetensors"
         save_file(tensors, partial / name, metadata={"format": "pt"})
         written |= dict.fromkeys(tensors, name)
         total += sum(t.numel() * t.element_size() for t in tensors.values())
         del tensors
         _give_back()
-        tell("writing", number, len(folder.names))
+        tell("writing", number, len(places))
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(written.items()))}
     (partial / "model.safetensors.index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
     config = condensed_config(decoder.model.config, search.entries())
@@ -305,10 +292,11 @@ def _write_into(
     for extra in folder.path.iterdir():  # tokenizer, generation settings
         if extra.is_file() and extra.suffix not in others and not (partial / extra.name).exists():
             shutil.copy2(extra, partial / extra.name)
-    (partial / "cdmoe_report.json").write_text(json.dumps(dict(report), indent=2), encoding="utf-8")
-
-
-def opened(folder: Folder, dtype: torch.dtype | None = None) -> Decoder:
-    """The folder's model as a chain of layers that are read when they compute."""
-    streamed = Streamed(folder, dtype)
-    return Decoder(streamed.model, streamed)
+    report = {
+        "options": search.options.model_dump(mode="json"),
+        "search": search.state.dump(),
+        "never_selected": search.state.gates.never_selected(),
+        "bytes_before": folder.size,
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+    }
+    (partial / "cdmoe_report.json").write_text(json.dumps(report, indent=2), encoding="utf-8")
