@@ -94,15 +94,15 @@ def main() -> None:
     month = summit_like(4608, 30 * 24.0, 0)
     made = time.process_time() - began
     trace = month if given.month else month.slice(0, 6 * 3600)
-    jobs_there = workload("nas", 30_000 if given.month else 2_000, 0)
-    began = time.process_time()
-    outcome = simulate(trace, jobs_there, "malletrain")
-    spent = time.process_time() - began
     changes = len(month.events[0])
     print(f"\na month of 4,608 nodes: {len(month.node)} idle fragments, {changes} changes,", end=" ")
-    print(f"made in {made:.1f} s")
-    print(f"simulated {trace.duration / 3600:.0f} h of it: {outcome.events} events in {spent:.1f} s,", end=" ")
-    print(f"{outcome.events / spent:.0f} events/s")
+    print(f"made in {made:.1f} s", flush=True)
+    jobs_there = workload("nas", 30_000 if given.month else 2_000, 0)
+    began, clock = time.process_time(), time.monotonic()
+    outcome = simulate(trace, jobs_there, "malletrain")
+    spent, passed = time.process_time() - began, time.monotonic() - clock
+    print(f"simulated {trace.duration / 3600:.0f} h of it: {outcome.events} events in {spent:.1f} s", end=" ")
+    print(f"({passed:.0f} s on the clock, load {os.getloadavg()[1]:.1f}), {outcome.events / spent:.0f} events/s")
     print(
         f"re-plans there: median {np.median(outcome.solver_ms):.2f} ms, p99 {np.percentile(outcome.solver_ms, 99):.2f}"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import sys
+import zlib
 from fractions import Fraction
 from pathlib import Path
 
@@ -37,6 +38,28 @@ def film(path: Path, count: int = 5, times: list[float] | None = None, **sizes: 
     with VideoWriter(path) as writer:
         for number in range(count):
             writer.write(picture(seed=number, **sizes), times[number] if times else number / 10)
+    return path
+
+
+def coded(
+    path: Path,
+    pictures: list[np.ndarray],
+    codec: str,
+    pixels: str,
+    given: str = "rgb24",
+    times: list[float] | None = None,
+) -> Path:
+    """A video of any codec and pixel format."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=10)
+        stream.height, stream.width, stream.pix_fmt = *pictures[0].shape[:2], pixels
+        unit = Fraction(1, 1000 if times else 10)
+        stream.time_base = stream.codec_context.time_base = unit
+        for number, pixel in enumerate(pictures):
+            frame = av.VideoFrame.from_ndarray(pixel, format=given)
+            frame.pts, frame.time_base = round((times[number] if times else number / 10) / unit), unit
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
     return path
 
 
@@ -86,17 +109,36 @@ def test_a_video_without_loss_is_read_as_it_was_written(tmp_path: Path) -> None:
 
 
 def test_a_grey_video_is_read_as_colours(tmp_path: Path) -> None:
-    with av.open(str(tmp_path / "grey.mkv"), "w") as container:
-        stream = container.add_stream("ffv1", rate=Fraction(10))
-        stream.width, stream.height, stream.pix_fmt = 32, 24, "gray"
-        grey = np.arange(24 * 32, dtype=np.uint8).reshape(24, 32)
-        for packet in stream.encode(av.VideoFrame.from_ndarray(grey, format="gray")):
-            container.mux(packet)
-        for packet in stream.encode():
-            container.mux(packet)
-    clip = read_clip(tmp_path / "grey.mkv", 2)
+    grey = np.arange(24 * 32, dtype=np.uint8).reshape(24, 32)
+    clip = read_clip(coded(tmp_path / "grey.mkv", [grey], "ffv1", "gray", "gray"), 2)
     assert clip.hr.shape == (1, 24, 32, 3)
     assert np.ptp(clip.hr.astype(int), axis=3).max() == 0
+
+
+def test_alpha_that_hides_nothing_is_dropped_and_any_other_refused(tmp_path: Path) -> None:
+    opaque = np.dstack([picture(), np.full((24, 36), 255, np.uint8)])
+    glass = opaque.copy()
+    glass[3, 5, 3] = 254
+    ((frame, _),) = read_frames(coded(tmp_path / "a.mkv", [opaque], "ffv1", "bgra", "rgba"))
+    assert np.array_equal(frame, picture())
+    with pytest.raises(DydcaError, match=r"b\.mkv: frame 2 is transparent in places"):
+        read_clip(coded(tmp_path / "b.mkv", [opaque, glass], "ffv1", "bgra", "rgba"), 2)
+
+
+def test_a_video_without_its_first_second_is_read(tmp_path: Path) -> None:
+    """An edit list says which frames are not shown; the file has them."""
+    pictures = [picture(seed=number) for number in range(15)]
+    file = coded(tmp_path / "a.mp4", pictures, "libx264", "yuv420p", times=[number / 10 - 1 for number in range(15)])
+    frames = list(read_frames(file))
+    assert [round(time, 2) for _, time in frames] == [0, 0.1, 0.2, 0.3, 0.4]
+    assert np.abs(frames[0][0].astype(int) - picture(seed=10)).mean() < 10
+
+
+def test_an_avi_that_repeats_frames_is_read(tmp_path: Path) -> None:
+    """It counts frames of its clock, and has a picture where there is a new one."""
+    pictures = [picture(seed=number) for number in range(3)]
+    file = coded(tmp_path / "a.avi", pictures, "mpeg4", "yuv420p", times=[0.0, 0.5, 0.6])
+    assert [round(time, 2) for _, time in read_frames(file)] == [0.0, 0.5, 0.6]
 
 
 def test_a_folder_of_images_in_numeric_order(tmp_path: Path) -> None:
@@ -167,11 +209,28 @@ def test_images_that_are_not_rgb_are_refused(tmp_path: Path, image: Image.Image,
         read_clip(tmp_path, 2)
 
 
+def test_what_pillow_would_open_as_rgb_is_refused_too(tmp_path: Path) -> None:
+    def part(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    deep = [part(b"IHDR", struct.pack(">2I5B", 36, 24, 16, 2, 0, 0, 0)), part(b"IDAT", zlib.compress(bytes(24 * 217)))]
+    (tmp_path / "1.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(deep) + part(b"IEND", b""))
+    with pytest.raises(DydcaError, match=r"1\.png is RGB of 16 bits"):
+        read_clip(tmp_path, 2)
+    Image.fromarray(picture()).save(tmp_path / "1.png", transparency=(0, 0, 0))
+    with pytest.raises(DydcaError, match=r"1\.png is RGB with a transparent colour"):
+        read_clip(tmp_path, 2)
+
+
 def test_what_cannot_be_a_clip_is_said_in_a_line(tmp_path: Path) -> None:
     good = folder(tmp_path / "gap", 4)
     (good / "00003.png").unlink()
     with pytest.raises(DydcaError, match=r"frame 3 is missing before 00004\.png"):
         read_clip(good, 2)
+    double = folder(tmp_path / "double", 2)
+    Image.fromarray(picture()).save(double / "2.png")
+    with pytest.raises(DydcaError, match=r"00002\.png and 2\.png are both frame 2"):
+        read_clip(double, 2)
     mixed = folder(tmp_path / "mixed", 2)
     Image.fromarray(picture(26)).save(mixed / "00003.png")
     with pytest.raises(DydcaError, match="frame 3 is 36x26, the frames before 36x24"):
@@ -199,11 +258,22 @@ def test_what_cannot_be_a_clip_is_said_in_a_line(tmp_path: Path) -> None:
         read_clip(good, 5)
 
 
-def test_a_video_that_was_cut_off_is_refused(tmp_path: Path) -> None:
-    whole = film(tmp_path / "a.mp4", 30, height=48, width=64).read_bytes()
-    (tmp_path / "half.mp4").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(DydcaError, match=r"half\.mp4"):
-        read_clip(tmp_path / "half.mp4", 2)
+@pytest.mark.parametrize("kind", ["mp4", "mkv", "avi", "ts"])
+def test_a_video_that_was_cut_off_or_damaged_is_refused(tmp_path: Path, kind: str) -> None:
+    pictures = [picture(48, 64, number) for number in range(30)]
+    file = coded(tmp_path / f"a.{kind}", pictures, "mpeg4" if kind == "avi" else "libx264", "yuv420p")
+    whole = file.read_bytes()
+    assert len(list(read_frames(file))) == 30
+    damaged = bytearray(whole)
+    damaged[len(whole) // 3 : len(whole) // 3 + 1500 : 7] = bytes(215)
+    broken = {"half": whole[: len(whole) // 2]}
+    if kind in ("mp4", "ts"):  # where the lengths or counters of packets show it
+        broken["holes"] = bytes(damaged)
+    for name, data in broken.items():
+        (tmp_path / f"{name}.{kind}").write_bytes(data)
+        with pytest.raises(DydcaError, match=rf"{name}\.{kind}") as caught:
+            read_clip(tmp_path / f"{name}.{kind}", 2)
+        assert "\n" not in str(caught.value)
 
 
 def test_without_pyav_a_video_file_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

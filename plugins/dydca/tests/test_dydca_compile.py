@@ -86,8 +86,9 @@ def test_the_memory_figures_of_the_card() -> None:
 
 
 def network() -> RoutedNetwork:
+    """A path of each scale: pixel shuffles are where exporters went wrong."""
     torch.manual_seed(0)
-    return RoutedNetwork([WDSR(2, 2, 8), WDSR(2, 1, 8)])
+    return RoutedNetwork([WDSR(2, 2, 8), WDSR(3, 1, 8), WDSR(4, 1, 4)])
 
 
 COMPILERS = {"aoti", "inductor"}
@@ -98,18 +99,9 @@ def test_a_runtime_equals_pytorch_over_random_shapes(name: str, tmp_path: Path) 
     net = network()
     runtime = build(name, net, tmp_path)
     shapes = [*random_shapes(8, seed=3), (1, 8, 8), (5, 33, 17)]
-    assert difference(runtime, net, shapes) < 1e-4
-    assert len({path.stem for path in runtime.artefacts}) == (0 if name in ("eager", "inductor") else 2)  # one a path
-
-
-@pytest.mark.parametrize("scale", [2, 3, 4])
-def test_one_onnx_file_serves_all_shapes(scale: int, tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime")
-    torch.manual_seed(1)
-    net = RoutedNetwork([WDSR(scale, 1, 4)])
-    runtime = build("onnxruntime", net, tmp_path)
-    assert difference(runtime, net, random_shapes(9, seed=scale)) < 1e-5
-    assert [path.name for path in runtime.artefacts] == ["path-0.onnx"]
+    assert difference(runtime, net, shapes) < (1e-5 if name == "onnxruntime" else 1e-4)
+    programs = {path.stem for path in runtime.artefacts}  # one a path, for all shapes
+    assert programs == (set() if name in ("eager", "inductor") else {"path-0", "path-1", "path-2"})
 
 
 def test_what_is_not_there_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

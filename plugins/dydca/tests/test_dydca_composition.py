@@ -25,7 +25,7 @@ from plait_dydca.routing import plan_clip
 from plait_dydca.runtimes import build, difference
 from plait_dydca.symbolic import analyse
 
-SMALL = {"data.clip": "generated", "data.every": 30, "model.channels": 6, "device": "cpu", "train.batch_size": 4}
+SMALL = {"data.clip": "generated", "data.every": 60, "model.channels": 6, "device": "cpu", "train.batch_size": 4}
 CHASE = {
     "density": 0.6,
     "channel_sparsity": 0.5,
@@ -53,7 +53,7 @@ def chase() -> type:
 
 
 def test_hidden_channels_of_both_paths_go_and_what_is_compiled_gets_narrow(tmp_path: Path, chase: type) -> None:
-    keep = {"checkpoint.every_steps": 8, "checkpoint.keep": 9}
+    keep = {"checkpoint.every_steps": 8, "checkpoint.keep": 9, "data.every": 30}
     done = both(tmp_path / "r", chase, CHASE, "wdsr-plain", steps=16, settings=keep)
     said, network = done.metrics, done.model
     assert isinstance(network, RoutedNetwork)

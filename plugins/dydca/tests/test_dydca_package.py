@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -38,8 +39,13 @@ def alone() -> Iterator[None]:
         yield
 
 
+@cache
+def clip_of_three() -> Clip:
+    return generated(2, every=20)
+
+
 def parts(**options: object) -> tuple[RoutedNetwork, Routing, Clip]:
-    clip = generated(2, every=20)
+    clip = clip_of_three()
     chosen = DydcaOptions(blocks=(2, 1), **options)  # type: ignore[arg-type]
     torch.manual_seed(0)
     return RoutedNetwork.of(WDSR(2, 1, 4), chosen.blocks, "bicubic"), plan_clip(clip, chosen), clip
@@ -224,6 +230,9 @@ def test_play_refuses_in_a_line_and_writes_nothing(tmp_path: Path) -> None:
         ({"package": tmp_path}, "is no package"),
         ({"out": tmp_path / "full"}, "is not empty"),
         ({"out": tmp_path / "a.nonsense"}, "ending .nonsense"),
+        ({"out": tmp_path / "a.webm"}, "ending .webm"),
+        ({"out": tmp_path / "a.gif"}, "ending .gif"),
+        ({"package": tmp_path / "full" / "x"}, "is no package"),
         ({"threads": 0}, "--threads 0"),
     ):
         with pytest.raises(BadInput, match=message):

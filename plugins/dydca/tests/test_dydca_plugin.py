@@ -18,12 +18,12 @@ from plait.storage import places
 from plait_authoring.kill import final_state
 from plait_dydca.bodies import WDSR
 from plait_dydca.network import RoutedNetwork
-from plait_dydca.options import DydcaOptions
+from plait_dydca.options import BASELINES, DydcaOptions
 from plait_dydca.plugin import DydcaPlugin
-from plait_dydca.presets import BASELINES
 from plait_dydca.quadtree import PatchPlan
 
 SMALL = {"data.clip": "generated", "data.every": 30, "model.channels": 4, "device": "cpu"}
+ONE_FRAME = {"data.every": 60}
 
 
 @pytest.fixture(autouse=True)
@@ -84,7 +84,7 @@ def test_the_published_start_is_far_below_bicubic(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", sorted(BASELINES))
 def test_every_preset_runs(tmp_path: Path, name: str) -> None:
     options = {"baseline": name, **({"grid": (10, 4)} if name == "released" else {})}
-    frames = {"data.every": 12} if name == "chunks" else {}
+    frames = {"data.every": 12} if name == "chunks" else ONE_FRAME
     plan = plait.plan(plugins={"dydca": options}, data="clip", model="wdsr", steps=2, settings={**SMALL, **frames})
     done = execute(plan, places.at(tmp_path / "r"), artifacts=False)
     said = figures(done)
@@ -98,7 +98,7 @@ def test_every_preset_runs(tmp_path: Path, name: str) -> None:
 
 def test_deeper_where_it_is_hard_has_the_parameters_and_work_of_stdo(tmp_path: Path) -> None:
     """Card: 80 312 parameters at U = 16, and the work without halo within 1 %."""
-    wide = {"model.channels": 16}
+    wide = {"model.channels": 16, **ONE_FRAME}
     ours = figures(run(tmp_path / "a", {"blocks": (6, 2)}, steps=0, settings=wide))
     theirs = figures(run(tmp_path / "b", {"baseline": "stdo", "blocks": (4, 4)}, steps=0, settings=wide))
     assert ours["parameters"] == theirs["parameters"] == 80_312
@@ -107,8 +107,8 @@ def test_deeper_where_it_is_hard_has_the_parameters_and_work_of_stdo(tmp_path: P
 
 
 def test_a_batch_trains_its_path_and_no_other(tmp_path: Path) -> None:
-    before = final_state(run(tmp_path / "a", steps=0).directory.path)["model"]
-    done = run(tmp_path / "b", steps=1)
+    before = final_state(run(tmp_path / "a", steps=0, settings=ONE_FRAME).directory.path)["model"]
+    done = run(tmp_path / "b", steps=1, settings=ONE_FRAME)
     after = final_state(done.directory.path)["model"]
     rows = paths(done)
     trained = [row[7] for row in rows].index(1)
@@ -123,8 +123,8 @@ def test_mixed_batches_are_lists_by_shape(tmp_path: Path) -> None:
 
 
 def test_paths_without_patches_are_not_delivered(tmp_path: Path) -> None:
-    whole = figures(run(tmp_path / "a", steps=0))
-    done = run(tmp_path / "b", {"tau": 0.0}, steps=1)
+    whole = figures(run(tmp_path / "a", steps=0, settings=ONE_FRAME))
+    done = run(tmp_path / "b", {"tau": 0.0}, steps=1, settings=ONE_FRAME)
     said = figures(done)
     assert said["hard_area"] == 0
     assert said["parameters"] < whole["parameters"]
@@ -140,7 +140,7 @@ def test_the_gate_is_eight_bytes_and_says_how_often_it_is_right(tmp_path: Path) 
 
 @pytest.mark.parametrize("options", [{}, {"baseline": "whole", "blocks": (1,)}, {"sampler": "mixed"}])
 def test_a_run_that_was_stopped_ends_with_the_same_bits(tmp_path: Path, options: dict[str, Any]) -> None:
-    settings = {"checkpoint.every_steps": 2, "checkpoint.keep": 10}
+    settings = {"checkpoint.every_steps": 2, "checkpoint.keep": 10, **ONE_FRAME}
     whole = run(tmp_path / "whole", options, steps=5, settings=settings)
     path = whole.directory.path
     wanted = final_state(path)
@@ -204,7 +204,7 @@ def test_what_is_refused_with_a_reason(tmp_path: Path) -> None:
 
 def test_other_bodies_train(tmp_path: Path) -> None:
     for name in ("espcn", "edsr"):
-        said = figures(run(tmp_path / name, {"init": "paper"}, model=name, steps=2))
+        said = figures(run(tmp_path / name, {"init": "paper"}, model=name, steps=2, settings=ONE_FRAME))
         assert said["parameters"] > 0
 
 
@@ -222,7 +222,7 @@ def test_a_network_of_ones_own_may_be_a_path(tmp_path: Path, monkeypatch: pytest
         "    return Mine(info.extra['scale'], 1, 4)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    done = run(tmp_path / "r", model="nets_of_dydca:net", settings={"model.channels": None})
+    done = run(tmp_path / "r", model="nets_of_dydca:net", settings={"model.channels": None, **ONE_FRAME})
     assert isinstance(done.model.paths[0], WDSR)
 
 

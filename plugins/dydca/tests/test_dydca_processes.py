@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from plait.planning.discovery import pretend
 from plait_authoring.kill import final_state
 from plait_dydca.plugin import DydcaPlugin
 
+SAMPLERS = ("shapes", "mixed")
 TOGETHER = """
 import json, sys
 import plait
@@ -22,17 +24,16 @@ from plait.planning.discovery import pretend
 from plait_authoring.together import together
 from plait_dydca.plugin import DydcaPlugin
 
-wanted, out = json.loads(sys.argv[1]), sys.argv[2]
 with pretend(DydcaPlugin, distribution="plait-dydca", alone=True):
-    ended = together(lambda rank: plait.run(wanted, out=out), 2)
-assert [end.code for end in ended] == [0, 0], ended
+    for out, wanted in json.loads(sys.argv[1]).items():
+        ended = together(lambda rank: plait.run(wanted, out=out), 2)
+        assert [end.code for end in ended] == [0, 0], ended
 """
 
 
-@pytest.mark.parametrize("sampler", ["shapes", "mixed"])
-def test_two_processes_equal_one(tmp_path: Path, sampler: str) -> None:
-    wanted = {
-        "data": {"name": "clip", "clip": "generated", "every": 30},
+def recipe(sampler: str) -> dict[str, Any]:
+    return {
+        "data": {"name": "clip", "clip": "generated", "every": 60},
         "model": {"name": "wdsr", "channels": 4},
         "train": {"steps": 4, "batch_size": 5},  # uneven shares
         "optimizer": {"name": "sgd", "lr": 0.1},
@@ -40,16 +41,30 @@ def test_two_processes_equal_one(tmp_path: Path, sampler: str) -> None:
         "device": "cpu",
         "plugins": {"dydca": {"blocks": [1, 1], "sampler": sampler}},
     }
-    # forked processes in a process of their own: compilers of other tests start threads, after which none can be forked
-    command = [sys.executable, "-c", TOGETHER, json.dumps(wanted), str(tmp_path / "two")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The runs on two processes, each in the folder of its sampler.
+
+    Forked processes in a process of their own: compilers of other tests start threads, after which none can be forked.
+    """
+    folder = tmp_path_factory.mktemp("two")
+    wanted = json.dumps({str(folder / sampler): recipe(sampler) for sampler in SAMPLERS})
+    done = subprocess.run([sys.executable, "-c", TOGETHER, wanted], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
+    return folder
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_two_processes_equal_one(two: Path, tmp_path: Path, sampler: str) -> None:
     with pretend(DydcaPlugin, distribution="plait-dydca", alone=True):
-        plait.run(wanted, out=tmp_path / "one")
-        two, one = final_state(tmp_path / "two"), final_state(tmp_path / "one")
+        plait.run(recipe(sampler), out=tmp_path / "one")
+        places = two / sampler, tmp_path / "one"
+        many, one = (final_state(place) for place in places)
         for name, value in one["model"].items():
-            torch.testing.assert_close(two["model"][name], value, rtol=1e-4, atol=1e-5, msg=name)
+            torch.testing.assert_close(many["model"][name], value, rtol=1e-4, atol=1e-5, msg=name)
         for name in ("steps", "pixels"):
-            assert two["plugins"]["dydca"][name] == one["plugins"]["dydca"][name]
-        psnr = [plait.load_run(tmp_path / name).metrics["dydca/psnr_video"] for name in ("one", "two")]
+            assert many["plugins"]["dydca"][name] == one["plugins"]["dydca"][name]
+        psnr = [plait.load_run(place).metrics["dydca/psnr_video"] for place in places]
     assert psnr[0] == pytest.approx(psnr[1], abs=1e-3)

@@ -20,7 +20,6 @@ from plait_dydca.quadtree import (
     cut_by_scores,
     require_tiling,
     score_clip,
-    uniform_plan,
 )
 from plait_dydca.routing import Gate, by_shape, gradient_energy, plan_clip
 
@@ -138,11 +137,12 @@ def test_clusters_have_equal_counts_in_order_of_the_score() -> None:
 
 
 def test_chunks_are_equal_parts_of_the_time() -> None:
-    plan = uniform_plan("chunks", 25, (10, 12), (1, 1), 5)
+    plan = PatchPlan("chunks", 25, (10, 12), (4, 3), 5, np.zeros(0, np.uint8))
+    require_tiling(plan.patches, 25, (10, 12))
     assert np.bincount(plan.patches[:, 5]).tolist() == [5] * 5
     assert plan.packed() == b""
     with pytest.raises(DydcaError, match="5 parts of the time for 3 frames"):
-        uniform_plan("chunks", 3, (10, 12), (1, 1), 5)
+        plan_clip(clip_of(96, 96, 3), DydcaOptions(baseline="chunks", grid=(4, 4)))
 
 
 def test_what_does_not_tile_is_refused() -> None:
@@ -186,9 +186,9 @@ def test_the_gate_guesses_from_the_low_resolution_frame_alone() -> None:
     assert routing.side_bytes == 8
     assert 80 < routing.agreement <= 100
     assert routing.gate is not None
-    player = routing.gate.plan(clip.lr, routing.plan)
+    player = routing.gate.plan(clip.lr, (10, 4))
     assert np.array_equal(player.code, routing.plan.code)
-    one = routing.gate.plan(clip.lr[1:2], routing.plan)
+    one = routing.gate.plan(clip.lr[1:2], (10, 4))
     assert np.array_equal(one.code, routing.plan.code[10:20])  # frame by frame as for all
 
 
@@ -199,7 +199,7 @@ def test_gradient_energy_by_hand_and_a_gate_that_separates() -> None:
     plan = PatchPlan("quadtree", 1, (16, 32), (4, 2), 2, np.array([0, 1], np.uint8))
     gate = Gate.fitted(frame, plan)
     assert gate.weight > 0
-    assert gate.plan(frame, plan).code.tolist() == [0, 1]
+    assert gate.plan(frame, (4, 2)).code.tolist() == [0, 1]
 
 
 def test_the_generated_clip_is_neither_easy_nor_hard() -> None:

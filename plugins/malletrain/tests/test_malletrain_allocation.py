@@ -62,6 +62,14 @@ def test_the_counts_model_of_highs_agrees(seed: int) -> None:
     assert allocate(demands, 40, 120.0, "windows") == allocate(demands, 40, 120.0, "dense") == plan
 
 
+@pytest.mark.parametrize("nodes", [1, 5, 17, 40, 90, 400])
+def test_few_nodes_and_more_than_all_jobs_want(nodes: int) -> None:
+    """The dense programme looks only where the optimum can pass; the windows look everywhere."""
+    for seed in range(10):
+        demands = random_demands(700 + seed, jobs=6, nodes=nodes, most=16)
+        assert allocate(demands, nodes, 120.0, "dense") == allocate(demands, nodes, 120.0, "windows")
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_the_literal_model_of_nodes_has_the_same_optimum(seed: int) -> None:
     demands = random_demands(300 + seed, jobs=3, nodes=12, most=8)

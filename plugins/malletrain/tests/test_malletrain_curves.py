@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from plait_malletrain.curves import CurveTable, fitted, interpolated, prior
+from plait_malletrain.curves import CurveTable, fitted, prior
 from plait_malletrain.errors import MalletrainError
 from plait_malletrain.profiling import Profile, ceiling, profile_sizes, worthwhile
 from plait_malletrain.workloads import IMAGENET, WORKLOADS, workload
@@ -96,16 +96,8 @@ def test_the_ranges_of_the_card() -> None:
     assert len(workload("nas", 0, 0)) == 0
 
 
-def test_bad_curves_and_workloads() -> None:
-    for arguments, said in (
-        (([1, 2], [1.0], 2), "2 sizes and 1 rates"),
-        (([2, 1], [1.0, 2.0], 2), "rise"),
-        (([1, 1], [1.0, 2.0], 1), "rise"),
-        (([1, 2], [1.0, float("nan")], 2), "finite"),
-        (([1, 2], [1.0, -1.0], 2), "at least 0"),
-        (([1, 2], [1.0, 2.0], 4), "nmax = 4"),
-    ):
-        with pytest.raises(MalletrainError, match=said):
-            interpolated(*arguments)
+def test_workloads_that_there_are_not() -> None:
     with pytest.raises(MalletrainError, match="workload = 'bert'"):
         workload("bert", 1, 0)
+    with pytest.raises(MalletrainError, match="jobs = -1"):
+        workload("nas", -1, 0)

@@ -59,21 +59,37 @@ def steps_of(run: Path) -> Counter[int]:
     return Counter(e["step"] for e in events if e.get("event") == "scalars" and "train/loss" in e["values"])
 
 
+ALONE = """
+import os, socket
+import torch._dynamo
+from plait.declare.recipe import Recipe
+from plait.planning.plan import make_plan
+from plait.run import execute
+from plait.storage.directory import RunDirectory
+import plait.training.trainer
+
+torch.set_num_threads(1)
+with socket.create_server(("127.0.0.1", 0)) as server:
+    port = server.getsockname()[1]
+rank = 1 if os.fork() else 0
+place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+os.environ |= {name: str(value) for name, value in place.items()}
+recipe = Recipe.load("woven.toml").merged({"distributed.unused_parameters": True})
+execute(make_plan(recipe), RunDirectory("alone"), go_on=True, artifacts=False)
+if rank:
+    assert os.wait()[1] == 0
+"""
+"""As `plait run --nproc 2`, but torch is imported once."""
+
+
 @pytest.fixture(scope="module")
 def woven(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A recipe of two methods, and the run of it that nothing disturbs, on two processes."""
     folder = tmp_path_factory.mktemp("woven")
     plugins: dict[str, dict[str, object]] = {"chase": {"timing_repeats": 0}, "fairsam": {"severities": [3]}}
     write_recipe(folder / "woven.toml", plugins)
-    quick = ["--set", "distributed.unused_parameters=true", "--nproc", "2", "--out", "alone", "--json"]
-    line = [sys.executable, "-P", "-m", "plait_cli", "run", "woven.toml", *quick]
-    subprocess.run(line, cwd=folder, env=ENVIRONMENT, check=True, capture_output=True)
+    subprocess.run([sys.executable, "-P", "-c", ALONE], cwd=folder, env=ENVIRONMENT, check=True, capture_output=True)
     return folder
-
-
-def same_bits(folder: Path, run: Path) -> bool:
-    alone = (folder / "alone/export/model.safetensors").read_bytes()
-    return alone == (run / "export/model.safetensors").read_bytes()
 
 
 def turn_until(manager: Manager, wanted: Callable[[], bool], seconds: float = 240) -> None:
@@ -83,48 +99,73 @@ def turn_until(manager: Manager, wanted: Callable[[], bool], seconds: float = 24
         manager.turn()
 
 
-def test_two_methods_resized_and_killed_end_with_the_bits_of_an_undisturbed_run(woven: Path, tmp_path: Path) -> None:
-    with Manager(tmp_path, quick(nmax=2, grace=60), say=lambda text: None) as manager:
-        launcher = LocalProcesses(manager.address, tmp_path / "token", tmp_path / "workers.log")
-        manager.launcher = launcher
-        for slot in ("0", "1", "2"):
-            launcher.start(slot)
-        turn_until(manager, lambda: len(manager.nodes) == 3)
-        manager.submit(admitted([woven / "woven.toml"]))
-        job = manager.jobs["woven"]
-        turn_until(manager, lambda: job.state == "running" and job.step >= 3)
-        manager.ask_back(job.slots[-1])  # a planned shrink
-        turn_until(manager, lambda: job.generation == 2 and job.state == "running")
-        begun = job.step
-        turn_until(manager, lambda: job.state == "running" and job.step >= begun + 12)
-        launcher.kill(job.slots[0])  # without notice
-        turn_until(manager, lambda: manager.over)
-        assert job.state == "done" and job.generation >= 3
-        assert len(manager.nodes) == 1 and max(manager.delays) < 60
-    assert steps_of(tmp_path / "woven") == Counter(range(1, STEPS + 1))  # each once: none lost, none twice
-    assert same_bits(woven, tmp_path / "woven")
-
-
-def test_a_killed_manager_goes_on_and_runs_nothing_twice(woven: Path, tmp_path: Path) -> None:
-    line = [sys.executable, "-P", "-m", "plait_cli", "malletrain", "serve", str(woven / "woven.toml")]
-    line += ["--slots", "2", "--out", str(tmp_path), "--measure-seconds", "0.2", "--json"]
-    first = subprocess.Popen(line, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+@pytest.fixture(scope="module")
+def interrupted(woven: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a `serve` that was killed with its job under way, on the one slot of two that had come by then."""
+    folder = tmp_path_factory.mktemp("served")
+    (folder / "script.txt").write_text("1000 join 1\n")
+    line = [sys.executable, "-P", "-m", "plait_cli", "malletrain", "serve", str(woven / "woven.toml"), "--slots", "2"]
+    line += ["--out", str(folder), "--script", str(folder / "script.txt"), "--json"]
+    serving = subprocess.Popen(line, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 240
-    while first.poll() is None and len(RunDirectory(tmp_path / "woven").saved_checkpoints()) < 1:
+    while serving.poll() is None and len(RunDirectory(folder / "woven").saved_checkpoints()) < 1:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     with pytest.raises(RunLocked, match="another manager"):
-        Manager(tmp_path, quick(nmax=2))
-    first.kill()
-    first.wait()
-    done = subprocess.run(line, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    state = json.loads(done.stdout)
-    assert state["jobs"][0]["state"] == "done" and state["jobs"][0]["generation"] >= 2
-    assert steps_of(tmp_path / "woven") == Counter(range(1, STEPS + 1))
-    assert same_bits(woven, tmp_path / "woven")
-    again = subprocess.run(line, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)  # nothing is left to do
-    assert json.loads(again.stdout)["jobs"][0]["generation"] == state["jobs"][0]["generation"]
+        Manager(folder, quick(nmax=2))
+    serving.kill()
+    serving.wait()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def warm(interrupted: Path) -> Iterator[Manager]:
+    """The next manager there, with three workers of its own."""
+    with Manager(interrupted, quick(nmax=2, grace=60, restarts=0), say=lambda text: None) as manager:
+        manager.launcher = LocalProcesses(manager.address, interrupted / "token", interrupted / "workers.log")
+        for slot in ("0", "1", "2"):
+            manager.launcher.start(slot)
+        turn_until(manager, lambda: len(manager.nodes) == 3)
+        yield manager
+
+
+def test_two_methods_resized_and_killed_end_with_the_bits_of_an_undisturbed_run(
+    woven: Path, warm: Manager, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    warm.submit(admitted([woven / "woven.toml"]))
+    job = warm.jobs["woven"]
+    before = job.generation  # of the manager that was killed
+    assert warm.launcher is not None and before >= 1 and job.step < STEPS
+    turn_until(warm, lambda: job.state == "running")
+    assert job.step >= 10  # from its checkpoint, not from the start
+    warm.ask_back(job.slots[-1])  # a planned shrink
+    turn_until(warm, lambda: job.generation == before + 2 and job.state == "running")
+    begun = job.step
+    turn_until(warm, lambda: job.state == "running" and job.step >= begun + 12)
+    warm.launcher.kill(job.slots[0])  # without notice
+    warm.run(warm.launcher, [])
+    assert job.state == "done" and job.generation >= before + 3
+    assert len(warm.nodes) == 1 and max(warm.delays) < 60
+    assert steps_of(warm.folder / "woven") == Counter(range(1, STEPS + 1))  # each once: none lost, none twice
+    alone, served = (folder / "export/model.safetensors" for folder in (woven / "alone", warm.folder / "woven"))
+    assert alone.read_bytes() == served.read_bytes()
+    warm.save(force=True)
+    (tmp_path / "manager.json").write_text((warm.folder / "manager.json").read_text())
+    serve([woven / "woven.toml"], out=tmp_path, slots=2, json=True)  # nothing is left to do
+    (again,) = json.loads(capsys.readouterr().out)["jobs"]
+    assert (again["state"], again["generation"]) == ("done", job.generation)
+    assert not (tmp_path / "workers.log").exists()  # no worker was started
+
+
+def test_a_job_whose_disk_is_full_fails_with_the_reason(warm: Manager, tmp_path: Path) -> None:
+    assert isinstance(warm.launcher, LocalProcesses)
+    for worker in warm.launcher.processes.values():
+        if worker.poll() is None:
+            before = resource.prlimit(worker.pid, resource.RLIMIT_FSIZE)
+            resource.prlimit(worker.pid, resource.RLIMIT_FSIZE, (8192, before[1]))
+    warm.submit(admitted([write_recipe(tmp_path / "job.toml")]))
+    turn_until(warm, lambda: warm.over)
+    assert warm.jobs["job"].state == "failed" and "could not be written" in warm.jobs["job"].why
 
 
 class Noted:
@@ -223,24 +264,6 @@ def test_a_full_disk_is_said_and_stops_nothing(manager: Manager) -> None:
     assert (manager.folder / "manager.json").read_text() == content
 
 
-def test_a_job_whose_disk_is_full_fails_with_the_reason(tmp_path: Path) -> None:
-    class Small(LocalProcesses):
-        def start(self, name: str) -> None:
-            before = resource.getrlimit(resource.RLIMIT_FSIZE)
-            resource.setrlimit(resource.RLIMIT_FSIZE, (8192, before[1]))
-            try:
-                super().start(name)
-            finally:
-                resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-    with Manager(tmp_path, quick(nmax=1, restarts=0), say=lambda text: None) as manager:
-        manager.submit(admitted([write_recipe(tmp_path / "job.toml")]))
-        manager.launcher = Small(manager.address, tmp_path / "token", tmp_path / "workers.log")
-        manager.launcher.start("0")
-        turn_until(manager, lambda: manager.over)
-        assert manager.jobs["job"].state == "failed" and "could not be written" in manager.jobs["job"].why
-
-
 def test_a_script_waits_for_the_slots_of_the_beginning(manager: Manager) -> None:
     Noted.lines.clear()
     manager.launcher, manager.expected = Noted(), {"0"}
@@ -308,8 +331,10 @@ def test_recipes_that_cannot_be_jobs(tmp_path: Path) -> None:
             admitted([first, second])
         manager.submit(admitted([first]))
         manager.save(force=True)
+    before = read_state(tmp_path / "served")["jobs"]
     with Manager(tmp_path / "served", quick(nmax=2)) as manager, pytest.raises(BadInput, match="of another recipe"):
         manager.submit(admitted([second]))
+    assert read_state(tmp_path / "served")["jobs"] == before  # what was there stays
     with pytest.raises(MalletrainError, match=r"host = '192\.0\.2\.1': .*give an address of this machine"):
         Manager(tmp_path / "x", quick(host="192.0.2.1"))
 
@@ -321,6 +346,7 @@ def test_a_state_that_is_none_is_said(tmp_path: Path, content: str) -> None:
         status(tmp_path)
     with Manager(tmp_path, OPTIONS) as manager, pytest.raises(MalletrainError, match="not the state of a manager"):
         manager.submit({})
+    assert (tmp_path / "manager.json").read_text() == content
 
 
 def test_a_folder_that_is_a_file_is_said(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ Importing this package imports no torch, so that its plugin is found fast; the n
 
 | module | what is there |
 | --- | --- |
-| `options`, `presets` | the options, the controls, and what the method is compared with |
+| `options` | the options, the controls, and what the method is compared with |
 | `clips`, `degradation` | videos at two resolutions, from files, folders, data sets and packages |
 | `quadtree`, `routing` | which patches a frame is cut into, and which path each takes |
 | `bodies`, `network` | the paths, and frames out of patches |

@@ -134,15 +134,11 @@ class ESPCN(Body):
     def __init__(self, scale: int, blocks: int = 1, channels: int = 64) -> None:
         super().__init__(scale, blocks, channels=channels)
         widths = [3, *[channels] * (blocks + 1), channels // 2, 3 * scale**2]
-        self.layers = nn.ModuleList(
-            nn.Conv2d(given, wanted, 3, padding=1) for given, wanted in itertools.pairwise(widths)
-        )
-        for position, layer in enumerate(self.layers):
-            assert isinstance(layer, nn.Conv2d)
-            assert layer.bias is not None
-            last = position == len(self.layers) - 1
-            nn.init.orthogonal_(layer.weight, 1.0 if last else math.sqrt(2))
-            nn.init.zeros_(layer.bias)
+        layers = [nn.Conv2d(given, wanted, 3, padding=1) for given, wanted in itertools.pairwise(widths)]
+        for layer in layers:
+            nn.init.orthogonal_(layer.weight, 1.0 if layer is layers[-1] else math.sqrt(2))
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+        self.layers = nn.ModuleList(layers)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, 3, h, w] to [B, 3, h scale, w scale]."""

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -15,11 +14,10 @@ from plait.data.seeds import seed_of
 from plait.data.streams import Stream
 
 from .clips import Clip
+from .degradation import Array
 from .network import as_input, groups, windows
 
 __all__ = ["BucketStream", "CropStream", "FrameSplit", "PatchSplit", "TrainingPatches"]
-
-Array = npt.NDArray[np.int64]
 
 
 AT_ONCE = 150_000

@@ -13,8 +13,8 @@ import torch
 from plait.declare.recipe import Recipe
 
 from .bodies import WDSR
-from .buckets import Array
 from .clips import Clip, embedded
+from .degradation import Array
 from .memory import plan_memory
 from .network import RoutedNetwork, as_input, reconstruct, windows
 from .options import DydcaOptions

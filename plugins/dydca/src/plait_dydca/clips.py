@@ -20,13 +20,15 @@ from PIL import Image, UnidentifiedImageError
 from .degradation import Frame, cropped, downscale
 from .errors import DydcaError
 
-__all__ = ["Clip", "embedded", "generated", "open_video", "read_clip", "read_frames"]
+__all__ = ["Clip", "embedded", "generated", "read_clip", "read_frames"]
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 HR, LR = "DIV2K_train_HR", "DIV2K_train_LR_bicubic"
 VSD4K_FPS = 30
 LEAST_TIME = 1e-3
 """Seconds between two frames of a video file at least: damaged files say the same time twice."""
+MISSING_TIME = 0.5
+"""Seconds by which a video may end before the time that its header says."""
 UVG_WIDTH, UVG_HEIGHT, UVG_FPS = 1920, 1080, 120
 
 IN_PACKAGES = {
@@ -99,16 +101,15 @@ def read_clip(
     if scale not in (2, 3, 4):
         raise DydcaError(f"scale = {scale} must be 2, 3 or 4.")
     name = name or path.name
-    published = vsd4k(path, scale) if (path / HR).is_dir() else None
-    source = read_frames(published[0] if published else path, published[2] if published else None)
-    chosen = islice(source, 0, None if frames is None else every * (frames - 1) + 1, every)
-    high, low = _Stack(f"{name}: "), _Stack(f"{name}: ")
+    large, small, first = vsd4k(path, scale) if (path / HR).is_dir() else (path, None, None)
+    chosen = islice(read_frames(large, first), 0, None if frames is None else every * (frames - 1) + 1, every)
+    given = islice(read_frames(small), 0, None, every) if small is not None else None
+    high, low = _Stack(name), _Stack(name)
     times: list[float] = []
-    small = islice(read_frames(published[1], published[2]), 0, None, every) if published else None
     for whole, time in chosen:
         try:
             frame = cropped(whole, scale) if crop else whole
-            reduced = downscale(frame, scale) if small is None else next(small)[0]
+            reduced = downscale(frame, scale) if given is None else next(given)[0]
         except DydcaError as error:
             raise DydcaError(f"{name}: {error}") from None
         if (frame.shape[0], frame.shape[1]) != (reduced.shape[0] * scale, reduced.shape[1] * scale):
@@ -125,15 +126,15 @@ def read_clip(
 class _Stack:
     """Frames of one size, written one after another into a file without a name."""
 
-    def __init__(self, where: str) -> None:
-        self.where, self.count = where, 0
+    def __init__(self, clip: str) -> None:
+        self.clip, self.count = clip, 0
         self.shape: tuple[int, ...] = ()
         self.file = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the array over it
 
     def add(self, frame: Frame) -> None:
         if self.count and frame.shape != self.shape:
             raise DydcaError(
-                f"{self.where}frame {self.count + 1} is {frame.shape[1]}x{frame.shape[0]}, the frames before "
+                f"{self.clip}: frame {self.count + 1} is {frame.shape[1]}x{frame.shape[0]}, the frames before "
                 f"{self.shape[1]}x{self.shape[0]}: a clip has one size."
             )
         self.shape, self.count = frame.shape, self.count + 1
@@ -176,14 +177,10 @@ def read_frames(path: Path, first: int | None = None) -> Frames:
         DydcaError: what cannot be read, with file and frame.
     """
     if path.is_dir():
-        source = _folder(path)
-    elif path.suffix.lower() == ".yuv":
-        source = _uvg(path)
-    elif path.is_file():
-        source = _video(path)
-    else:
+        return islice(_folder(path), first)
+    if not path.is_file():
         raise DydcaError(f"{path}: no such file or folder.")
-    return islice(source, first)
+    return islice(_uvg(path) if path.suffix.lower() == ".yuv" else _video(path), first)
 
 
 def _images(folder: Path) -> list[tuple[int, Path]]:
@@ -202,17 +199,25 @@ def _folder(folder: Path) -> Frames:
     if not files:
         raise DydcaError(f"{folder}: no image in it ({', '.join(IMAGES)}).")
     for place, (number, file) in enumerate(files):
-        if number != files[0][0] + place:
-            raise DydcaError(f"{folder}: frame {files[0][0] + place} is missing before {file.name}.")
+        wanted = files[0][0] + place
+        if number < wanted:
+            raise DydcaError(f"{folder}: {files[place - 1][1].name} and {file.name} are both frame {number}.")
+        if number > wanted:
+            raise DydcaError(f"{folder}: frame {wanted} is missing before {file.name}.")
         yield _image(file), place / VSD4K_FPS
 
 
 def _image(file: Path) -> Frame:
     try:
         with Image.open(file) as image:
-            if image.mode != "RGB":
-                kind = {"L": "grey", "RGBA": "RGB with alpha", "I;16": "grey of 16 bits", "P": "a palette"}
-                raise DydcaError(f"{file} is {kind.get(image.mode, image.mode)}; give RGB images of 8 bits a channel.")
+            kind = {"L": "grey", "RGBA": "RGB with alpha", "I;16": "grey of 16 bits", "P": "a palette"}
+            said = kind.get(image.mode, image.mode)
+            if image.mode == "RGB" and "transparency" in image.info:
+                said = "RGB with a transparent colour"
+            elif image.mode == "RGB" and ";16" in str(image.tile):  # Pillow would drop the lower half
+                said = "RGB of 16 bits"
+            if said != "RGB":
+                raise DydcaError(f"{file} is {said}; give RGB images of 8 bits a channel.")
             pixels: Frame = np.asarray(image)
             return pixels
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
@@ -221,8 +226,6 @@ def _image(file: Path) -> Frame:
 
 def _uvg(file: Path) -> Frames:
     size = UVG_WIDTH * UVG_HEIGHT * 3 // 2
-    if not file.is_file():
-        raise DydcaError(f"{file}: no such file.")
     length = file.stat().st_size
     if not length or length % size:
         raise DydcaError(
@@ -230,14 +233,14 @@ def _uvg(file: Path) -> Frames:
         )
     planes = np.memmap(file, np.uint8, "r", shape=(length // size, size))
     for number, plane in enumerate(planes):
-        yield _bt709(plane, UVG_WIDTH, UVG_HEIGHT), number / UVG_FPS
+        yield _bt709(plane), number / UVG_FPS
 
 
-def _bt709(plane: Frame, width: int, height: int) -> Frame:
-    """One frame of planar yuv420p in limited range [width height 3/2] as RGB uint8 [H, W, 3]."""
-    whole = width * height
-    luma = (plane[:whole].reshape(height, width).astype(np.float32) - 16) / 219
-    chroma = (plane[whole:].reshape(2, height // 2, width // 2).astype(np.float32) - 128) / 224
+def _bt709(plane: Frame) -> Frame:
+    """One frame of UVG, planar yuv420p in limited range [W H 3/2], as RGB uint8 [H, W, 3]."""
+    whole, half = UVG_HEIGHT * UVG_WIDTH, (2, UVG_HEIGHT // 2, UVG_WIDTH // 2)
+    luma = (plane[:whole].reshape(UVG_HEIGHT, UVG_WIDTH).astype(np.float32) - 16) / 219
+    chroma = (plane[whole:].reshape(half).astype(np.float32) - 128) / 224
     blue, red = chroma.repeat(2, 1).repeat(2, 2)
     r, b = luma + 1.5748 * red, luma + 1.8556 * blue
     g = (luma - 0.2126 * r - 0.0722 * b) / 0.7152
@@ -245,12 +248,7 @@ def _bt709(plane: Frame, width: int, height: int) -> Frame:
     return frame
 
 
-def open_video(file: Path) -> Any:
-    """PyAV's container of a video file.
-
-    Raises:
-        DydcaError: PyAV is not here, or the file is no video.
-    """
+def _video(file: Path) -> Frames:
     try:
         import av
     except ImportError:
@@ -258,31 +256,46 @@ def open_video(file: Path) -> Any:
     try:
         container = av.open(str(file))
     except (av.FFmpegError, OSError) as error:
-        raise DydcaError(f"{file} cannot be read as a video: {error}.") from error
-    if not container.streams.video:
-        container.close()
-        raise DydcaError(f"{file} has no picture track.")
-    return container
-
-
-def _video(file: Path) -> Frames:
-    with open_video(file) as container:
-        import av
-
-        stream, count, time = container.streams.video[0], 0, -math.inf
-        fallback = 1 / float(stream.average_rate or 25)
+        raise DydcaError(f"{file} cannot be read as a video: {error.strerror}.") from error
+    with container:
+        if not container.streams.video:
+            raise DydcaError(f"{file} has no picture track.")
+        stream, packets, count, time, end = container.streams.video[0], 0, 0, -math.inf, 0.0
+        spacing = 1 / float(stream.average_rate or 25)
         try:
-            for frame in container.decode(stream):
-                if frame.is_corrupt:
+            for packet in container.demux(stream):
+                packets += packet.size > 0
+                if packet.is_corrupt:
                     raise DydcaError(f"{file}: frame {count + 1} is damaged.")
-                shown = frame.time if frame.time is not None else count * fallback
-                time = max(shown, time + LEAST_TIME)
-                count += 1
-                yield np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)), time
+                for frame in packet.decode():
+                    shown = frame.time if frame.time is not None else count * spacing
+                    time, count = max(shown, time + LEAST_TIME), count + 1
+                    end = time + (float((frame.duration or 0) * (frame.time_base or 0)) or spacing)
+                    yield _pixels(frame, f"{file}: frame {count}"), time
         except av.FFmpegError as error:
-            raise DydcaError(f"{file}: frame {count + 1} cannot be decoded: {error}.") from error
-        if count < stream.frames:
-            raise DydcaError(f"{file} holds {count} of its {stream.frames} frames: it is damaged or cut off.")
+            raise DydcaError(f"{file}: frame {count + 1} cannot be decoded: {error.strerror}.") from error
+        said = _said_end(container, stream)
+        if end + MISSING_TIME < said:
+            raise DydcaError(f"{file} ends after {end:.1f} of {said:.1f} seconds: it is damaged or cut off.")
+        if packets < stream.frames and container.format.name != "avi":  # which counts repeated frames that it lacks
+            raise DydcaError(f"{file} holds {packets} of its {stream.frames} frames: it is damaged or cut off.")
+
+
+def _pixels(frame: Any, where: str) -> Frame:
+    """A decoded frame upright, uint8 [H, W, 3]."""
+    if frame.is_corrupt:
+        raise DydcaError(f"{where} is damaged.")
+    if any(part.is_alpha for part in frame.format.components) and frame.to_ndarray(format="rgba")[..., 3].min() < 255:
+        raise DydcaError(f"{where} is transparent in places; give a video without alpha.")
+    return np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
+
+
+def _said_end(container: Any, stream: Any) -> float:
+    """When the header of a Matroska or AVI file says that its pictures end, seconds; 0 where it says nothing."""
+    kind, said = container.format.name, re.fullmatch(r"(\d+):(\d+):([\d.]+)", stream.metadata.get("DURATION", ""))
+    if kind == "avi":
+        return float(stream.frames / (stream.average_rate or 25))
+    return 3600 * int(said[1]) + 60 * int(said[2]) + float(said[3]) if said and "matroska" in kind else 0.0
 
 
 # ---- clips in packages -----------------------------------------------------------------------------------------------

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json as documents
-import os
 import platform
 import resource
-import shutil
 import statistics
 import sys
 import time
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from PIL import Image
 
 import plait
 from plait.errors import BadInput
@@ -22,13 +20,12 @@ from plait.loading import load_data
 from plait.storage import progress as bars
 
 from .buckets import FrameSplit
+from .clips import HR, read_frames
 from .network import RoutedNetwork
 from .options import DydcaOptions
-from .package import VideoWriter, open_package, require_free, write_package
+from .package import frames_to, open_package, require_free, write_package
 from .routing import plan_clip
 from .runtimes import build
-
-PICTURE = "{:06}.png"
 
 
 def encode(
@@ -92,9 +89,7 @@ def encode(
         "psnr_video": run.metrics["dydca/psnr_video"],
         "bicubic": run.metrics["dydca/bicubic"],
         "weights_and_plan_bytes": delivered,
-        "lr_video_bytes": sum(
-            f.stat().st_size for f in out.rglob("*") if f.name.startswith("lr") or f.parent.name == "lr"
-        ),
+        "lr_video_bytes": sum(file.stat().st_size for file in [*out.glob("lr.*"), *out.glob("lr/*")]),
         "out": str(out),
         "run": str(folder),
     }
@@ -102,11 +97,17 @@ def encode(
         print(documents.dumps(figures))
         return
     print(
-        f"{figures['frames']} frames, {figures['psnr_video']:.2f} dB (bicubic {figures['bicubic']:.2f} dB). Weights "
-        f"and plan {delivered:,} bytes, low-resolution video without loss {figures['lr_video_bytes']:,} bytes: {out}"
+        f"{counted(len(data.test.clip))}, {figures['psnr_video']:.2f} dB (bicubic {figures['bicubic']:.2f} dB). "
+        f"Weights and plan {delivered:,} bytes, low-resolution video without loss {figures['lr_video_bytes']:,} bytes: "
+        f"{out}"
     )
     if run.metrics["dydca/gain"] < 0:
         print("The network is worse than bicubic up-sampling: give more --epochs (and encode to another folder).")
+
+
+def counted(frames: int) -> str:
+    """``1 frame``, ``2 frames``."""
+    return f"{frames} frame{'s' * (frames != 1)}"
 
 
 def _grid(text: str) -> tuple[int, int]:
@@ -118,8 +119,6 @@ def _grid(text: str) -> tuple[int, int]:
 
 def _first_size(video: Path, scale: int) -> tuple[int, int]:
     """Width and height of the low-resolution frames."""
-    from .clips import HR, read_frames
-
     if scale not in (2, 3, 4):
         raise BadInput(f"--scale {scale} must be 2, 3 or 4.")
     source = video / HR if (video / HR).is_dir() else video
@@ -139,6 +138,8 @@ def play(
 ) -> None:
     """Reconstruct the video of a package, frame by frame, into a file or a folder of pictures.
 
+    A frame's time is from the decoding to the finished picture; the first five are warm-up.
+
     Args:
         package: a folder that `plait dydca encode` wrote.
         out: a video file (.mkv is without loss) or a new folder for PNG frames; default: only measure.
@@ -151,65 +152,39 @@ def play(
             raise BadInput(f"--threads {threads} must be at least 1.")
         torch.set_num_threads(threads)
     opened = open_package(package)
-    film = out is not None and out.suffix != ""
-    if out is not None and not film:
+    if out is not None and not out.suffix:
         require_free(out)
     machine = build(runtime, opened.network)
-    place = out.with_name(f".{out.stem}.{os.getpid()}.tmp{out.suffix}") if out is not None else None
-    bar, spent, began = bars.make(not json), [], time.perf_counter()
-    bar.start(len(opened), 0, "play")
-    writer = None
-    try:
-        if place is not None and film:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            writer = VideoWriter(place)
-        elif place is not None:
-            place.mkdir(parents=True)
+    with contextlib.ExitStack() as closing:
+        writer = closing.enter_context(frames_to(out)) if out is not None else None
+        bar = bars.make(not json)
+        bar.start(len(opened), 0, "play")
+        closing.callback(bar.stop)
+        spent, began = [], time.perf_counter()
         for number, (frame, moment) in enumerate(opened.frames(machine), 1):
             spent.append(time.perf_counter() - began)
             if writer is not None:
                 writer.write(frame, moment)
-            elif place is not None:
-                Image.fromarray(frame).save(place / PICTURE.format(number))
             bar.advance(number, "")
             began = time.perf_counter()
-        if writer is not None:
-            writer.__exit__()
-            writer = None
-        if place is not None and out is not None:
-            if out.is_dir() and not film:
-                out.rmdir()
-            os.replace(place, out)
-    finally:
-        bar.stop()
-        if writer is not None:
-            writer.container.close()
-        if place is not None and place.exists():
-            shutil.rmtree(place) if place.is_dir() else place.unlink()
-    said = playback(spent, machine.name)
+    warm, unit = sorted(spent[5:] or spent), 1 if sys.platform == "darwin" else 1024
+    said = {
+        "frames": len(spent),
+        "fps": 1 / statistics.median(warm),
+        "median_ms": 1000 * statistics.median(warm),
+        "p90_ms": 1000 * warm[min(len(warm) - 1, round(0.9 * (len(warm) - 1)))],
+        "first_ms": 1000 * spent[0],
+        "runtime": machine.name,
+        "threads": torch.get_num_threads(),
+        "processor": platform.processor() or platform.machine(),
+        "memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6,
+    }
     if json:
         print(documents.dumps({**said, "out": None if out is None else str(out)}))
         return
     target = "" if out is None else f" Written: {out}"
     print(
-        f"{said['frames']} frames, {said['fps']:.1f} frames a second (median {said['median_ms']:.0f} ms, 90 % within "
+        f"{counted(len(spent))}, {said['fps']:.1f} frames a second (median {said['median_ms']:.0f} ms, 90 % within "
         f"{said['p90_ms']:.0f} ms, first {said['first_ms']:.0f} ms), {said['runtime']}, {said['threads']} threads, "
         f"float32, {said['processor']}, {said['memory_mb']:.0f} MB at most.{target}"
     )
-
-
-def playback(seconds: list[float], runtime: str) -> dict[str, float | str]:
-    """Figures of a playback: a frame's time from the decoding to the finished picture; 5 frames are warm-up."""
-    warm = sorted(seconds[5:] or seconds)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return {
-        "frames": len(seconds),
-        "fps": 1 / statistics.median(warm),
-        "median_ms": 1000 * statistics.median(warm),
-        "p90_ms": 1000 * warm[min(len(warm) - 1, round(0.9 * (len(warm) - 1)))],
-        "first_ms": 1000 * seconds[0],
-        "runtime": runtime,
-        "threads": torch.get_num_threads(),
-        "processor": platform.processor() or platform.machine(),
-        "memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6,
-    }

@@ -8,9 +8,11 @@ from PIL import Image
 
 from .errors import DydcaError
 
-__all__ = ["Frame", "cropped", "downscale", "upscale"]
+__all__ = ["Array", "Frame", "cropped", "downscale", "upscale"]
 
 Frame = npt.NDArray[np.uint8]
+Array = npt.NDArray[np.int64]
+"""Rows of whole numbers, as the patches of a plan."""
 
 
 def downscale(frame: Frame, scale: int) -> Frame:

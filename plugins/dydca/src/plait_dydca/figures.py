@@ -6,28 +6,18 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from plait.declare.results import Metric, Plot, Table
 
 from .bodies import macs_per_pixel, plain_parameters
-from .clips import Clip
-from .degradation import upscale
-from .measures import PatchErrors, psnr, squared_error
+from .degradation import Array
+from .measures import PatchErrors, psnr
 from .network import RoutedNetwork, frame_macs
-from .quadtree import PatchPlan, area_share
+from .quadtree import area_share
+from .routing import Routing
 
-__all__ = ["delivered", "quality", "tables", "work"]
-
-Array = npt.NDArray[np.int64]
-
-
-def bicubic_frames(clip: Clip) -> list[float]:
-    """Mean squared error of bicubic up-sampling, each frame."""
-    pairs = zip(clip.lr, clip.hr, strict=True)
-    return [squared_error(upscale(low, clip.scale), high) / high.size for low, high in pairs]
+__all__ = ["costs", "quality", "tables"]
 
 
 def quality(errors: PatchErrors, bicubic: Sequence[float]) -> dict[str, Metric | Table | Plot]:
@@ -55,23 +45,18 @@ def quality(errors: PatchErrors, bicubic: Sequence[float]) -> dict[str, Metric |
     return shown
 
 
-def delivered(network: RoutedNetwork, plan: PatchPlan, side_bytes: int, used: Sequence[int]) -> dict[str, Metric]:
-    """Bytes that a player gets beside the low-resolution video; paths without patches are left out."""
-    numbers = sum(plain_parameters(network.paths[path]) for path in used)
+def costs(network: RoutedNetwork, routing: Routing, frames: int) -> dict[str, Metric]:
+    """Bytes that a player gets beside the low-resolution video, without unused paths; multiplications of a frame."""
+    paths, plan = list(network.paths), routing.side_bytes
+    numbers = sum(plain_parameters(paths[path]) for path in routing.used)
+    plain, padded = (frame_macs(routing.patches, frames, paths, halo) / 1e6 for halo in (0, routing.halo))
     return {
         "parameters": Metric(numbers, "parameters", "lower", "plain convolutions of the paths in use"),
-        "plan_bytes": Metric(side_bytes, "bytes", "lower", "compressed"),
-        "delivered_fp32": Metric(4 * numbers + side_bytes, "bytes", "lower", "weights and plan"),
-        "delivered_fp16": Metric(2 * numbers + side_bytes, "bytes", "lower", "weights of half precision and plan"),
-    }
-
-
-def work(network: RoutedNetwork, patches: Array, frames: int, halo: int) -> dict[str, Metric]:
-    """Multiplications of a frame."""
-    paths = list(network.paths)
-    return {
-        "macs_plain": Metric(frame_macs(patches, frames, paths, 0) / 1e6, "MMACs", "lower", "a frame, without halo"),
-        "macs": Metric(frame_macs(patches, frames, paths, halo) / 1e6, "MMACs", "lower", "a frame, with halo"),
+        "plan_bytes": Metric(plan, "bytes", "lower", "compressed"),
+        "delivered_fp32": Metric(4 * numbers + plan, "bytes", "lower", "weights and plan"),
+        "delivered_fp16": Metric(2 * numbers + plan, "bytes", "lower", "weights of half precision and plan"),
+        "macs_plain": Metric(plain, "MMACs", "lower", "a frame, without halo"),
+        "macs": Metric(padded, "MMACs", "lower", "a frame, with halo"),
     }
 
 
@@ -87,10 +72,3 @@ def tables(
         rows.append([path, *size, *quality, steps[path], pixels[path]])
     columns = ["path", "blocks", "parameters", "MACs a pixel", "patches", "area %", "PSNR dB", "steps", "LR pixels"]
     return Table("paths, hardest first", columns, rows)
-
-
-def joined(outputs: Tensor, index: Tensor) -> Tensor:
-    """Kept errors in the order of the plan's patches."""
-    ordered = torch.empty_like(outputs)
-    ordered[index] = outputs
-    return ordered

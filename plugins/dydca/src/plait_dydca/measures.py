@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -140,10 +139,3 @@ def patch_errors(outputs: Tensor, target: Tensor, borders: Tensor, scale: int) -
         ],
         1,
     )
-
-
-def summed_area(values: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """The integral image [..., H + 1, W + 1] of [..., H, W]."""
-    table = np.zeros((*values.shape[:-2], values.shape[-2] + 1, values.shape[-1] + 1), np.int64)
-    table[..., 1:, 1:] = values.cumsum(-2).cumsum(-1)
-    return table

@@ -4,6 +4,7 @@ pixel, so offsets in that unit hold for any input. Card, section 6.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .errors import DydcaError
-from .symbolic import Analysis, Node, operator_name
+from .symbolic import Analysis, operator_name
 
 __all__ = ["MemoryPlan", "execute", "lifetimes", "plan_memory"]
 
@@ -65,38 +66,24 @@ def lifetimes(analysis: Analysis, *, fused: bool) -> tuple[tuple[Lifetime, ...],
     Raises:
         DydcaError: a tensor whose size is no constant times the pixels.
     """
-    readers: dict[str, int] = {}
-    for position, node in enumerate(analysis.nodes):
-        readers |= dict.fromkeys(node.reads, position)
-    readers[analysis.output] = len(analysis.nodes)
-    buffer_of: dict[str, str] = {}
-    size_of, first, last = {}, {}, {}
+    last = {name: position for position, node in enumerate(analysis.nodes) for name in node.reads}
+    last[analysis.output] = len(analysis.nodes)
     operators = {node.name: node for node in analysis.nodes}
+    buffers: dict[str, Lifetime] = {}
+    buffer_of: dict[str, str] = {}
     for position, node in enumerate(analysis.nodes):
-        if node.bytes_per_pixel is None:
+        size, place, first = node.bytes_per_pixel, node.name, position
+        if size is None:
             raise DydcaError(f"{node.name} has the shape {' x '.join(node.shape)}: no constant size for each pixel.")
-        place = _in_place(node, position, operators, readers, buffer_of) if fused else None
-        if place is None:
-            place = node.name
-            size_of[place], first[place] = node.bytes_per_pixel, position
+        if fused and node.operator in ("relu", "add"):
+            for given in (operators[name] for name in node.reads if name in operators):
+                computed = given.operator in ("conv2d", "pixel_shuffle")
+                if computed and given.bytes_per_pixel == size and last[given.name] == position:
+                    place = buffer_of[given.name]  # nobody else reads what stands there
+                    first = buffers[place].first
         buffer_of[node.name] = place
-        last[place] = readers.get(node.name, position)
-    return tuple(Lifetime(name, size_of[name], first[name], last[name]) for name in size_of), buffer_of
-
-
-def _in_place(
-    node: Node, position: int, operators: dict[str, Node], readers: dict[str, int], buffer_of: dict[str, str]
-) -> str | None:
-    """The buffer that an operator may overwrite: of a convolution that nobody reads afterwards."""
-    if node.operator not in ("relu", "add"):
-        return None
-    for name in reversed(node.reads):
-        given = operators.get(name)
-        if given is None or given.bytes_per_pixel != node.bytes_per_pixel or readers[name] != position:
-            continue
-        if given.operator in ("conv2d", "pixel_shuffle"):
-            return buffer_of[name]
-    return None
+        buffers[place] = Lifetime(place, size, first, last.get(node.name, position))
+    return tuple(buffers.values()), buffer_of
 
 
 def plan_memory(analysis: Analysis, *, fused: bool = True) -> MemoryPlan:
@@ -132,13 +119,12 @@ def _end(placed: Sequence[tuple[int, Lifetime]]) -> int:
 
 def _best_gap(taken: Sequence[tuple[int, int]], size: int) -> int:
     """The start of the smallest gap between taken stretches that has room, else the end."""
-    end, best, start = 0, None, 0
+    gaps, end = [], 0
     for low, high in taken:
-        room = low - end
-        if room >= size and (best is None or room < best):
-            best, start = room, end
+        if low - end >= size:
+            gaps.append((low - end, end))
         end = max(end, high)
-    return start if best is not None else end
+    return min(gaps)[1] if gaps else end
 
 
 def _sixteens(pixels: int) -> int:
@@ -173,7 +159,7 @@ def execute(analysis: Analysis, plan: MemoryPlan, x: Tensor) -> Tensor:
             continue
         start = plan.offsets[plan.buffer_of[node.name]] * pixels // 4
         shape = shapes[node.name]
-        out = arena[start : start + int(torch.tensor(shape).prod())].view(shape)
+        out = arena[start : start + math.prod(shape)].view(shape)
         args = [held[arg.name] if isinstance(arg, torch.fx.Node) else arg for arg in node.args]
         held[node.name] = _into(operator_name(node.target), args, out)
     result: Tensor = held[analysis.output]
@@ -184,7 +170,7 @@ def _into(operator: str, args: list[Any], out: Tensor) -> Tensor:
     """One operator, its result written to ``out``."""
     aten = torch.ops.aten
     if operator in ("sub", "add"):
-        (torch.sub if operator == "sub" else torch.add)(args[0], args[1], out=out)
+        getattr(torch, operator)(args[0], args[1], out=out)
     elif operator == "relu":
         torch.clamp(args[0], min=0, out=out)
     elif operator == "pixel_shuffle":

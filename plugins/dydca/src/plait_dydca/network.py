@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from .bodies import bicubic_start, folded, macs_per_pixel
-from .degradation import Frame
+from .degradation import Array, Frame
 from .errors import DydcaError
 
 __all__ = ["RoutedNetwork", "as_input", "frame_macs", "groups", "reconstruct", "windows"]
-
-Array = npt.NDArray[np.int64]
 
 
 class RoutedNetwork(nn.Module):
@@ -73,7 +70,7 @@ def windows(frames: Frame, patches: Array, halo: int) -> Frame:
     Returns:
         uint8 [N, height + 2 halo, width + 2 halo, 3].
     """
-    height, width = int(patches[0, 3]), int(patches[0, 4])
+    height, width = patches[0, 3:5]
     y = (patches[:, 1, None] + np.arange(-halo, height + halo)).clip(0, frames.shape[1] - 1)
     x = (patches[:, 2, None] + np.arange(-halo, width + halo)).clip(0, frames.shape[2] - 1)
     cut: Frame = frames[patches[:, 0, None, None], y[:, :, None], x[:, None, :]]
@@ -87,10 +84,8 @@ def as_input(frames: Frame) -> Tensor:
 
 def groups(patches: Array) -> Iterator[Array]:
     """Row numbers of patches of one path and one shape, group by group."""
-    keys = patches[:, 3:6]
-    _, of_group = np.unique(keys, axis=0, return_inverse=True)
-    of_group = of_group.reshape(-1)
-    for number in range(int(of_group.max()) + 1 if len(of_group) else 0):
+    kinds, of_group = np.unique(patches[:, 3:6], axis=0, return_inverse=True)
+    for number in range(len(kinds)):
         yield np.flatnonzero(of_group == number)
 
 

@@ -9,10 +9,21 @@ from pydantic import Field, model_validator
 
 from plait import Options, PresetOptions
 
-from .presets import BASELINES
-
 Scale = Literal[2, 3, 4]
 ClipName = Literal["bikes", "bigbuckbunny", "carphone", "citycc0", "generated"]
+BASELINES: Mapping[str, Mapping[str, Any]] = {
+    "dydca": {},
+    "equal-stdo": {"blocks": (6, 2)},
+    "three-paths": {"blocks": (4, 2, 1)},
+    "random": {"labels": "random"},
+    "inverted": {"labels": "inverted"},
+    "whole": {"split": "whole", "blocks": (4,)},
+    "whole-small": {"split": "whole", "blocks": (2,)},
+    "stdo": {"split": "clusters", "blocks": (4, 4)},
+    "chunks": {"split": "chunks", "blocks": (4, 4, 4, 4, 4)},
+    "released": {"grid": (20, 10), "tau": 40.0, "halo": 0, "init": "paper"},
+}
+"""Named settings: the method, its controls, and the methods it is compared with."""
 
 
 class DydcaOptions(PresetOptions):
@@ -92,11 +103,8 @@ class DydcaOptions(PresetOptions):
     @property
     def thresholds(self) -> tuple[float, ...] | None:
         """dB at which the patches of each size are split, the largest first; None: by ``quantile``."""
-        if self.tau is not None:
-            return (self.tau,)
-        if self.tau_hi is not None and self.tau_lo is not None:
-            return (self.tau_hi, self.tau_lo)
-        return None
+        given = tuple(tau for tau in (self.tau, self.tau_hi, self.tau_lo) if tau is not None)
+        return given or None
 
     @property
     def quantile(self) -> float:
@@ -131,19 +139,18 @@ class VideoOptions(_Frames):
     )
 
 
-class WdsrOptions(Options):
-    """Options of ``wdsr`` and ``wdsr-plain``."""
-
-    channels: int = Field(16, ge=1, le=1024, description="U, width of the residual stream (32 as published)")
-    expansion: int = Field(2, ge=1, le=16, description="w, hidden channels of a block over U")
-    blocks: int = Field(4, ge=1, le=64, description="residual blocks, where dydca is not active")
-
-
 class EdsrOptions(Options):
     """Options of ``edsr``."""
 
     channels: int = Field(16, ge=1, le=1024, description="width of the residual stream (64 as published)")
     blocks: int = Field(4, ge=1, le=64, description="residual blocks, where dydca is not active")
+
+
+class WdsrOptions(EdsrOptions):
+    """Options of ``wdsr`` and ``wdsr-plain``."""
+
+    channels: int = Field(16, ge=1, le=1024, description="U, width of the residual stream (32 as published)")
+    expansion: int = Field(2, ge=1, le=16, description="w, hidden channels of a block over U")
 
 
 class EspcnOptions(Options):

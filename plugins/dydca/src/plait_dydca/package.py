@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -21,20 +22,22 @@ from torch import nn
 
 from .bodies import EDSR, ESPCN, WDSR, Body
 from .clips import Clip, read_frames
-from .degradation import Frame
+from .degradation import Array, Frame
 from .errors import DydcaError
 from .network import RoutedNetwork, reconstruct, require_halo
 from .quadtree import PatchPlan
 from .routing import Gate, Routing, by_shape
 from .runtimes import Runtime
 
-__all__ = ["Package", "VideoWriter", "open_package", "write_package"]
+__all__ = ["Package", "PictureWriter", "VideoWriter", "frames_to", "open_package", "write_package"]
 
 FORMAT = 1
 MANIFEST, WEIGHTS, PLAN, VIDEO, PICTURES = "manifest.json", "weights.safetensors", "plan.bin", "lr.mkv", "lr"
 BODIES: Mapping[str, type[Body]] = {"WDSR": WDSR, "EDSR": EDSR, "ESPCN": ESPCN}
 TICKS = 90_000
 """Of a second, in the time stamps of written videos."""
+LARGEST = 16 * 54 * 48
+"""Low-resolution pixels of a batch in playing: 16 fine cells of the published grid."""
 
 
 # ---- writing ---------------------------------------------------------------------------------------------------------
@@ -73,9 +76,11 @@ def write_package(folder: Path, network: RoutedNetwork, routing: Routing, clip: 
         plan = routing.plan
         if routing.gate is None:
             (scratch / PLAN).write_bytes(plan.packed())
-        write_low(scratch, clip)
+        with frames_to(scratch / (PICTURES if find_spec("av") is None else VIDEO)) as writer:
+            for frame, time in zip(clip.lr, clip.times, strict=True):
+                writer.write(np.asarray(frame), time)
         files = sorted(path for path in scratch.rglob("*") if path.is_file())
-        manifest = {
+        manifest: dict[str, Any] = {
             "format": FORMAT,
             "method": "dydca",
             "clip": clip.name,
@@ -95,28 +100,14 @@ def write_package(folder: Path, network: RoutedNetwork, routing: Routing, clip: 
                 for path in files
             },
         }
-        signed = {**manifest, "sha256": _digest(manifest)}
-        (scratch / MANIFEST).write_text(json.dumps(signed, indent=1), encoding="utf-8")
-        if folder.exists():
-            folder.rmdir()
-        scratch.rename(folder)
+        manifest["sha256"] = _digest(manifest)
+        (scratch / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        os.replace(scratch, folder)
     except OSError as error:
         raise DydcaError(f"{folder} could not be written: {error}.") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return sum((folder / name).stat().st_size for name in (WEIGHTS, PLAN) if (folder / name).exists())
-
-
-def write_low(folder: Path, clip: Clip) -> None:
-    """The low-resolution frames without loss: as FFV1 where PyAV is installed, else as PNG."""
-    if find_spec("av") is None:
-        (folder / PICTURES).mkdir()
-        for number, frame in enumerate(clip.lr, 1):
-            Image.fromarray(np.asarray(frame)).save(folder / PICTURES / f"{number:06}.png")
-        return
-    with VideoWriter(folder / VIDEO) as writer:
-        for frame, time in zip(clip.lr, clip.times, strict=True):
-            writer.write(np.asarray(frame), time)
 
 
 def _digest(manifest: Mapping[str, Any]) -> str:
@@ -137,11 +128,44 @@ def checksum(file: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
+@contextlib.contextmanager
+def frames_to(target: Path) -> Iterator[PictureWriter | VideoWriter]:
+    """What writes frames to a video file, or to a new folder where the name has no ending; whole or not at all."""
+    place = target.with_name(f".{target.stem}.{os.getpid()}.tmp{target.suffix}")
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with VideoWriter(place) if target.suffix else PictureWriter(place) as writer:
+            yield writer
+        os.replace(place, target)
+    finally:
+        if place.is_dir():
+            shutil.rmtree(place)
+        place.unlink(missing_ok=True)
+
+
+class PictureWriter:
+    """Frames into a new folder, as PNG files."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir()
+        self.folder, self.count = folder, 0
+
+    def __enter__(self) -> PictureWriter:
+        return self
+
+    def write(self, frame: Frame, time: float) -> None:
+        """Append an RGB frame, uint8 [H, W, 3]; a picture has no time."""
+        self.count += 1
+        Image.fromarray(frame).save(self.folder / f"{self.count:06}.png")
+
+    def __exit__(self, *_: object) -> None: ...
+
+
 class VideoWriter:
     """Frames into a video file, with their times: ``.mkv`` without loss (FFV1), anything else as H.264.
 
-    Args:
-        file: to write.
+    Raises:
+        DydcaError: PyAV is not here, or no video can be written with this ending.
     """
 
     def __init__(self, file: Path) -> None:
@@ -152,9 +176,10 @@ class VideoWriter:
         self.lossless = file.suffix.lower() == ".mkv"
         try:
             self.container: Any = av.open(str(file), "w")
+            codec, options = ("ffv1", {}) if self.lossless else ("libx264", {"crf": "12"})
+            self.stream: Any = self.container.add_stream(codec, options=options)
         except (ValueError, OSError) as error:
             raise DydcaError(f"no video can be written with the ending {file.suffix}: {error}.") from error
-        self.stream: Any = None
 
     def __enter__(self) -> VideoWriter:
         return self
@@ -163,23 +188,19 @@ class VideoWriter:
         """Append an RGB frame, uint8 [H, W, 3], that is shown at ``time`` seconds."""
         import av
 
-        if self.stream is None:
+        if not self.stream.codec_context.is_open:
             height, width = frame.shape[:2]
-            options = {} if self.lossless else {"crf": "12"}
-            self.stream = self.container.add_stream("ffv1" if self.lossless else "libx264", options=options)
             self.stream.width, self.stream.height = width, height
             even = "yuv420p" if width % 2 == 0 and height % 2 == 0 else "yuv444p"
             self.stream.pix_fmt = "bgr0" if self.lossless else even
             self.stream.time_base = self.stream.codec_context.time_base = Fraction(1, TICKS)
         picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
         picture.pts, picture.time_base = round(time * TICKS), Fraction(1, TICKS)
-        for packet in self.stream.encode(picture):
-            self.container.mux(packet)
+        self.container.mux(self.stream.encode(picture))
 
-    def __exit__(self, *_: object) -> None:
-        if self.stream is not None:
-            for packet in self.stream.encode():
-                self.container.mux(packet)
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        if error is None:
+            self.container.mux(self.stream.encode())
         self.container.close()
 
 
@@ -192,13 +213,13 @@ class Package:
         folder: where it lies.
         manifest: as written.
         network: the paths, plain convolutions in eval mode; a path that no patch takes is left empty.
-        plan: None where a gate makes it, frame by frame.
+        patches: [N, 6], with the paths that they take; none where a gate makes them, frame by frame.
     """
 
     folder: Path
     manifest: Mapping[str, Any]
     network: RoutedNetwork
-    plan: PatchPlan | None
+    patches: Array
     gate: Gate | None
 
     def __len__(self) -> int:
@@ -212,28 +233,18 @@ class Package:
         """
         low = self.folder / (VIDEO if (self.folder / VIDEO).exists() else PICTURES)
         halo, scale, size = self.manifest["halo"], self.manifest["scale"], tuple(self.manifest["size"])
-        known, starts, grid, count = None, np.zeros(0, np.int64), tuple(self.manifest["plan"]["grid"]), 0
-        if self.plan is not None:
-            known = self.plan.patches.copy()
-            known[:, 5] = by_shape(self.plan) if self.manifest["by_shape"] else known[:, 5]
-            starts = np.searchsorted(known[:, 0], np.arange(len(self) + 1))
-        for number, ((frame, _), time) in enumerate(zip(read_frames(low), self.manifest["times"], strict=False)):
+        count, grid = 0, tuple(self.manifest["plan"]["grid"])
+        starts = np.searchsorted(self.patches[:, 0], np.arange(len(self) + 1))
+        for (frame, _), time in zip(read_frames(low), self.manifest["times"], strict=False):
             if frame.shape[:2] != size:
-                raise DydcaError(f"{low}: frame {number + 1} has another size than the manifest says.")
-            if known is not None:
-                patches = known[starts[number] : starts[number + 1]]
-            else:
-                assert self.gate is not None
-                one = PatchPlan("quadtree", 1, size, grid, 2, np.zeros(0, np.uint8))
-                patches = self.gate.plan(frame[None], one).patches
+                raise DydcaError(f"{low}: frame {count + 1} has another size than the manifest says.")
+            patches = self.patches[starts[count] : starts[count + 1]]
+            if self.gate is not None:
+                patches = self.gate.plan(frame[None], grid).patches
             yield reconstruct(frame, patches, runtime, scale, halo, largest=LARGEST), time
             count += 1
         if count != len(self):
             raise DydcaError(f"{low} holds {count} of {len(self)} frames.")
-
-
-LARGEST = 16 * 54 * 48
-"""Low-resolution pixels of a batch: 16 fine cells of the published grid."""
 
 
 def open_package(folder: Path) -> Package:
@@ -242,45 +253,32 @@ def open_package(folder: Path) -> Package:
     Raises:
         DydcaError: no package, one of another format, or one that was cut off or altered, naming the file.
     """
-    manifest = read_manifest(folder)
-    for name, wanted in manifest["files"].items():
-        file = folder / name
-        if not file.is_file():
-            raise DydcaError(f"{folder}: {name} is missing; the package is incomplete.")
-        if file.stat().st_size != wanted["bytes"] or checksum(file) != wanted["sha256"]:
-            raise DydcaError(f"{file} is not what was delivered: it was cut off or altered.")
-    try:
-        return _built(folder, manifest)
-    except (KeyError, TypeError, ValueError, IndexError, SafetensorError, RuntimeError) as error:
-        if isinstance(error, DydcaError):
-            raise
-        raise DydcaError(f"{folder / MANIFEST} was altered: {type(error).__name__}: {error}.") from error
-
-
-def read_manifest(folder: Path) -> Mapping[str, Any]:
-    """The manifest of a package.
-
-    Raises:
-        DydcaError: there is none, or it is damaged or of another format.
-    """
     file = folder / MANIFEST
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise DydcaError(f"{folder} is no package: it has no {MANIFEST}.") from None
     except (OSError, ValueError) as error:
         raise DydcaError(f"{file} is damaged: {error}.") from error
-    if (
-        not isinstance(manifest, dict)
-        or manifest.get("method") != "dydca"
-        or not isinstance(manifest.get("files"), dict)
-    ):
+    known = isinstance(manifest, dict) and manifest.get("method") == "dydca"
+    if not known or not isinstance(manifest.get("files"), dict):
         raise DydcaError(f"{file} is no manifest of dydca.")
     if manifest.get("format") != FORMAT:
         raise DydcaError(f"{file} has the format {manifest.get('format')}; this version reads {FORMAT}.")
     if manifest.get("sha256") != _digest(manifest):
         raise DydcaError(f"{file} is not what was delivered: it was altered.")
-    return manifest
+    try:
+        for name, wanted in manifest["files"].items():
+            part = folder / name
+            if not part.is_file():
+                raise DydcaError(f"{folder}: {name} is missing; the package is incomplete.")
+            if part.stat().st_size != wanted["bytes"] or checksum(part) != wanted["sha256"]:
+                raise DydcaError(f"{part} is not what was delivered: it was cut off or altered.")
+        return _built(folder, manifest)
+    except (KeyError, TypeError, ValueError, IndexError, OSError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, DydcaError):
+            raise
+        raise DydcaError(f"{file} was altered: {type(error).__name__}: {error}.") from error
 
 
 def _built(folder: Path, manifest: Mapping[str, Any]) -> Package:
@@ -303,11 +301,14 @@ def _built(folder: Path, manifest: Mapping[str, Any]) -> Package:
         raise DydcaError(f"{folder / WEIGHTS} has {next(iter(weights))}, which the network does not have.")
     size, plan = tuple(manifest["size"]), manifest["plan"]
     gate = None if manifest["gate"] is None else Gate(*map(float, manifest["gate"]))
-    known = None
+    patches = np.zeros((0, 6), np.int64)
     if len(manifest["times"]) != frames:
         raise DydcaError(f"{folder / MANIFEST} was altered: {len(manifest['times'])} times for {frames} frames.")
     if gate is None:
         data = (folder / PLAN).read_bytes()
         known = PatchPlan.unpacked(data, plan["kind"], frames, size, tuple(plan["grid"]), plan["paths"])
-        require_halo(manifest["halo"], known.patches)
-    return Package(folder, manifest, network, known, gate)
+        patches = known.patches.copy()
+        require_halo(manifest["halo"], patches)
+        if manifest["by_shape"]:
+            patches[:, 5] = by_shape(known)
+    return Package(folder, manifest, network, patches, gate)

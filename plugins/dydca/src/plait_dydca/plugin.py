@@ -47,9 +47,8 @@ class DydcaPlugin(Plugin):
 
     def needs(self) -> frozenset[str]:
         """Frames of a clip, and a network that can be built at several depths; to begin as bicubic, one with a skip."""
-        words = {"field:input", "field:target", "task:regression", "field:frame", "model:depth"}
-        words |= {"model:skip"} if self.options.init == "bicubic" else set()
-        return frozenset(words | {"parameters:single", "steps:minibatch"})
+        words = _FRAMES - {"field:index"} | {"model:depth", "parameters:single", "steps:minibatch"}
+        return words | {"model:skip"} if self.options.init == "bicubic" else words
 
     def provides(self) -> frozenset[str]:
         """What a batch of patches has; folding weight normalisation changes names in the export."""
@@ -72,38 +71,38 @@ class DydcaPlugin(Plugin):
     @hookimpl
     def data_sources(self) -> Mapping[str, DataSource]:
         """Short clips out of packages, and the user's own."""
-        module = "plait_dydca"
         given = {
-            "clip": ("load_clip", "a short real clip out of a package, or a generated one", "ClipOptions"),
-            "video": ("load_video", "your own clip: video file, folder of images, VSD4K, UVG", "VideoOptions"),
+            "clip": "a short real clip out of a package, or a generated one",
+            "video": "your own clip: video file, folder of images, VSD4K, UVG",
         }
         return {
-            name: DataSource(f"{module}.sources:{factory}", summary, _FRAMES, later(f"{module}.options:{options}"))
-            for name, (factory, summary, options) in given.items()
+            name: DataSource(
+                f"plait_dydca.sources:load_{name}",
+                summary,
+                _FRAMES,
+                later(f"plait_dydca.options:{name.capitalize()}Options"),
+            )
+            for name, summary in given.items()
         }
 
     @hookimpl
     def models(self) -> Mapping[str, ModelSource]:
         """Networks that compute at low resolution."""
-        module, frames = "plait_dydca", frozenset({"field:frame"})
-        depth = frozenset({"model:depth"})
+        depth, frames = frozenset({"model:depth"}), frozenset({"field:frame"})
+        skip = depth | {"model:skip"}
         given = {
-            "wdsr": ("WDSR, the published body", depth | {"model:skip"}, frames | {"parameters:computed"}),
-            "wdsr-plain": (
-                "WDSR of plain convolutions, whose channels can go",
-                depth | {"model:skip"},
-                frames,
-            ),
+            "wdsr": ("WDSR, the published body", skip, frames | {"parameters:computed"}),
+            "wdsr-plain": ("WDSR of plain convolutions, whose channels can go", skip, frames),
             "edsr": ("EDSR", depth, frames),
             "espcn": ("ESPCN", depth, frames),
         }
         return {
             name: ModelSource(
-                f"{module}.bodies:build_{name.replace('-', '_')}",
+                f"plait_dydca.bodies:build_{name.replace('-', '_')}",
                 f"super-resolution: {summary}",
                 provides,
                 needs,
-                later(f"{module}.options:{name.partition('-')[0].capitalize()}Options"),
+                later(f"plait_dydca.options:{name.partition('-')[0].capitalize()}Options"),
             )
             for name, (summary, provides, needs) in given.items()
         }
@@ -119,16 +118,15 @@ class DydcaPlugin(Plugin):
     @hookimpl
     def transform_model(self, model: nn.Module) -> nn.Module:
         """Paths of several depths."""
-        from .weave import routed
+        from .network import RoutedNetwork
 
-        return routed(self.options, model)
+        return RoutedNetwork.of(model, self.options.blocks, self.options.init)
 
     @hookimpl
     def objective(self, outputs: Tensor, batch: Batch) -> Tensor:
         """L1 of each patch."""
-        from .weave import objective
-
-        return objective(outputs, batch)
+        losses: Tensor = (outputs - batch["target"]).abs().mean((1, 2, 3))
+        return losses
 
     @hookimpl
     def optimizer_step(self, trainer: Trainer, batch: Batch, proceed: Callable[[], LossReport]) -> LossReport:

@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from .clips import Clip
-from .degradation import Frame, upscale
+from .degradation import Array, Frame, upscale
 from .errors import DydcaError
-from .measures import CAP, summed_area
+from .measures import CAP
 
 __all__ = [
     "PatchPlan",
@@ -28,7 +28,6 @@ __all__ = [
     "cut_by_scores",
     "require_tiling",
     "score_clip",
-    "uniform_plan",
 ]
 
 SHAVE = 4
@@ -36,7 +35,6 @@ SHAVE = 4
 SMALLEST = 8
 """Low-resolution pixels of a cell's side at least."""
 
-Array = npt.NDArray[np.int64]
 Scores = list[npt.NDArray[np.float64]]
 """For each level, the largest squares first: PSNR in dB of each square, [T, rows, columns]."""
 
@@ -63,11 +61,6 @@ class PatchPlan:
     paths: int
     code: Frame
 
-    @property
-    def levels(self) -> int:
-        """Sizes of squares."""
-        return self.paths if self.kind == "quadtree" else 1
-
     @cached_property
     def patches(self) -> Array:
         """[N, 6]: frame, y, x, height, width, path; sorted by frame, then by place.
@@ -77,49 +70,55 @@ class PatchPlan:
         """
         if self.kind in ("whole", "chunks"):
             number = np.arange(self.frames)
-            path = number * self.paths // self.frames
-            zero, one = np.zeros_like(number), np.ones_like(number)
-            return np.stack([number, zero, zero, one * self.size[0], one * self.size[1], path], 1)
+            part = number * self.paths // self.frames
+            return self._rectangles((number, 0 * number, 0 * number), max(self.grid), part)
         if self.kind == "clusters":
-            rows, columns = self.grid[::-1]
-            count = self.frames * rows * columns
-            code = self._ended(count)
-            if len(code) != count or code.max() >= self.paths:
+            cells = self._squares(1)
+            code = self._ended(len(cells[0]))
+            if code.max() >= self.paths:
                 raise self._wrong()
-            frame, row, column = (axis.reshape(-1) for axis in np.indices((self.frames, rows, columns)))
-            return self._rectangles(frame, row, column, 1, code.astype(np.int64))
+            return self._rectangles(cells, 1, code)
         done, place = [], 0
-        nodes: tuple[Array, Array, Array] | None = None
-        for level in range(self.levels):
-            side = 2 ** (self.levels - 1 - level)
-            rows, columns = (-(-cells // side) for cells in self.grid[::-1])
-            if nodes is None:
-                frame, row, column = (axis.reshape(-1) for axis in np.indices((self.frames, rows, columns)))
-            else:
-                frame, row, column = _quarters(*nodes, rows, columns)
-            last = level == self.levels - 1
-            bits = np.zeros(len(frame), bool) if last else self.code[place : place + len(frame)].astype(bool)
-            if len(bits) != len(frame):
+        squares = self._squares(2 ** (self.paths - 1))
+        for path in reversed(range(self.paths)):
+            count = len(squares[0])
+            split = self.code[place : place + count].astype(bool) if path else np.zeros(count, bool)
+            if len(split) != count:
                 raise self._wrong()
-            place += 0 if last else len(frame)
-            keep = ~bits
-            path = np.full(int(keep.sum()), self.levels - 1 - level)
-            done.append(self._rectangles(frame[keep], row[keep], column[keep], side, path))
-            nodes = frame[bits], row[bits], column[bits]
+            frame, row, column = (axis[~split] for axis in squares)
+            done.append(self._rectangles((frame, row, column), 2**path, path))
+            if path:
+                place += count
+                squares = self._quarters([axis[split] for axis in squares], 2 ** (path - 1))
         self._ended(place)
         patches = np.concatenate(done)
         return patches[np.lexsort((patches[:, 2], patches[:, 1], patches[:, 0]))]
 
-    def _rectangles(self, frame: Array, row: Array, column: Array, side: int, path: Array) -> Array:
+    def _squares(self, side: int) -> list[Array]:
+        """Frame, row and column of all squares of so many cells, in this order."""
+        rows, columns = (-(-cells // side) for cells in self.grid[::-1])
+        return [axis.reshape(-1) for axis in np.indices((self.frames, rows, columns))]
+
+    def _quarters(self, squares: Sequence[Array], side: int) -> list[Array]:
+        """The quarters of squares that lie in the grid, each of so many cells, in the order of `_squares`."""
+        down, right = np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1])
+        frame, row, column = squares
+        frame, row, column = frame.repeat(4), (2 * row[:, None] + down).ravel(), (2 * column[:, None] + right).ravel()
+        inside = (row * side < self.grid[1]) & (column * side < self.grid[0])
+        order = np.lexsort((column, row, frame))
+        order = order[inside[order]]
+        return [frame[order], row[order], column[order]]
+
+    def _rectangles(self, squares: Sequence[Array], side: int, path: Array | Frame | int) -> Array:
         """Squares of ``side`` cells as patches; what lies beyond the grid is cut off."""
-        top, left = (edges(self.size[axis], self.grid[1 - axis]) for axis in (0, 1))
-        y0, y1 = top[row * side], top[np.minimum((row + 1) * side, len(top) - 1)]
-        x0, x1 = left[column * side], left[np.minimum((column + 1) * side, len(left) - 1)]
-        return np.stack([frame, y0, x0, y1 - y0, x1 - x0, path], 1)
+        frame, row, column = squares
+        y, x = edges(self.size, self.grid, side)
+        sides = y[row + 1] - y[row], x[column + 1] - x[column]
+        return np.stack([frame, y[row], x[column], *sides, path + np.zeros_like(frame)], 1)
 
     def _ended(self, used: int) -> Frame:
         """The entries of the code that are used; behind them may be what fills up the last byte."""
-        if len(self.code) - used >= 8 or self.code[used:].any():
+        if not 0 <= len(self.code) - used < 8 or self.code[used:].any():
             raise self._wrong()
         return self.code[:used]
 
@@ -167,36 +166,25 @@ def area_share(patches: Array, path: int) -> float:
     return float(area[patches[:, 5] == path].sum() / area.sum())
 
 
-def edges(side: int, cells: int) -> Array:
-    """Where cells begin, and the end: the last cell takes what the others leave."""
-    edges = np.arange(cells + 1, dtype=np.int64) * (side // cells)
-    edges[-1] = side
-    return edges
-
-
-def _quarters(frame: Array, row: Array, column: Array, rows: int, columns: int) -> tuple[Array, Array, Array]:
-    """The quarters of squares that lie in the grid of the next level, in the order of frames, rows and columns."""
-    down, right = np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1])
-    row, column = (2 * row[:, None] + down).reshape(-1), (2 * column[:, None] + right).reshape(-1)
-    frame = frame.repeat(4)
-    inside = (row < rows) & (column < columns)
-    frame, row, column = frame[inside], row[inside], column[inside]
-    order = np.lexsort((column, row, frame))
-    return frame[order], row[order], column[order]
+def edges(size: tuple[int, int], grid: tuple[int, int], side: int) -> tuple[Array, Array]:
+    """Where squares of ``side`` cells begin, and the end, down and across; the last cell takes what others leave."""
+    y, x = (np.append(np.arange(0, cells, side) * (n // cells), n) for n, cells in zip(size, grid[::-1], strict=True))
+    return y, x
 
 
 def require_tiling(patches: Array, frames: int, size: tuple[int, int]) -> None:
     """Raise `DydcaError` unless the patches cover each pixel of each frame once."""
-    low, high = patches[:, 1:3], patches[:, 1:3] + patches[:, 3:5]
-    sane = (low >= 0).all() and (patches[:, 3:5] > 0).all() and (high <= np.array(size)).all()
-    if not sane or (len(patches) and (patches[:, 0].min() < 0 or patches[:, 0].max() >= frames)):
+    frame, low, high = patches[:, 0], patches[:, 1:3], patches[:, 1:3] + patches[:, 3:5]
+    if (low < 0).any() or (high <= low).any() or (high > size).any() or (frame < 0).any() or (frame >= frames).any():
         raise DydcaError("the plan has a patch outside of its frame.")
-    for number in range(frames):
-        cover = np.zeros((size[0] + 1, size[1] + 1), np.int64)
-        for _, y, x, height, width, _ in patches[patches[:, 0] == number]:
-            cover[[y, y + height, y, y + height], [x, x + width, x + width, x]] += (1, 1, -1, -1)
-        if (cover.cumsum(0).cumsum(1)[:-1, :-1] != 1).any():
-            raise DydcaError(f"the plan does not tile frame {number + 1} exactly: it has a gap or an overlap.")
+    rows, columns = (np.unique([0, size[axis], *low[:, axis], *high[:, axis]]) for axis in (0, 1))
+    (y0, x0), (y1, x1) = ((rows.searchsorted(at[:, 0]), columns.searchsorted(at[:, 1])) for at in (low, high))
+    cover = np.zeros((frames, len(rows), len(columns)), np.int64)  # how often each piece between edges is covered
+    for y, x, sign in ((y0, x0, 1), (y1, x1, 1), (y0, x1, -1), (y1, x0, -1)):
+        np.add.at(cover, (frame, y, x), sign)
+    wrong = (cover.cumsum(1).cumsum(2)[:, :-1, :-1] != 1).any((1, 2))
+    if wrong.any():
+        raise DydcaError(f"the plan does not tile frame {wrong.argmax() + 1} exactly: it has a gap or an overlap.")
 
 
 # ---- scores ----------------------------------------------------------------------------------------------------------
@@ -222,16 +210,13 @@ def score_clip(
         )
     corners = []
     for level in range(levels):
-        side = 2 ** (levels - 1 - level)
-        y, x = (
-            np.append(edges(n, cells)[:-1:side], n) * clip.scale for n, cells in ((height, grid[1]), (width, grid[0]))
-        )
+        y, x = (clip.scale * at for at in edges((height, width), grid, 2 ** (levels - 1 - level)))
         corners.append((y[:-1] + SHAVE, y[1:] - SHAVE, x[:-1] + SHAVE, x[1:] - SHAVE))
     scores: Scores = [np.empty((len(clip), len(y0), len(x0))) for y0, _, x0, _ in corners]
     for number, (low, high) in enumerate(zip(clip.lr, clip.hr, strict=True)):
         guess = upscale(low, clip.scale) if general is None else general(low)
         wrong = np.square(guess.astype(np.int64) - high).sum(2)
-        table = summed_area(wrong)
+        table = np.pad(wrong.cumsum(0).cumsum(1), ((1, 0), (1, 0)))  # the sum above and left of each corner
         for level, (y0, y1, x0, x1) in enumerate(corners):
             total = table[y1][:, x1] - table[y0][:, x1] - table[y1][:, x0] + table[y0][:, x0]
             mse = total / (3.0 * (y1 - y0)[:, None] * (x1 - x0))
@@ -298,14 +283,3 @@ def cluster_plan(scores: Scores, size: tuple[int, int], grid: tuple[int, int], c
     for path, cells in enumerate(np.array_split(np.argsort(flat, kind="stable"), clusters)):
         code[cells] = path
     return PatchPlan("clusters", len(scores[-1]), size, grid, clusters, code)
-
-
-def uniform_plan(kind: str, frames: int, size: tuple[int, int], grid: tuple[int, int], paths: int) -> PatchPlan:
-    """Whole frames on one path (``whole``), or on a path for each equal part of the time (``chunks``).
-
-    Raises:
-        DydcaError: more parts than frames.
-    """
-    if paths > frames:
-        raise DydcaError(f"{paths} parts of the time for {frames} frames: give fewer blocks.")
-    return PatchPlan(kind, frames, size, grid, paths, np.zeros(0, np.uint8))

@@ -9,20 +9,19 @@ import numpy as np
 import numpy.typing as npt
 
 from .clips import Clip
-from .degradation import Frame
+from .degradation import Array, Frame
+from .errors import DydcaError
 from .network import require_halo
 from .options import DydcaOptions
-from .quadtree import PatchPlan, cluster_plan, controlled, cut_by_scores, edges, score_clip, uniform_plan
+from .quadtree import PatchPlan, cluster_plan, controlled, cut_by_scores, edges, score_clip
 
 __all__ = ["Gate", "Routing", "by_shape", "plan_clip"]
-
-Array = npt.NDArray[np.int64]
 
 
 def by_shape(plan: PatchPlan) -> Array:
     """Paths [N] as the released code routes: by a patch's height alone, against the middle between two sizes."""
     fine = plan.size[0] // plan.grid[1]
-    sides = [fine * 2**depth for depth in range(plan.levels)]
+    sides = [fine * 2**depth for depth in range(plan.paths)]
     middles = [(low + high) / 2 for low, high in itertools.pairwise(sides)]
     return np.searchsorted(np.array(middles), plan.patches[:, 3], side="right").astype(np.int64)
 
@@ -55,16 +54,16 @@ class Gate:
                 break
         return cls(float(w[0] / spread), float(w[1] - w[0] * centre / spread))
 
-    def plan(self, frames: Frame, like: PatchPlan) -> PatchPlan:
+    def plan(self, frames: Frame, grid: tuple[int, int]) -> PatchPlan:
         """The plan that a player makes who has only this gate and the frames."""
-        code = (self.weight * gradient_energy(frames, like.grid) + self.bias > 0).reshape(-1).astype(np.uint8)
-        return PatchPlan("quadtree", len(frames), like.size, like.grid, 2, code)
+        code = (self.weight * gradient_energy(frames, grid) + self.bias > 0).reshape(-1).astype(np.uint8)
+        return PatchPlan("quadtree", len(frames), (frames.shape[1], frames.shape[2]), grid, 2, code)
 
 
 def gradient_energy(frames: Frame, grid: tuple[int, int]) -> npt.NDArray[np.float64]:
     """Mean absolute difference of neighbouring grey levels in each square of 2x2 cells, [T, rows, columns]."""
     height, width = frames.shape[1:3]
-    top, left = (np.append(edges(n, cells)[:-1:2], n) for n, cells in ((height, grid[1]), (width, grid[0])))
+    top, left = edges((height, width), grid, 2)
     energies = np.empty((len(frames), len(top) - 1, len(left) - 1))
     area = np.diff(top)[:, None] * np.diff(left)
     for number, frame in enumerate(frames):
@@ -130,10 +129,12 @@ def plan_clip(clip: Clip, options: DydcaOptions, seed: int = 0) -> Routing:
         plan, tau = cut_by_scores(scores, size, options.grid, options.thresholds, options.quantile)
         if options.gate == "lr":
             gate, truth = Gate.fitted(clip.lr, plan), plan.code
-            plan = gate.plan(clip.lr, plan)
+            plan = gate.plan(clip.lr, options.grid)
             agreement = 100 * float((plan.code == truth).mean())
+    elif paths > len(clip):
+        raise DydcaError(f"{paths} parts of the time for {len(clip)} frames: give fewer blocks.")
     else:
-        plan = uniform_plan(options.split, len(clip), size, options.grid, paths)
+        plan = PatchPlan(options.split, len(clip), size, options.grid, paths, np.zeros(0, np.uint8))
     patches = plan.patches.copy()
     if options.route == "shape":
         patches[:, 5] = by_shape(plan)

@@ -9,7 +9,6 @@ import contextlib
 import io
 import logging
 import tempfile
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -38,13 +37,11 @@ class Runtime:
         name: of the back-end.
         programs: one for each path: [b, 3, h, w] float32 to [b, 3, h scale, w scale], any b, h, w.
         artefacts: files of compiled paths, one for each; empty where nothing is written.
-        seconds: that building took.
     """
 
     name: str
     programs: tuple[Program, ...]
     artefacts: tuple[Path, ...]
-    seconds: float
 
     def __call__(self, path: int, x: Tensor) -> Tensor:
         """A path's output."""
@@ -166,20 +163,19 @@ def build(name: str, network: RoutedNetwork, folder: Path | None = None) -> Runt
     builder, packages = RUNTIMES[name]
     if missing := [package for package in packages if find_spec(package) is None]:
         raise DydcaError(f"the runtime {name!r} needs {missing[0]}: pip install 'plait-dydca[{name}]'.")
-    plain, started, programs = network.folded().cpu(), time.perf_counter(), []
     place = folder or Path(tempfile.mkdtemp(prefix="dydca-"))
     place.mkdir(parents=True, exist_ok=True)
     before = set(place.iterdir())
     try:
         with quiet():
-            programs = [builder(path, place / f"path-{number}") for number, path in enumerate(plain.paths)]
+            paths = enumerate(network.folded().cpu().paths)
+            programs = tuple(builder(path, place / f"path-{number}") for number, path in paths)
     except DydcaError:
         raise
     except Exception as error:  # a compiler may raise anything
         line = str(error).strip().split("\n")[0] or type(error).__name__
         raise DydcaError(f"the runtime {name!r} cannot build the paths: {line}.") from error
-    artefacts = tuple(sorted(set(place.iterdir()) - before))
-    return Runtime(name, tuple(programs), artefacts, time.perf_counter() - started)
+    return Runtime(name, programs, tuple(sorted(set(place.iterdir()) - before)))
 
 
 @contextlib.contextmanager

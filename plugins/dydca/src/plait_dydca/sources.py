@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,14 +24,11 @@ __all__ = ["clip_data", "load_clip", "load_video"]
 
 def load_clip(options: ClipOptions, seed: int) -> Data:
     """A short clip out of a package; a generated one where no package is installed and none was asked for."""
-    wanted, notes = options.clip, []
-    if wanted is None:
-        wanted = "bikes" if embedded_file("bikes") is not None else "generated"
-        if wanted == "generated":
-            notes = ["the clip is a generated one; a real one: pip install 'plait-dydca[demo]'"]
+    wanted = options.clip or ("generated" if embedded_file("bikes") is None else "bikes")
     made: dict[str, Any] = {"every": options.every, "frames": options.frames}
     clip = generated(options.scale, **made) if wanted == "generated" else embedded(wanted, options.scale, **made)
-    return clip_data(clip, notes)
+    note = "the clip is a generated one; a real one: pip install 'plait-dydca[demo]'"
+    return clip_data(clip, [note] if options.clip is None and wanted == "generated" else [])
 
 
 def load_video(options: VideoOptions, seed: int) -> Data:
@@ -40,7 +37,7 @@ def load_video(options: VideoOptions, seed: int) -> Data:
     return clip_data(read_clip(path, options.scale, every=options.every, frames=options.frames, crop=options.crop))
 
 
-def clip_data(clip: Clip, notes: list[str] | None = None) -> Data:
+def clip_data(clip: Clip, notes: Sequence[str] = ()) -> Data:
     """A clip as plait's data: it is trained on and measured on the same frames, which is the purpose."""
     frames = FrameSplit(clip)
     info = DataInfo(
@@ -50,8 +47,7 @@ def clip_data(clip: Clip, notes: list[str] | None = None) -> Data:
         extra={"scale": clip.scale},
     )
     none = Subset(frames, torch.zeros(0, dtype=torch.int64))
-    keep = partial(kept, clip.scale)
-    return Data(info, frames, none, frames, keep=keep, figures=headline, notes=notes or ())
+    return Data(info, frames, none, frames, keep=partial(kept, clip.scale), figures=headline, notes=notes)
 
 
 def kept(scale: int, outputs: Tensor, batch: Batch) -> Tensor:

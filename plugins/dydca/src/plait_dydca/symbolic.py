@@ -29,12 +29,8 @@ ISVDOS = frozenset(
         "interpolate", "upsample_bicubic2d", "upsample_bilinear2d", "upsample_nearest2d", "pad", "constant_pad_nd",
     }
 )  # fmt: skip
-EDO = frozenset(
-    {
-        "nonzero", "masked_select", "unique", "unique2", "_unique2", "unique_consecutive", "item",
-        "_local_scalar_dense", "bincount", "cond", "while_loop", "where_index", "repeat_interleave", "index",
-    }
-)  # fmt: skip
+EDO = frozenset({torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output})
+"""How torch marks operators whose output depends on values."""
 
 
 @dataclass(frozen=True)
@@ -80,10 +76,9 @@ def operator_class(target: Any) -> str:
     """What fixes an operator's output: the shape of its input alone (its value, ISDO, or its shape, ISDOS), also an
     input's value (ISVDOS), or only the execution (EDO)."""
     name = operator_name(target)
-    for kind, names in (("EDO", EDO), ("ISDO", ISDO), ("ISVDOS", ISVDOS)):
-        if name in names:
-            return kind
-    return "ISDOS"
+    if name in ("cond", "while_loop") or EDO.intersection(getattr(target, "tags", ())):
+        return "EDO"
+    return "ISDO" if name in ISDO else "ISVDOS" if name in ISVDOS else "ISDOS"
 
 
 def operator_name(target: Any) -> str:
@@ -107,27 +102,22 @@ def analyse(path: nn.Module, most: tuple[int, int, int] = (4096, 8192, 8192)) ->
     example = torch.rand(2, 3, 12, 14, device=next(network.parameters()).device)  # a batch of 1 would be specialised
     with torch.no_grad():
         program = torch.export.export(network, (example,), dynamic_shapes=({0: dims[0], 2: dims[1], 3: dims[2]},))
-    inputs = set(program.graph_signature.user_inputs)
-    nodes, entry = [], ""
-    symbols: dict[Any, Any] = {}
-    pixels: Any = None
+    entry = str(program.graph_signature.user_inputs[0])
+    b, _, h, w = next(node.meta["val"].shape for node in program.graph.nodes if node.name == entry)
+    symbols = {size.node.expr: sympy.Symbol(name) for size, name in ((b, "b"), (h, "h"), (w, "w"))}
+    pixels = sympy.prod(list(symbols))
+    nodes = []
     for node in program.graph.nodes:
-        value = node.meta.get("val")
-        if node.op == "placeholder" and node.name in inputs:
-            entry = node.name
-            b, _, h, w = value.shape
-            symbols = {s.node.expr: sympy.Symbol(name) for s, name in ((b, "b"), (h, "h"), (w, "w"))}
-            pixels = sympy.prod(list(symbols))
         if node.op != "call_function":
             continue
+        value = node.meta["val"]
         sized = isinstance(value, torch.Tensor)
-        shape = tuple(_shown(size, symbols) for size in value.shape) if sized else ()
         nodes.append(
             Node(
                 node.name,
                 operator_name(node.target),
                 operator_class(node.target),
-                shape,
+                tuple(_shown(size, symbols) for size in value.shape) if sized else (),
                 _per_pixel(value, pixels) if sized else None,
                 tuple(given.name for given in node.all_input_nodes),
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -19,15 +20,16 @@ from plait.training.trainer import Trainer
 from plait.training.woven import LossReport
 
 from . import figures
-from .buckets import Array, PatchSplit, TrainingPatches
+from .buckets import PatchSplit, TrainingPatches
 from .clips import Clip
-from .measures import PatchErrors
+from .degradation import upscale
+from .measures import PatchErrors, squared_error
 from .network import RoutedNetwork
 from .options import DydcaOptions
 from .quadtree import area_share
 from .routing import Routing, plan_clip
 
-__all__ = ["Weave", "cut", "exported", "objective", "routed"]
+__all__ = ["Weave", "cut", "exported"]
 
 
 class Weave:
@@ -52,9 +54,7 @@ class Weave:
         empty = sorted(set(range(len(options.blocks))) - set(routing.used))
         if empty:
             trainer.note(f"no patch takes path {empty[0]}: it stays untrained and is not counted among delivered bytes")
-        self.steps = [0] * len(options.blocks)
-        self.pixels = [0] * len(options.blocks)
-        self._bicubic: list[float] | None = None
+        self.steps, self.pixels = [0] * len(options.blocks), [0] * len(options.blocks)
 
     def state_dict(self) -> dict[str, Any]:
         """What each path was trained on."""
@@ -84,19 +84,23 @@ class Weave:
             )
         return report
 
+    @cached_property
+    def _bicubic(self) -> list[float]:
+        """Mean squared error of bicubic up-sampling, each frame."""
+        pairs = zip(self.clip.lr, self.clip.hr, strict=True)
+        return [squared_error(upscale(low, self.clip.scale), high) / high.size for low, high in pairs]
+
     def evaluate(self, trainer: Trainer, predictions: Predictions) -> dict[str, Metric | Table | Plot]:
         """Quality, bytes and work."""
         predicted, network, routing = predictions["clean"], predictions.model, self.routing
         assert isinstance(network, RoutedNetwork)
         index = predicted.fields["index"]
-        patches = routing.patches if len(index) == len(routing.patches) else routing.patches[: len(index)]
-        outputs = figures.joined(predicted.outputs, index)
+        patches = routing.patches[: len(index)]
+        outputs = torch.empty_like(predicted.outputs)
+        outputs[index] = predicted.outputs  # in the order of the plan
         errors = PatchErrors(outputs, torch.from_numpy(patches[:, 0].copy()))
-        if self._bicubic is None:
-            self._bicubic = figures.bicubic_frames(self.clip)
         shown = figures.quality(errors, self._bicubic)
-        shown |= figures.delivered(network, routing.plan, routing.side_bytes, routing.used)
-        shown |= figures.work(network, routing.patches, len(self.clip), routing.halo)
+        shown |= figures.costs(network, routing, len(self.clip))
         hard = 100 * area_share(routing.patches, 0)
         shown["hard_area"] = Metric(hard, "%", "neither", "of the frames, on the deepest path")
         for level, tau in enumerate(routing.tau):
@@ -121,17 +125,17 @@ def cut(options: DydcaOptions, trainer: Trainer, data: Data) -> tuple[Data, Rout
         )
     clip = clip.first(options.frames)
     routing = plan_clip(clip, options, trainer.recipe.seed)
-    fine = (clip.lr.shape[1] // options.grid[1]) * (clip.lr.shape[2] // options.grid[0])
+    (columns, rows), (height, width), halo = options.grid, clip.lr.shape[1:3], routing.halo
+    cell = height // rows, width // columns
     drawn, anywhere = routing.patches, options.split in ("whole", "chunks")
-    if anywhere:
-        drawn = _cells(clip, options, routing.patches)
+    if anywhere:  # as many patches of a cell's size as a frame has cells, on the frame's path
+        drawn = drawn.repeat(rows * columns, 0)
+        drawn[:, 3:5] = cell
+    test = PatchSplit(clip, routing.patches, halo)
+    train = test
     if options.sampler == "shapes":
-        train: Any = TrainingPatches(
-            clip, drawn, options.halo, fine, anywhere=anywhere, drop_last=trainer.recipe.train.drop_last
-        )
-    else:
-        train = PatchSplit(clip, drawn, options.halo)
-    test = PatchSplit(clip, routing.patches, routing.halo)
+        drop_last = trainer.recipe.train.drop_last
+        train = TrainingPatches(clip, drawn, halo, cell[0] * cell[1], anywhere=anywhere, drop_last=drop_last)
 
     def forward(model: Callable[..., Tensor], batch: Batch) -> Tensor:
         return model(batch["input"], batch["path"], batch["halo"])
@@ -139,25 +143,6 @@ def cut(options: DydcaOptions, trainer: Trainer, data: Data) -> tuple[Data, Rout
     # what is kept of the batches, and the headline, stay those of the frames
     info = dataclasses.replace(data.info, fields=data.info.fields | {"path", "halo", "borders"})
     return dataclasses.replace(data, info=info, train=train, test=test, forward=forward), routing, clip
-
-
-def _cells(clip: Clip, options: DydcaOptions, frames: Array) -> Array:
-    """For each frame as many patches of a fine cell's size as it has cells, on the frame's path."""
-    height, width = clip.lr.shape[1] // options.grid[1], clip.lr.shape[2] // options.grid[0]
-    patches = frames.repeat(options.grid[0] * options.grid[1], 0)
-    patches[:, 3:5] = height, width
-    return patches
-
-
-def objective(outputs: Tensor, batch: Batch) -> Tensor:
-    """The mean absolute error of each patch [B]."""
-    losses: Tensor = (outputs - batch["target"]).abs().mean((1, 2, 3))
-    return losses
-
-
-def routed(options: DydcaOptions, model: nn.Module) -> RoutedNetwork:
-    """The paths, out of one network."""
-    return RoutedNetwork.of(model, options.blocks, options.init)
 
 
 def exported(model: nn.Module, routing: Routing) -> nn.Module:

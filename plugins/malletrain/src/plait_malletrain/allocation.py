@@ -225,16 +225,27 @@ def _pieces(demand: Demand, horizon: float, scale: float, factor: int) -> list[t
 
 
 def _dense(table: Integers, top: int) -> Integers:
-    """best[j, m]: of the jobs j, j + 1, ... with at most m nodes, int64 [J + 1, top + 1]; tries every size."""
+    """best[j, m]: of the jobs j, j + 1, ... with at most m nodes, int64 [J + 1, top + 1]; tries every size.
+
+    Only where the optimum can pass: nobody gets more than its best size, which bounds what earlier jobs leave for job j
+    from below, and what is of use to it and later ones from above. The rest is NEVER.
+    """
     jobs, width = table.shape
-    best = np.zeros((jobs + 1, top + 1), dtype=np.int64)
-    padded = np.full(width - 1 + top + 1, NEVER, dtype=np.int64)
-    shifted = np.lib.stride_tricks.sliding_window_view(padded, top + 1)[::-1]  # row k: padded at m - k
-    sums = np.empty((width, top + 1), dtype=np.int64)
+    reach = np.minimum(width - 1 - table[:, ::-1].argmax(axis=1), top)
+    high = np.minimum(reach[::-1].cumsum()[::-1], top)
+    low = np.minimum(np.maximum(top - reach.cumsum() + reach, 0), high)
+    spans = list(zip(low.tolist(), (high + 1).tolist(), (reach + 1).tolist(), strict=True))
+    padded = np.full((jobs + 1, width - 1 + top + 1), NEVER, dtype=np.int64)
+    best = padded[:, width - 1 :]
+    best[jobs] = 0
+    later = np.lib.stride_tricks.sliding_window_view(padded, top + 1, axis=1)[1:, ::-1]  # [j, k, m]: best[j + 1, m - k]
+    room = np.empty(width * (top + 1), dtype=np.int64)  # in one piece: faster than rows of another length
     for job in range(jobs - 1, -1, -1):
-        padded[width - 1 :] = best[job + 1]
-        np.add(shifted, table[job][:, None], out=sums)
-        np.maximum.reduce(sums, axis=0, out=best[job])
+        first, after, sizes = spans[job]
+        sums = room[: sizes * (after - first)].reshape(sizes, after - first)
+        np.add(later[job, :sizes, first:after], table[job, :sizes, None], out=sums)
+        np.maximum.reduce(sums, axis=0, out=best[job, first:after])
+        best[job, after:] = best[job, after - 1]
     return best
 
 
@@ -271,8 +282,7 @@ def _read_back(table: Integers, best: Integers, top: int) -> tuple[int, ...]:
     counts, left = [], top
     for job in range(len(table)):
         most = min(table.shape[1] - 1, left)
-        worth = table[job, : most + 1] + best[job + 1, left - most : left + 1][::-1]
-        count = int(np.flatnonzero(worth == best[job, left])[-1])
-        counts.append(count)
-        left -= count
+        worth = table[job, most::-1] + best[job + 1, left - most : left + 1]  # of `most` nodes, of one less, ...
+        counts.append(most - int((worth == best[job, left]).argmax()))
+        left -= counts[-1]
     return tuple(counts)

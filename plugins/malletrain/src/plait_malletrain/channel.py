@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hmac
 import json
+import os
 import secrets
 import socket
 from pathlib import Path
@@ -33,12 +34,15 @@ class _Message(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Work(_Message):
+class _OfJob(_Message):
+    job: str
+    generation: int
+
+
+class Work(_OfJob):
     """To a worker: be these ranks of a job's generation."""
 
     kind: Literal["work"] = "work"
-    job: str
-    generation: int
     recipe: str
     directory: str
     ranks: tuple[int, ...]
@@ -47,12 +51,10 @@ class Work(_Message):
     port: int
 
 
-class Stop(_Message):
+class Stop(_OfJob):
     """To a worker: let the job write a checkpoint at its next step boundary and end (``now``: end at once)."""
 
     kind: Literal["stop"] = "stop"
-    job: str
-    generation: int
     now: bool = False
 
 
@@ -69,23 +71,19 @@ class Imports(_Message):
     names: tuple[str, ...]
 
 
-class Progress(_Message):
+class Progress(_OfJob):
     """From a worker, of a job's rank 0: how far it is."""
 
     kind: Literal["progress"] = "progress"
-    job: str
-    generation: int
     step: int = Field(ge=0)
     total: int = Field(ge=0)
     time: float
 
 
-class Ended(_Message):
+class Ended(_OfJob):
     """From a worker: a rank has ended, and how."""
 
     kind: Literal["ended"] = "ended"
-    job: str
-    generation: int
     rank: int
     outcome: Literal["finished", "stopped", "failed", "lost"]
     text: str = ""
@@ -113,8 +111,6 @@ def read_token(path: Path) -> bytes:
 
 def new_token(path: Path) -> bytes:
     """Write a fresh token, readable by its owner only."""
-    import os
-
     token = secrets.token_hex(32)
     path.unlink(missing_ok=True)
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

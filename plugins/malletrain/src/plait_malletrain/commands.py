@@ -6,8 +6,7 @@ import inspect
 import json as documents
 import statistics
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -16,6 +15,8 @@ import typer
 from plait.declare.recipe import validated
 from plait.declare.results import Table
 from plait.errors import BadInput
+from plait.storage import progress as bars
+from plait.storage.files import write_text
 from plait_cli import output
 
 from .comparison import Comparison, compare
@@ -34,17 +35,13 @@ def takes(model: type[BaseModel]) -> Callable[[F], F]:
     """Give a command an option for every field of a model, in the place of its ``**given``."""
 
     def decorate(function: F) -> F:
-        parameters = []
-        for parameter in inspect.signature(function, eval_str=True).parameters.values():
-            if parameter.kind is not parameter.VAR_KEYWORD:
-                parameters.append(parameter)
-                continue
-            for name, field in model.model_fields.items():
-                kind = field.annotation if field.annotation in PLAIN else str
-                default = ",".join(field.default) if isinstance(field.default, tuple) else field.default
-                option = Annotated[kind, typer.Option(help=field.description)]  # type: ignore[valid-type]
-                parameters.append(inspect.Parameter(name, parameter.KEYWORD_ONLY, default=default, annotation=option))
-        parameters.sort(key=lambda parameter: parameter.kind)
+        *parameters, _ = inspect.signature(function, eval_str=True).parameters.values()
+        for name, field in model.model_fields.items():
+            kind = field.annotation if field.annotation in PLAIN else str
+            default = ",".join(field.default) if isinstance(field.default, tuple) else field.default
+            option = Annotated[kind, typer.Option(help=field.description)]  # type: ignore[valid-type]
+            keyword = inspect.Parameter.KEYWORD_ONLY
+            parameters.append(inspect.Parameter(name, keyword, default=default, annotation=option))
         function.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         function.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         return function
@@ -69,29 +66,23 @@ def simulate(
     if seeds < 1 or seed < 0:
         raise BadInput(f"--seeds {seeds} --seed {seed}: give at least 1, and a first one of at least 0.")
     options = validated(MalletrainOptions, given, "malletrain simulate")
-    with _progress() as progress:
+    progress = bars.make(sys.stderr.isatty())
+    try:
         result = compare(options, range(seed, seed + seeds), progress=progress)
+    finally:
+        progress.stop()
     drawn = _page(result) if page is not None else ""
     if json:
         print(documents.dumps(result.as_dict()))
     else:
-        _show(*_summary(result))
+        _show(result.table(), *result.notes)
+        for name, outcomes in result.outcomes.items():
+            if wall := sorted(ms for outcome in outcomes for ms in outcome.solver_ms):
+                slow = wall[int(0.99 * (len(wall) - 1))]
+                _show(f"{name}: {len(wall)} re-plans, {statistics.median(wall):.2f} ms median, {slow:.2f} ms p99")
     if page is not None:
-        from plait.storage.files import write_text
-
         write_text(page, drawn)
         print(f"page: {page}", file=sys.stderr)
-
-
-def _summary(result: Comparison) -> list[Table | str]:
-    """The table, what the reader of the trace noted, and what re-planning took."""
-    shown: list[Table | str] = [result.table(), *result.notes]
-    for name, outcomes in result.outcomes.items():
-        wall = sorted(ms for outcome in outcomes for ms in outcome.solver_ms)
-        if wall:
-            slow = wall[int(0.99 * (len(wall) - 1))]
-            shown.append(f"{name}: {len(wall)} re-plans, {statistics.median(wall):.2f} ms median, {slow:.2f} ms p99")
-    return shown
 
 
 def convert(source: str, target: Path, allow_pickle: Pickles = False) -> None:
@@ -209,20 +200,6 @@ def _show(*things: Table | str) -> None:
 
 def _grid(table: Table) -> Any:
     return output.table(table.title, table.columns, table.rows, right=range(1, len(table.columns)))
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[float, str], None] | None]:
-    """A bar on stderr, where that is a terminal."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=1.0)
-        yield lambda share, what: bar.update(task, completed=share, description=what)
 
 
 def _page(result: Comparison) -> str:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from plait.declare.recipe import Recipe
 from plait.declare.results import Metric, Plot, Table
+from plait.storage.progress import Silent
 
 from .errors import MalletrainError
 from .generator import summit_like
@@ -27,6 +28,7 @@ SURPLUS = 1.5
 """Jobs there are by default, over those that the idle nodes could do at ten node-hours each."""
 
 SHARES = ("utilisation", "stall_share", "curve_error", "profile_overhead")
+BASES = ("equal", "freetrain-linear", "freetrain-mean", "oracle")
 FIGURES: dict[str, tuple[str, float, str, Literal["higher", "lower", "neither"]]] = {
     "throughput": ("throughput", 1, "samples/s", "higher"),
     "normalised": ("normalised", 1, "one-node equivalents", "higher"),
@@ -113,25 +115,21 @@ class Comparison:
 
     def table(self) -> Table:
         """A row a policy: means over the seeds, and ratios paired by seed."""
-        bases = [name for name in ("equal", "freetrain-mean", "oracle") if name in self.outcomes]
+        bases = [name for name in BASES if name in self.outcomes and name != "freetrain-linear"]
         smallest = ["smallest"] if "equal" in bases else []
-        rows = []
+        rows: list[list[Any]] = []
         for name in self.outcomes:
-            ratios = [_average(self.ratios(name, base)) for base in bases]
-            least = [min(self.ratios(name, "equal")) for _ in smallest]
-            shares = [self.mean(name, key, 100) for key in SHARES]
-            figures = [self.mean(name, "normalised"), self.mean(name, "throughput"), *ratios, *least]
-            rest = [_average(self.efficiency(name)), *shares, self.resizes(name), self.mean(name, "done")]
-            rows.append([name, *figures, *rest])
+            row = [name, self.mean(name, "normalised"), self.mean(name, "throughput")]
+            row += [_average(self.ratios(name, base)) for base in bases]
+            row += [min(self.ratios(name, "equal")) for _ in smallest]
+            row += [_average(self.efficiency(name)), *(self.mean(name, key, 100) for key in SHARES)]
+            rows.append([*row, self.resizes(name), self.mean(name, "done")])
         columns = ["policy", "1-node eq.", "samples/s", *(f"over {name}" for name in bases), *smallest]
         columns += ["efficiency", "used %", "stalled %", "curve err. %", "profiling %", "resizes/h", "done"]
         first, count = next(iter(self.outcomes)), len(self.seeds)
-        title = (
-            f"{self.where}; {self.options.workload}, {count} seed{'s' if count > 1 else ''}: "
-            f"{self.mean(first, 'equivalent_nodes'):.1f} idle nodes in the mean, "
-            f"{self.mean(first, 'nodes_per_job'):.1f} for a running job"
-        )
-        return Table(title, columns, rows)
+        title = f"{self.where}; {self.options.workload}, {count} seed{'s' if count > 1 else ''}:"
+        title += f" {self.mean(first, 'equivalent_nodes'):.1f} idle nodes in the mean,"
+        return Table(f"{title} {self.mean(first, 'nodes_per_job'):.1f} for a running job", columns, rows)
 
     def metrics(self) -> dict[str, Metric]:
         """The figures of the policy that the options name, as a run reports them."""
@@ -144,10 +142,10 @@ class Comparison:
         figures["resizes_per_hour"] = Metric(self.resizes(name), "1/h", "lower")
         slowest = max(outcome.main_queue_delay for outcome in self.outcomes[name])
         figures["main_queue_delay"] = Metric(slowest, "s", "lower")
-        for base in ("equal", "freetrain-linear", "freetrain-mean", "oracle"):
+        for base in BASES:
             if base in self.outcomes and base != name:
-                key = f"over_{base.replace('-', '_')}"
-                figures[key] = Metric(_average(self.ratios(name, base)), "", "higher")
+                over = _average(self.ratios(name, base))
+                figures[f"over_{base.replace('-', '_')}"] = Metric(over, "", "higher")
         return figures
 
     @property
@@ -169,21 +167,18 @@ class Comparison:
         """Pool and use over time, throughput over the oracle's, and the pool's sizes, of the first seed."""
         name = self.shown
         outcome = self.outcomes[name][0]
-        hours = [t / 3600 for t in outcome.times]
-        series = {"idle": (hours, [float(n) for n in outcome.pool])}
-        series["in use"] = (hours, [float(n) for n in outcome.used])
+        hours, idle = [t / 3600 for t in outcome.times], [float(n) for n in outcome.pool]
+        series = {"idle": (hours, idle), "in use": (hours, [float(n) for n in outcome.used])}
         plots = {"pool": Plot(f"Idle nodes, and those that {name} uses", "hours", "nodes", series)}
         if "oracle" in self.outcomes:
             names = list(self.outcomes)
             share = [100 * _average(self.ratios(policy, "oracle")) for policy in names]
             bars: dict[str, tuple[Sequence[str], Sequence[float]]] = {"of the oracle": (names, share)}
             plots["oracle"] = Plot("Throughput, % of the oracle's", "", "%", bars, kind="bar")
-        order = sorted(map(float, outcome.pool), reverse=True) or [0.0]
-        share_of = [100 * (rank + 1) / len(order) for rank in range(len(order))]
-        plots["pool_sizes"] = Plot(
-            "How often the pool has at least so many nodes", "% of the changes", "nodes", {"pool": (share_of, order)}
-        )
-        return plots
+        order = sorted(idle, reverse=True) or [0.0]
+        sizes = {"pool": ([100 * (rank + 1) / len(order) for rank in range(len(order))], order)}
+        title = "How often the pool has at least so many nodes"
+        return {**plots, "pool_sizes": Plot(title, "% of the changes", "nodes", sizes)}
 
     def replan_plot(self) -> Plot:
         """Wall times of the re-plans; they differ from run to run, so a run does not report them."""
@@ -213,7 +208,7 @@ def compare(
     options: MalletrainOptions,
     seeds: Sequence[int] = (0,),
     policies: Sequence[str] | None = None,
-    progress: Callable[[float, str], None] | None = None,
+    progress: Silent | None = None,
     dedicated: bool = True,
 ) -> Comparison:
     """Simulate policies on the same traces and jobs.
@@ -222,7 +217,7 @@ def compare(
         options: machine, jobs, profiling.
         seeds: of traces and jobs.
         policies: default ``options.policies``.
-        progress: called with the share that is done and with what comes next.
+        progress: shows how many simulations are done; default nothing.
         dedicated: also simulate dedicated nodes, for the efficiency.
 
     Raises:
@@ -233,12 +228,12 @@ def compare(
         raise MalletrainError(f"policies: {unknown[0]!r}: choose from {', '.join(POLICY)}.")
     result = Comparison(options, tuple(seeds), {name: [] for name in names})
     whole = recorded(options) if ":" in options.trace else None
-    total = len(names) * len(seeds)
+    progress = progress or Silent()
+    progress.start(len(names) * len(seeds), 0, options.workload)
     for number, seed in enumerate(seeds):
         trace, jobs = scenario(options, seed, whole)
         for place, name in enumerate(names):
-            if progress is not None:
-                progress((number * len(names) + place) / total, f"{name}, seed {seed}")
+            progress.advance(number * len(names) + place, f"{name}, seed {seed}")
             result.outcomes[name].append(simulate(trace, jobs, name, options))
         base = round(result.outcomes[names[0]][-1].equivalent_nodes)  # dedicated nodes that are worth this pool
         alone = simulate(static_trace(base, trace.duration), jobs, "oracle", options) if base and dedicated else None

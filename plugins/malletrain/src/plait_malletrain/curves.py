@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-from .errors import MalletrainError
 
 __all__ = ["CurveTable", "fitted", "prior"]
 
@@ -16,8 +14,6 @@ Floats = NDArray[np.float64]
 
 SMOOTHING = 0.5
 """Weight of a new measurement of a size that was measured before."""
-
-
 LEAST_COMPUTE = 0.1
 """The constant term of the fit is at least this part of the smallest measured time per sample."""
 
@@ -55,11 +51,11 @@ def fitted(measured: Mapping[int, float], most: int, exponent: float = 0.9) -> F
 
     # without a floor the rate at a size that was skipped may be infinite
     floor = LEAST_COMPUTE * float((known / rates).min())
-    weights, _ = nnls(terms(known) * (rates / known)[:, None], 1 - floor * rates / known)
+    at_known = terms(known)
+    weights, _ = nnls(at_known * (rates / known)[:, None], 1 - floor * rates / known)
     weights[0] += floor
-    cost = terms(sizes) @ weights
-    ratio = rates / (known / (terms(known) @ weights))
-    curve: Floats = sizes / cost * np.interp(sizes, known, ratio)
+    ratio = rates / (known / (at_known @ weights))
+    curve: Floats = sizes / (terms(sizes) @ weights) * np.interp(sizes, known, ratio)
     return np.concatenate(([0.0], curve))
 
 
@@ -76,41 +72,40 @@ class CurveTable:
         self.most, self.up, self.down, self.exponent = most, up, down, exponent
         self.rates: dict[int, float] = {}
         self.counts: dict[int, int] = {}
-        self._curve: Floats | None = None
+        self._fit: tuple[Floats, Floats] | None = None  # of all that was measured; None: not fitted yet
 
     def record(self, size: int, samples: float, seconds: float) -> None:
         """A stay of ``seconds`` at a size, in which ``samples`` were done: total over total, never a mean of rates."""
-        if not 1 <= size <= self.most or not seconds > 0 or not samples >= 0 or samples == 0:
+        if not 1 <= size <= self.most or not seconds > 0 or not samples > 0:
             return
         rate, before = samples / seconds, self.rates.get(size)
-        if before == rate:
-            self.counts[size] += 1
-            return
-        self.rates[size] = rate if before is None else SMOOTHING * rate + (1 - SMOOTHING) * before
+        smoothed = rate if before is None else SMOOTHING * rate + (1 - SMOOTHING) * before
         self.counts[size] = self.counts.get(size, 0) + 1
-        self._curve = None
+        if smoothed != before:
+            self.rates[size], self._fit = smoothed, None
 
     def rescaled(self, grew: bool, seconds: float) -> None:
         """A measured time to grow or to shrink; negative ones are discarded."""
-        if seconds < 0:
-            return
-        if grew:
+        if seconds >= 0 and grew:
             self.up = seconds
-        else:
+        elif seconds >= 0:
             self.down = seconds
+
+    def _fitted(self) -> tuple[Floats, Floats]:
+        if self._fit is None:
+            curve = fitted(self.rates, self.most, self.exponent)
+            self._fit = curve, curve / curve[1]
+        return self._fit
 
     @property
     def curve(self) -> Floats:
         """Rates at 0..most nodes; of a job that was never measured the prior, with rate 1 on one node."""
-        if self._curve is None:
-            self._curve = fitted(self.rates, self.most, self.exponent)
-        return self._curve
+        return self._fitted()[0]
 
     @property
     def speedup(self) -> Floats:
         """The curve over its rate on one node."""
-        relative: Floats = self.curve / self.curve[1]
-        return relative
+        return self._fitted()[1]
 
     def state_dict(self) -> dict[str, Any]:
         """What was measured, as JSON values."""
@@ -125,21 +120,4 @@ class CurveTable:
         """Take it back."""
         self.rates = {int(k): float(v) for k, v in state["rates"].items()}
         self.counts = {int(k): int(v) for k, v in state["counts"].items()}
-        self.up, self.down, self._curve = float(state["up"]), float(state["down"]), None
-
-
-def interpolated(sizes: Sequence[int], rates: Sequence[float], most: int) -> Floats:
-    """A table of rates at every size from 0 to ``most``, straight between its entries.
-
-    Raises:
-        MalletrainError: entries that do not fit each other.
-    """
-    if len(sizes) != len(rates) or not len(sizes):
-        raise MalletrainError(f"curve: {len(sizes)} sizes and {len(rates)} rates: give a rate for every size.")
-    if list(sizes) != sorted(set(sizes)) or sizes[0] < 1:
-        raise MalletrainError(f"curve: sizes = {list(sizes)}: give whole numbers that rise, from 1.")
-    if not np.all(np.isfinite(rates)) or min(rates) < 0:
-        raise MalletrainError(f"curve: rates = {list(rates)}: give finite numbers of at least 0.")
-    if sizes[-1] < most:
-        raise MalletrainError(f"curve: sizes = {list(sizes)}: it must cover nmax = {most}.")
-    return np.concatenate(([0.0], np.interp(np.arange(1, most + 1), sizes, rates)))
+        self.up, self.down, self._fit = float(state["up"]), float(state["down"]), None

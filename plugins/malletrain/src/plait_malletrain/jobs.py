@@ -116,7 +116,7 @@ class Job:
 
 
 def admitted(paths: Sequence[Path]) -> dict[str, Recipe]:
-    """Recipes that can be jobs, by the names of their files.
+    """Recipes that can be jobs, by the names of their files, with what a run of them fills in.
 
     Raises:
         Refused: plugins that cannot work together, or that train a network for each participant.
@@ -138,7 +138,7 @@ def admitted(paths: Sequence[Path]) -> dict[str, Recipe]:
                 why = "Participants are places with private data; they cannot be spread over another number of nodes."
                 fix = f"Run it without malletrain: plait run, or take {plugin.name} out of the recipe."
                 raise Refused([Refusal("malletrain:participants", (plugin.name,), f"{what}. {why}", fix)])
-        recipes[path.stem] = recipe
+        recipes[path.stem] = plan.recipe
     return recipes
 
 

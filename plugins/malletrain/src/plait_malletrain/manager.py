@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from filelock import FileLock, Timeout
 
 from plait.declare.recipe import Recipe
@@ -138,11 +139,9 @@ class Manager:
         Raises:
             BadInput: a job of that name has another recipe.
         """
-        known: dict[str, Job] = {}
         exponent = self.policy.exponent or 0.9
-        if (self.folder / "manager.json").exists():
-            for entry in read_state(self.folder)["jobs"]:
-                known[entry["name"]] = Job.of(entry, self.nmax, exponent)
+        entries = read_state(self.folder)["jobs"] if (self.folder / "manager.json").exists() else []
+        known = {entry["name"]: Job.of(entry, self.nmax, exponent) for entry in entries}
         texts: dict[str, str] = {}
         folder = self.folder.resolve()
         for name, given in recipes.items():
@@ -175,8 +174,7 @@ class Manager:
             self.say(f"{job.name} failed: {failure}")
         else:
             job.step = job.total or job.step
-        if self.profile is not None and self.profile.job == job.name:
-            self.profile = None
+        self.drop_profile(job)
         self.changed = True
 
     # ---- the loop --------------------------------------------------------------------------------------------------
@@ -189,8 +187,10 @@ class Manager:
             script: what happens to the slots, for tests and demonstrations; its time begins when they are there.
         """
         self.launcher, self.script = launcher, list(script)
-        first = {order.slot: order.action for order in reversed(script)}
-        self.expected = {name for name in slots if first.get(name) != "join"}
+        if self.over:  # nothing is left to do: no worker is needed
+            return
+        joining = {order.slot: order.action == "join" for order in reversed(script)}
+        self.expected = {name for name in slots if not joining.get(name)}
         for name in slots:
             if name in self.expected:
                 launcher.start(name)
@@ -263,17 +263,16 @@ class Manager:
         """A worker has come, or a stranger was turned away."""
         if isinstance(greeted, str):
             self.say(greeted)
-            return
-        name, channel = greeted
-        if name in self.nodes:
-            self.say(f"{name} is there already: ignored")
-            channel.close()
-            return
-        self.nodes[name] = channel
-        self.selector.register(channel, selectors.EVENT_READ, name)
-        for imports in self.imports:
-            self.tell([name], imports)
-        self.changed = True
+        elif greeted[0] in self.nodes:
+            self.say(f"{greeted[0]} is there already: ignored")
+            greeted[1].close()
+        else:
+            name, channel = greeted
+            self.nodes[name] = channel
+            self.selector.register(channel, selectors.EVENT_READ, name)
+            for imports in self.imports:
+                self.tell([name], imports)
+            self.changed = True
 
     def tell(self, names: Iterable[str], message: Message) -> None:
         """Send it to workers; one that is gone is seen as such in a moment."""
@@ -312,20 +311,22 @@ class Manager:
             self.parted.discard(name)
             self.taken.discard(name)
         self.changed = True
-        job = self.owner(name)
-        if job is None:
-            return
-        if job.state != "waiting":
-            job.now.waiting_for -= set(job.now.ranks.get(name, ()))
-            job.now.lost_node = True
-            self.kill(job)
-        job.slots.remove(name)
-        if self.profile is not None and self.profile.job == job.name:
-            if job.slots:
+        if (job := self.owner(name)) is not None:
+            if job.state != "waiting":
+                job.now.waiting_for -= set(job.now.ranks.get(name, ()))
+                job.now.lost_node = True
+                self.kill(job)
+            job.slots.remove(name)
+            if not job.slots:
+                self.drop_profile(job)
+            elif self.profile is not None and self.profile.job == job.name:
                 self.profile.lost(len(job.slots))
-            else:
-                self.profile = None
-        self.settle(job)
+            self.settle(job)
+
+    def drop_profile(self, job: Job) -> None:
+        """It cannot be measured any more."""
+        if self.profile is not None and self.profile.job == job.name:
+            self.profile = None
 
     # ---- a job's generations ---------------------------------------------------------------------------------------
     def launch(self, job: Job) -> None:
@@ -341,19 +342,14 @@ class Manager:
         job.sizes.append((round(time.monotonic() - self.began, 2), len(job.slots)))
         host = self.nodes[job.slots[0]].connection.getpeername()[0]
         self.ports += 1
-        port = _free_port() if host.startswith("127.") else COMMON_PORTS[self.ports % len(COMMON_PORTS)]
+        port = COMMON_PORTS[self.ports % len(COMMON_PORTS)]
+        if host.startswith("127."):
+            with socket.create_server(("127.0.0.1", 0)) as server:
+                port = server.getsockname()[1]
+        what: dict[str, Any] = {"job": job.name, "generation": job.generation, "recipe": job.recipe}
+        what |= {"directory": job.directory, "world": world, "address": host, "port": port}
         for name, own in ranks.items():
-            order = Work(
-                job=job.name,
-                generation=job.generation,
-                recipe=job.recipe,
-                directory=job.directory,
-                ranks=own,
-                world=world,
-                address=host,
-                port=port,
-            )
-            self.tell([name], order)
+            self.tell([name], Work(**what, ranks=own))
 
     def stop(self, job: Job) -> None:
         """Ask for a checkpoint at the next step boundary."""
@@ -470,14 +466,16 @@ class Manager:
             others = sum(1 for job in live if job.slots and job.name != profile.job)
             if not profile.fits(len(pool) - others):
                 profile = self.profile = None
-        standings = []
-        for job in live:
-            fixed = len(job.slots) if job.state in ("starting", "stopping") else None
-            if fixed is None and profile is not None and job.name == profile.job:
-                fixed = profile.size
-            table = job.table
-            standings.append(Standing(table.speedup, len(job.slots), 1, self.nmax, table.up, table.down, fixed))
-        wanted = decide(self.policy, standings, len(pool), self.options.horizon)
+        if not live:
+            return
+        held = np.array([len(job.slots) for job in live])
+        fixed = np.where([job.state in ("starting", "stopping") for job in live], held, -1)
+        if profile is not None:
+            fixed = np.where((fixed < 0) & [job.name == profile.job for job in live], profile.size, fixed)
+        values = np.array([job.table.speedup for job in live])
+        up, down = np.array([job.table.up for job in live]), np.array([job.table.down for job in live])
+        standing = Standing(values, held, up, down, fixed)
+        wanted = decide(self.policy, standing, len(pool), self.options.horizon)
         free = [name for name in pool if self.owner(name) is None]
         for job, count in zip(live, wanted, strict=True):
             if job.state == "waiting":
@@ -514,18 +512,14 @@ class Manager:
         }
 
     def save(self, force: bool = False) -> None:
-        """Write it down, once a second; a full disk is said, and tried again."""
-        if not force and time.monotonic() - self.saved < 1:
+        """Write it down, once a second; a full disk is said, and tried again.
+
+        Without jobs there is nothing to write: what an earlier manager has written stays.
+        """
+        if not self.jobs or (not force and time.monotonic() - self.saved < 1):
             return
         self.saved = time.monotonic()
         try:
             files.write_text(self.folder / "manager.json", json.dumps(self.state_dict(), indent=1))
         except PlaitError as error:
             self.say(f"not written down: {error}")
-
-
-def _free_port() -> int:
-    """A port of this machine that is free now."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-    return port

@@ -6,6 +6,7 @@ HiGHS has no SOS2 sets: each straight piece of a curve gets a binary of its own.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,39 +20,32 @@ __all__ = ["solve_counts", "solve_nodes"]
 
 
 class _Model:
-    """Columns and rows of a programme that maximises."""
+    """Columns (gain, upper bound, whole number) and rows (terms, bounds) of a programme that maximises."""
 
     def __init__(self) -> None:
-        self.gain: list[float] = []
-        self.high: list[float] = []
-        self.whole: list[int] = []
-        self.rows: list[dict[int, float]] = []
-        self.low: list[float] = []
-        self.top: list[float] = []
+        self.columns: list[tuple[float, float, bool]] = []
+        self.rows: list[tuple[dict[int, float], float, float]] = []
 
     def column(self, gain: float = 0.0, high: float = 1.0, whole: bool = True) -> int:
-        self.gain.append(gain)
-        self.high.append(high)
-        self.whole.append(int(whole))
-        return len(self.gain) - 1
+        self.columns.append((gain, high, whole))
+        return len(self.columns) - 1
 
     def row(self, terms: dict[int, float], low: float, high: float) -> None:
-        self.rows.append(terms)
-        self.low.append(low)
-        self.top.append(high)
+        self.rows.append((terms, low, high))
 
     def solve(self, seconds: float) -> NDArray[np.float64]:
         from scipy.optimize import Bounds, LinearConstraint, milp
         from scipy.sparse import coo_array
 
-        entries = [(i, j, v) for i, terms in enumerate(self.rows) for j, v in terms.items()]
-        where = ([i for i, _, _ in entries], [j for _, j, _ in entries])
-        matrix = coo_array(([v for _, _, v in entries], where), shape=(len(self.rows), len(self.gain))).tocsr()
+        gain, high, whole = (np.array(column) for column in zip(*self.columns, strict=True))
+        entries = [(i, j, factor) for i, (terms, _, _) in enumerate(self.rows) for j, factor in terms.items()]
+        row, column, factors = zip(*entries, strict=True)
+        matrix = coo_array((factors, (row, column)), shape=(len(self.rows), len(self.columns))).tocsr()
         answer: Any = milp(
-            -np.asarray(self.gain),
-            constraints=LinearConstraint(matrix, self.low, self.top),
-            integrality=self.whole,
-            bounds=Bounds(0, self.high),
+            -gain,
+            constraints=LinearConstraint(matrix, [low for _, low, _ in self.rows], [top for _, _, top in self.rows]),
+            integrality=whole,
+            bounds=Bounds(0, high),
             options={"time_limit": seconds, "mip_rel_gap": 0.0},
         )
         if answer.x is None or answer.status != 0:
@@ -66,13 +60,13 @@ def _job(model: _Model, demand: Demand, horizon: float) -> tuple[int, int, int]:
     count = model.column(0.0, high)
     grows, shrinks = model.column(-rate * demand.up), model.column(-rate * demand.down)
     breaks = sorted({low, high, *(int(s) for s in demand.sizes if low < s < high)})
-    worth = np.interp(breaks, demand.sizes, demand.values)
+    pieces = itertools.pairwise(breaks) if low < high else [(low, high)]
     size: dict[int, float] = {count: -1.0}
     chosen: dict[int, float] = {}
-    for i in range(max(1, len(breaks) - 1)):
-        first, last = breaks[i], breaks[min(i + 1, len(breaks) - 1)]
-        slope = (worth[i + 1] - worth[i]) / (last - first) if last > first else 0.0
-        inside = model.column(horizon * worth[i])
+    for first, last in pieces:
+        start, end = np.interp((first, last), demand.sizes, demand.values)
+        slope = (end - start) / (last - first) if last > first else 0.0
+        inside = model.column(horizon * start)
         beyond = model.column(horizon * slope, last - first, whole=False)
         model.row({beyond: 1.0, inside: float(first - last)}, -np.inf, 0.0)
         size |= {inside: float(first), beyond: 1.0}

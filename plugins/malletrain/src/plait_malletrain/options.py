@@ -19,6 +19,7 @@ PolicyName = Literal[
     "oracle",
 ]
 POLICIES: tuple[PolicyName, ...] = get_args(PolicyName)
+WorkloadName = Literal["nas", "nas-mild", "nas-off", "imagenet", "hpo"]
 
 
 class MalletrainOptions(Options):
@@ -36,7 +37,7 @@ class MalletrainOptions(Options):
     keep_maintenance: bool = Field(False, description="swf: keep the times in which more than 60 % is idle")
     allow_pickle: bool = Field(False, description="replayer: read pickles, by an unpickler that knows tables only")
 
-    workload: Literal["nas", "nas-mild", "nas-off", "imagenet", "hpo"] = Field("nas", description="the jobs")
+    workload: WorkloadName = Field("nas", description="the jobs")
     jobs: int | None = Field(None, ge=0, le=100_000, description="how many there are; default: more than can be done")
     max_parallel: int = Field(10, ge=1, le=1000, description="jobs that run at a time; the others wait in a queue")
 

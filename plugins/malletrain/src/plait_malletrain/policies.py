@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +16,7 @@ from .allocation import allocate_table, equal_split
 __all__ = ["POLICY", "Policy", "Standing", "decide"]
 
 Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,6 @@ class Policy:
     """
 
     name: str
-    about: str
     knows: Literal["equal", "linear", "mean", "wrong", "table", "true"]
     exponent: float | None = None
     profiles: bool = False
@@ -41,62 +40,54 @@ class Policy:
 POLICY = {
     p.name: p
     for p in (
-        Policy("equal", "N // J nodes each", "equal"),
-        Policy("freetrain-linear", "right one-node rate, linear scaling", "linear"),
-        Policy("freetrain-mean", "one average curve for all jobs", "mean"),
-        Policy("freetrain-wrong", "the curve of another job", "wrong"),
-        Policy("passive", "linear until measured in passing", "table", exponent=1.0),
-        Policy("malletrain", "profiled in inverse order, and in passing", "table", profiles=True),
-        Policy("malletrain-ascending", "profiled from the smallest size", "table", profiles=True, ascending=True),
-        Policy("oracle", "the true curves", "true"),
+        Policy("equal", "equal"),
+        Policy("freetrain-linear", "linear"),
+        Policy("freetrain-mean", "mean"),
+        Policy("freetrain-wrong", "wrong"),
+        Policy("passive", "table", exponent=1.0),
+        Policy("malletrain", "table", profiles=True),
+        Policy("malletrain-ascending", "table", profiles=True, ascending=True),
+        Policy("oracle", "true"),
     )
 }
 
 
 @dataclass(frozen=True, eq=False)
 class Standing:
-    """A running job as `decide` sees it.
+    """The J jobs that run, in the order of the queue, as `decide` sees them.
 
     Attributes:
-        values: what it is believed to be worth on 0, 1, ..., nmax nodes.
-        held: nodes that it has.
-        nmin, nmax: what it can have.
-        up, down: seconds that it stands still when it grows and shrinks.
-        fixed: the size at which it is measured now; None: it may be resized.
+        values: what each is believed to be worth on 0, 1, ..., nmax nodes [J, nmax + 1].
+        held: nodes that it has [J].
+        up, down: seconds that it stands still when it grows and when it shrinks [J].
+        fixed: nodes that it must have, such as the size at which it is measured now; -1: it may be resized [J].
+        nmin: fewest nodes of a job.
     """
 
     values: Floats
-    held: int
-    nmin: int
-    nmax: int
-    up: float
-    down: float
-    fixed: int | None = None
+    held: Integers
+    up: Floats
+    down: Floats
+    fixed: Integers
+    nmin: int = 1
 
 
-def decide(policy: Policy, jobs: Sequence[Standing], nodes: int, horizon: float) -> tuple[int, ...]:
+def decide(policy: Policy, jobs: Standing, nodes: int, horizon: float) -> list[int]:
     """How many of the idle nodes each running job gets.
 
     Args:
         policy: by whom.
-        jobs: in the order of the queue.
+        jobs: what is known of them.
         nodes: idle nodes there are.
         horizon: T_fwd, seconds.
     """
-    left = max(0, nodes - sum(job.fixed or 0 for job in jobs))
-    free = [job for job in jobs if job.fixed is None]
+    free, counts = jobs.fixed < 0, jobs.fixed.copy()
+    left = max(0, nodes - int(counts[~free].sum()))
+    least = np.full(int(free.sum()), jobs.nmin)
     if policy.knows == "equal":
-        counts = equal_split([j.nmin for j in free], [j.nmax for j in free], left)
-    elif free:
-        width = max(job.nmax for job in free) + 1
-        values = np.full((len(free), width), -1.0)
-        for row, job in zip(values, free, strict=True):
-            row[: job.nmax + 1] = job.values[: job.nmax + 1]
-        held = np.array([job.held for job in free])
-        up, down = np.array([job.up for job in free]), np.array([job.down for job in free])
-        least = np.array([job.nmin for job in free])
-        counts = allocate_table(values, held, up, down, left, horizon, least)
+        counts[free] = equal_split(least.tolist(), [jobs.values.shape[1] - 1] * len(least), left)
     else:
-        counts = ()
-    shares = iter(counts)
-    return tuple(next(shares) if job.fixed is None else job.fixed for job in jobs)
+        up, down = jobs.up[free], jobs.down[free]
+        counts[free] = allocate_table(jobs.values[free], jobs.held[free], up, down, left, horizon, least)
+    shares: list[int] = counts.tolist()
+    return shares

@@ -23,6 +23,7 @@ from .workloads import Workload
 __all__ = ["Outcome", "simulate"]
 
 Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
 BUSY, FREE = -2, -1
 DONE = 1e-9
 """Part of a job's work below which it is done: what adding up rounds."""
@@ -82,6 +83,7 @@ class _Simulation:
     def __init__(self, trace: Trace, jobs: Workload, policy: str, options: MalletrainOptions) -> None:
         self.trace, self.jobs, self.options, self.policy = trace, jobs, options, POLICY[policy]
         count = len(jobs)
+        shape = jobs.rates.shape
         exponent = self.policy.exponent or options.prior
         self.tables = [CurveTable(jobs.nmax, jobs.up[j], jobs.down[j], exponent) for j in range(count)]
         self.left = jobs.work.copy()
@@ -97,21 +99,20 @@ class _Simulation:
         self.profile: Profile[int] | None = None
         self.profiled = np.zeros(count, dtype=bool)
         self.now = 0.0
-        self.used_s = self.stalled_s = self.profile_s = self.profiled_s = self.jobs_s = 0.0
-        self.at_size = np.zeros((count, jobs.nmax + 1))
-        self.stalls: dict[int, float] = {}
+        self.used_s = self.stalled_s = self.profile_s = self.jobs_s = 0.0
+        self.at_size = np.zeros(shape)
+        self.stalls: dict[int, float] = {}  # seconds that a job stood still in profiles
         self.finished_stalls: list[float] = []
         self.outcome = Outcome(policy, trace.duration)
-        speedups = jobs.rates / jobs.rates[:, 1:2] if count else jobs.rates
+        self.speedups = jobs.rates / jobs.rates[:, 1:2]
         believed = {
-            "equal": speedups,
-            "linear": np.tile(np.arange(jobs.nmax + 1.0), (count, 1)),
-            "mean": np.tile(speedups.mean(0), (count, 1)) if count else speedups,
-            "wrong": np.roll(speedups, -1, axis=0),
-            "true": speedups,
+            "equal": self.speedups,
+            "linear": np.broadcast_to(np.arange(shape[1], dtype=np.float64), shape),
+            "mean": np.broadcast_to(self.speedups.sum(0) / max(1, count), shape),
+            "wrong": np.roll(self.speedups, -1, axis=0),
+            "true": self.speedups,
         }
         self.believed = believed.get(self.policy.knows)
-        self.speedups = speedups
 
     # ---- between two events ----------------------------------------------------------------------------------------
     def next_event(self, change: float) -> float:
@@ -155,48 +156,50 @@ class _Simulation:
             if self.profile is not None:
                 at = self.active.index(self.profile.job)
                 self.profile_s += float(held[at] * still[at])
-                self.stalls[self.profile.job] = self.stalls.get(self.profile.job, 0.0) + float(still[at])
+                self.stalls[self.profile.job] += float(still[at])
         self.now = to
+
+    def stay(self, job: int) -> float:
+        """Seconds that a job has run at its present size; negative while it stands still."""
+        return float(self.now - max(self.changed[job], self.stalled[job]))
+
+    def measure(self, job: int) -> None:
+        """What a stay has shown."""
+        seconds, size = self.stay(job), int(self.held[job])
+        self.tables[job].record(size, float(self.jobs.rates[job, size]) * seconds, seconds)
+        self.known[job] = True
 
     def learn(self) -> None:
         """Passive learning: a stay that was long enough is a measurement."""
-        if self.policy.knows != "table":
-            return
-        for job in self.active:
-            if self.held[job] and not self.known[job]:
-                stay = self.now - max(self.changed[job], self.stalled[job])
-                if stay >= self.options.measurement - 1e-9:
-                    rate = float(self.jobs.rates[job, self.held[job]])
-                    self.tables[job].record(int(self.held[job]), rate * stay, stay)
-                    self.known[job] = True
+        if self.policy.knows == "table":
+            for job in self.active:
+                if self.held[job] and not self.known[job] and self.stay(job) >= self.options.measurement - 1e-9:
+                    self.measure(job)
 
     # ---- at an event -----------------------------------------------------------------------------------------------
-    def change_nodes(self, nodes: NDArray[np.int64], joins: NDArray[np.bool_]) -> None:
+    def change_nodes(self, nodes: Integers, joins: NDArray[np.bool_]) -> None:
         """Nodes vanish from their jobs, then others join the pool."""
         gone, come = nodes[~joins], nodes[joins]
         losers = self.owner[gone]
         self.owner[gone] = BUSY
         for job in np.unique(losers[losers >= 0]).tolist():
-            before = int(self.held[job])
-            self.held[job] -= int((losers == job).sum())
-            run = self.now - max(self.changed[job], self.stalled[job])
+            run = self.stay(job)
             if run > 0:  # the step that was under way
-                lost = float(self.jobs.rates[job, before]) * (run % self.options.step_seconds)
+                lost = float(self.jobs.rates[job, self.held[job]]) * (run % self.options.step_seconds)
                 lost = min(lost, float(self.jobs.work[job] - self.left[job]))
                 self.left[job] += lost
                 self.outcome.lost += lost
+            self.held[job] -= int((losers == job).sum())
             if self.held[job] < self.jobs.nmin:
-                self.release(job, int(self.held[job]))
-                self.held[job] = 0
-                if self.profile is not None and self.profile.job == job:
-                    self.profile = None
+                self.stop(job)
             elif self.profile is not None and self.profile.job == job:
                 self.profile.lost(int(self.held[job]))
-            self.stand_still(job, float(self.jobs.down[job]) if self.held[job] else 0.0)
+            self.resized(job)
         self.owner[come] = FREE
 
-    def stand_still(self, job: int, seconds: float) -> None:
-        """Its size has changed; a new stall never shortens a running one."""
+    def resized(self, job: int, grew: bool = False) -> None:
+        """Its size has changed, so it stands still, unless it has no node; a new stall never shortens a running one."""
+        seconds = self.jobs.up[job] if grew else self.jobs.down[job] if self.held[job] else 0.0
         self.stalled[job] = max(self.stalled[job], self.now + seconds)
         self.changed[job], self.known[job] = self.now, False
         self.outcome.resizes += 1
@@ -206,24 +209,29 @@ class _Simulation:
         if count:
             own = np.flatnonzero(self.owner == job)
             self.owner[own[np.argsort(-self.since[own], kind="stable")[:count]]] = FREE
+            self.held[job] -= count
 
     def acquire(self, job: int, count: int) -> None:
         """Take so many free nodes, the lowest first."""
         free = np.flatnonzero(self.owner == FREE)[:count]
         self.owner[free], self.since[free] = job, self.taken
         self.taken += 1
+        self.held[job] += count
+
+    def stop(self, job: int) -> None:
+        """It gives back all its nodes, and its profile ends."""
+        self.release(job, int(self.held[job]))
+        if self.profile is not None and self.profile.job == job:
+            self.profile = None
 
     def end_jobs(self) -> None:
         """Jobs whose work is done leave."""
         for job in list(self.active):
             if self.left[job] <= DONE * self.jobs.work[job]:
                 self.left[job] = 0.0
-                self.release(job, int(self.held[job]))
-                self.held[job] = 0
+                self.stop(job)
                 self.active.remove(job)
                 self.outcome.done += 1
-                if self.profile is not None and self.profile.job == job:
-                    self.profile = None
 
     def admit(self) -> None:
         """Jobs that have come start to wait for nodes, as many as may run."""
@@ -241,33 +249,33 @@ class _Simulation:
             return
         profile = self.profile
         if profile is not None and profile.due is not None and self.now >= profile.due:
-            job = profile.job
-            stay = self.now - max(self.changed[job], self.stalled[job])
-            self.tables[job].record(profile.size, float(self.jobs.rates[job, profile.size]) * stay, stay)
-            self.known[job] = True
+            self.measure(profile.job)
             if profile.step_done():
                 self.profile = None
-                self.profiled[job] = True
+                self.profiled[profile.job] = True
                 self.outcome.profiles += 1
                 if len(profile.measured) >= 4:
-                    self.finished_stalls.append(self.stalls[job])
+                    self.finished_stalls.append(self.stalls[profile.job])
         if self.profile is None:
             self.begin_profile(nodes)
+        if (profile := self.profile) is not None:  # one that no longer fits the pool is given up
+            room = nodes - sum(self.jobs.nmin for j in self.active if self.held[j] and j != profile.job)
+            if profile.size > room and (not profile.fits(room) or not self.held[profile.job]):
+                self.profile = None
 
     def begin_profile(self, nodes: int) -> None:
         """Profile the first job that needs it, if every other running one can keep nmin nodes."""
-        others = {j: self.jobs.nmin for j in self.active if self.held[j]}
+        options, nmin = self.options, self.jobs.nmin
         for job in self.active:
             if self.profiled[job]:
                 continue
-            rest = [nmin for other, nmin in others.items() if other != job]
-            most = min(self.jobs.nmax, self.options.profile_max)
-            shares, ascending = self.options.profile_shares, self.policy.ascending
-            profile = begun(job, nodes, most, self.jobs.nmin, rest, shares, ascending)
+            others = [nmin for other in self.active if self.held[other] and other != job]
+            most = min(self.jobs.nmax, options.profile_max)
+            profile = begun(job, nodes, most, nmin, others, options.profile_shares, self.policy.ascending)
             if profile is None:
                 return
             table = self.tables[job]
-            if self.options.profile == "auto":
+            if options.profile == "auto":
                 if not table.rates or not self.held[job]:  # how long it will run is not known yet
                     continue
                 remaining = float(self.left[job] / table.curve[self.held[job]])
@@ -277,56 +285,40 @@ class _Simulation:
             self.profile, self.stalls[job] = profile, 0.0
             return
 
-    def values(self, job: int) -> Floats:
-        """What the policy believes a job to be worth at every size."""
+    def values(self, running: Integers) -> Floats:
+        """What the policy believes each running job to be worth at every size [J, nmax + 1]."""
+        scaled = self.options.objective == "throughput"
         if self.believed is not None:
-            factor = self.jobs.rates[job, 1] if self.options.objective == "throughput" else 1.0
-            worth: Floats = self.believed[job] * factor
-            return worth
-        table = self.tables[job]
-        if self.options.objective == "speedup":
-            return table.speedup
-        if table.rates:
-            return table.curve
-        known = [t.curve[1] for t in (self.tables[j] for j in self.active) if t.rates]
-        guess: Floats = table.speedup * (float(np.mean(known)) if known else 1.0)
-        return guess
+            believed: Floats = self.believed[running]
+            return believed * self.jobs.rates[running, 1:2] if scaled else believed
+        tables = [self.tables[job] for job in running]
+        known = [table.curve[1] for table in tables if table.rates]
+        if not scaled or not known:
+            return np.array([table.speedup for table in tables])
+        mean = float(np.mean(known))
+        return np.array([table.curve if table.rates else table.speedup * mean for table in tables])
 
     def replan(self, nodes: int) -> None:
-        """Allocate, and apply the difference."""
-        measured = self.profile.job if self.profile is not None else None
-        size = self.profile.size if self.profile is not None else None
-        began = time.perf_counter()
-        standings = [
-            Standing(
-                self.values(job),
-                int(self.held[job]),
-                self.jobs.nmin,
-                self.jobs.nmax,
-                float(self.jobs.up[job]),
-                float(self.jobs.down[job]),
-                size if job == measured else None,
-            )
-            for job in self.active
-        ]
-        counts = decide(self.policy, standings, nodes, self.options.horizon)
+        """Allocate, and apply the difference: who shrinks leaves nodes for who grows."""
+        profile, jobs, running = self.profile, self.jobs, np.array(self.active, dtype=np.int64)
+        began, counts = time.perf_counter(), []
+        if self.active:
+            fixed = np.full(len(running), -1) if profile is None else np.where(running == profile.job, profile.size, -1)
+            values, held, up, down = self.values(running), self.held[running], jobs.up[running], jobs.down[running]
+            standing = Standing(values, held, up, down, fixed, jobs.nmin)
+            counts = decide(self.policy, standing, nodes, self.options.horizon)
         self.outcome.solver_ms.append(1e3 * (time.perf_counter() - began))
-        self.outcome.replans += 1
-        pairs = [(j, n, n - int(self.held[j])) for j, n in zip(self.active, counts, strict=True)]
-        for job, count, more in pairs:
+        changes = [(j, n - int(self.held[j])) for j, n in zip(self.active, counts, strict=True)]
+        for job, more in changes:
             if more < 0:
                 self.release(job, -more)
-                self.held[job] = count
-                self.stand_still(job, float(self.jobs.down[job]) if count else 0.0)
-        for job, count, more in pairs:
+                self.resized(job)
+        for job, more in changes:
             if more > 0:
                 self.acquire(job, more)
-                self.held[job] = count
-                self.stand_still(job, float(self.jobs.up[job]))
-        if self.profile is not None and self.profile.due is None:
-            job = self.profile.job
-            if self.held[job] == self.profile.size:
-                self.profile.due = max(self.now, float(self.stalled[job])) + self.options.measurement
+                self.resized(job, grew=True)
+        if profile is not None and profile.due is None and self.held[profile.job] == profile.size:
+            profile.due = max(self.now, float(self.stalled[profile.job])) + self.options.measurement
 
     def run(self) -> Outcome:
         """All events."""
@@ -334,10 +326,9 @@ class _Simulation:
         change, here, outcome = 0, 0, self.outcome
         duration = self.trace.duration
         while True:
-            at = self.next_event(float(times[change]) if change < len(times) else duration)
-            self.settle(at)
+            self.settle(self.next_event(float(times[change]) if change < len(times) else duration))
             if self.now >= duration:
-                break
+                return self.summary()
             self.learn()
             if change < len(times) and times[change] <= self.now:
                 part = slice(first[change], first[change + 1])
@@ -347,51 +338,33 @@ class _Simulation:
             self.end_jobs()
             self.admit()
             self.advise(here)
-            self.check(here)
             self.replan(here)
-            outcome.events += 1
             outcome.times.append(self.now)
             outcome.pool.append(here)
-            outcome.used.append(int(self.held.sum()))
-        return self.summary()
-
-    def check(self, nodes: int) -> None:
-        """A profile that no longer fits the pool is given up."""
-        profile = self.profile
-        if profile is not None:
-            room = nodes - sum(self.jobs.nmin for j in self.active if self.held[j] and j != profile.job)
-            if profile.size > room and (not profile.fits(room) or not self.held[profile.job]):
-                self.profile = None
+            outcome.used.append(int(self.held[self.active].sum()))
 
     def summary(self) -> Outcome:
         """The figures at the end."""
         outcome, jobs, duration = self.outcome, self.jobs, self.trace.duration
+        outcome.events = outcome.replans = len(outcome.times)
         outcome.samples = jobs.work - self.left
         outcome.throughput = float(outcome.samples.sum() / duration)
-        if len(jobs):
-            outcome.normalised = float((outcome.samples / jobs.rates[:, 1]).sum() / duration)
+        outcome.normalised = float((outcome.samples / jobs.rates[:, 1]).sum() / duration)
         whole = self.trace.node_seconds
         outcome.equivalent_nodes = whole / duration
         outcome.utilisation = self.used_s / whole if whole else None
         outcome.stall_share = self.stalled_s / self.used_s if self.used_s else 0.0
         outcome.nodes_per_job = whole / self.jobs_s if self.jobs_s else 0.0
         if self.policy.profiles:
-            touched = np.array(sorted(self.stalls), dtype=np.int64)
-            held = float((self.at_size[touched] * np.arange(jobs.nmax + 1)).sum())
+            held = float((self.at_size[sorted(self.stalls)] * np.arange(jobs.nmax + 1)).sum())
             outcome.profile_overhead = self.profile_s / held if held else 0.0
-            stalls = self.finished_stalls
-            outcome.profile_stall = float(np.mean(stalls)) if stalls else None
-        weight = self.at_size[:, 1:]
-        if weight.sum() and self.policy.knows != "equal":
-            worked = np.flatnonzero(weight.sum(1))
-            believed = (
-                self.believed[worked, 1:]
-                if self.believed is not None
-                else np.array([self.tables[j].speedup[1:] for j in worked])
-            )
-            true = self.speedups[worked, 1:]
-            error = np.abs(believed - true) / true
-            outcome.curve_error = float((error * weight[worked]).sum() / weight.sum())
+            outcome.profile_stall = float(np.mean(self.finished_stalls)) if self.finished_stalls else None
+        worked = np.flatnonzero(self.at_size[:, 1:].sum(1))
+        if len(worked) and self.policy.knows != "equal":
+            tables = [self.tables[j].speedup for j in worked] if self.believed is None else self.believed[worked]
+            weight, true = self.at_size[worked, 1:], self.speedups[worked, 1:]
+            error = np.abs(np.asarray(tables)[:, 1:] - true) / true
+            outcome.curve_error = float((error * weight).sum() / self.at_size[:, 1:].sum())
         return outcome
 
 

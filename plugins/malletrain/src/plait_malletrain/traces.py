@@ -92,16 +92,10 @@ class Trace:
 
     def thinned(self, part: int) -> Trace:
         """Every ``part``-th node of the machine: a scarce pool of the same shape."""
-        kept = self.node % part == 0
+        kept, nodes = self.node % part == 0, -(-self.nodes // part)
         name = f"{self.name}, every {part}th node" if part > 1 else self.name
-        return replace(
-            self,
-            nodes=-(-self.nodes // part),
-            node=self.node[kept] // part,
-            start=self.start[kept],
-            end=self.end[kept],
-            name=name,
-        )
+        node, start, end = self.node[kept] // part, self.start[kept], self.end[kept]
+        return replace(self, nodes=nodes, node=node, start=start, end=end, name=name)
 
 
 def static_trace(nodes: int, duration: float) -> Trace:
@@ -129,14 +123,12 @@ def from_changes(time: Any, node: Any, joins: Any, nodes: int, duration: float, 
     at, who, inward = np.asarray(time, np.float64), np.asarray(node, np.int64), np.asarray(joins, bool)
     if not len(at):
         raise MalletrainError(f"{name}: the trace is empty.")
-    if not np.all(np.isfinite(at)):
-        raise MalletrainError(f"{name}: change {int(np.flatnonzero(~np.isfinite(at))[0]) + 1}: the time is no number.")
-    falls = np.flatnonzero(np.diff(at) < 0)
-    if len(falls):
-        row = int(falls[0]) + 1
-        raise MalletrainError(f"{name}: change {row + 1}: time = {at[row]:g} is before {at[row - 1]:g}.")
+    if len(odd := np.flatnonzero(~np.isfinite(at))):
+        raise MalletrainError(f"{name}: change {odd[0] + 1}: the time is no number.")
+    if len(odd := np.flatnonzero(np.diff(at) < 0) + 1):
+        raise MalletrainError(f"{name}: change {odd[0] + 1}: time = {at[odd[0]]:g} is before {at[odd[0] - 1]:g}.")
     if len(odd := np.flatnonzero((who < 0) | (who >= nodes))):
-        raise MalletrainError(f"{name}: change {int(odd[0]) + 1}: there is no node {who[odd[0]]}; it has {nodes}.")
+        raise MalletrainError(f"{name}: change {odd[0] + 1}: there is no node {who[odd[0]]}; it has {nodes}.")
     order = np.lexsort((np.arange(len(at)), who))
     at, who, inward = at[order], who[order], inward[order]
     first = np.concatenate(([True], who[1:] != who[:-1]))
@@ -147,9 +139,7 @@ def from_changes(time: Any, node: Any, joins: Any, nodes: int, duration: float, 
         if wrong.any():
             notes.append(f"{int(wrong.sum())} {text} ignored (first: node {who[wrong][0]} at {at[wrong][0]:g} s)")
     at, who, inward = at[real], who[real], inward[real]
-    after = np.concatenate((at[1:], [duration]))
-    closed = np.concatenate((who[1:] == who[:-1], [False]))
-    end = np.where(closed, after, duration)
+    end = np.where(np.append(who[1:] == who[:-1], False), np.append(at[1:], duration), duration)
     return from_fragments(nodes, duration, who[inward], at[inward], end[inward], name, *notes)
 
 
@@ -178,8 +168,7 @@ def read_trace(
     if not file.is_file():
         raise MalletrainError(f"{file}: no such file.")
     if kind == "swf":
-        trace = _swf(file)
-        trace = without_maintenance(trace) if skip_maintenance else trace
+        trace = without_maintenance(_swf(file)) if skip_maintenance else _swf(file)
     elif kind == "replayer":
         if not allow_pickle:
             raise MalletrainError(f"{file}: a pickle is read only with --allow-pickle.")
@@ -263,22 +252,15 @@ def _first_fit(begin: Floats, end: Floats, count: Integers, machine: int) -> tup
 def without_maintenance(trace: Trace, share: float = 0.6) -> Trace:
     """The trace without the times in which more than ``share`` of the machine is idle; what follows moves up."""
     times, idle = trace.pool
-    edges = np.concatenate((times, [trace.duration]))
+    edges = np.append(times, trace.duration)
     down = idle > share * trace.nodes
     if not down.any():
         return trace
-    lengths = np.diff(edges)
-    gone = np.concatenate(([0.0], np.cumsum(np.where(down, lengths, 0.0))))
-
-    def moved(at: Floats) -> Floats:
-        return at - np.interp(at, edges, gone)
-
+    gone = np.append(0.0, np.cumsum(np.where(down, np.diff(edges), 0.0)))
+    start, end = (at - np.interp(at, edges, gone) for at in (trace.start, trace.end))
     lost = float(gone[-1])
     note = f"{lost / 3600:.0f} of {trace.duration / 3600:.0f} h left out: more than {100 * share:.0f} % idle"
-    moved_trace = from_fragments(
-        trace.nodes, trace.duration - lost, trace.node, moved(trace.start), moved(trace.end), trace.name
-    )
-    return replace(moved_trace, notes=(*trace.notes, note))
+    return from_fragments(trace.nodes, trace.duration - lost, trace.node, start, end, trace.name, *trace.notes, note)
 
 
 # ---- tables and pickles -------------------------------------------------------------------------------------------
@@ -305,8 +287,7 @@ def _table(file: Path) -> Trace:
         time, idle = frame["time"].to_numpy(np.float64), frame["idle"].to_numpy(np.int64)
     except (TypeError, ValueError):
         raise MalletrainError(f"{file}: time and idle must be numbers.") from None
-    duration = float(time.max())
-    return from_changes(time, codes, idle != 0, len(names), duration, file.name)
+    return from_changes(time, codes, idle != 0, len(names), float(time.max()), file.name)
 
 
 def write_changes(trace: Trace, path: Path) -> None:

@@ -110,11 +110,8 @@ class Worker:
             for rank in message.ranks:
                 self.start(message, rank)
         elif isinstance(message, Stop):
-            chosen = [
-                child
-                for child in self.children.values()
-                if (child.order.job, child.order.generation) == (message.job, message.generation)
-            ]
+            job = (message.job, message.generation)
+            chosen = [child for child in self.children.values() if (child.order.job, child.order.generation) == job]
             self.signal(chosen, signal.SIGKILL if message.now else signal.SIGTERM)
 
     def signal(self, children: Any, number: int) -> None:
@@ -174,13 +171,8 @@ def work(order: Work, rank: int, lines: int) -> None:
     """Be a rank of a job; never returns."""
     end_with_parent()
     if order.world > 1:
-        os.environ |= {
-            "RANK": str(rank),
-            "WORLD_SIZE": str(order.world),
-            "LOCAL_RANK": str(order.ranks.index(rank)),
-            "MASTER_ADDR": order.address,
-            "MASTER_PORT": str(order.port),
-        }
+        os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(order.world), "LOCAL_RANK": str(order.ranks.index(rank))}
+        os.environ |= {"MASTER_ADDR": order.address, "MASTER_PORT": str(order.port)}
     log = os.open(f"{order.directory}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     os.dup2(log, 1)
     os.dup2(log, 2)

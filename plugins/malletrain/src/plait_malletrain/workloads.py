@@ -7,19 +7,18 @@ represent; `imagenet` are the seven measured curves of the authors' tables; `hpo
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .curves import interpolated
 from .errors import MalletrainError
+from .options import WorkloadName
 
 __all__ = ["IMAGENET", "WORKLOADS", "Workload", "workload"]
 
 Floats = NDArray[np.float64]
 
-WorkloadName = Literal["nas", "nas-mild", "nas-off", "imagenet", "hpo"]
 WORKLOADS: tuple[WorkloadName, ...] = get_args(WorkloadName)
 
 SIZES = (1, 2, 4, 8, 16, 32, 64)
@@ -79,30 +78,32 @@ def workload(name: str, jobs: int, seed: int) -> Workload:
     if jobs < 0:
         raise MalletrainError(f"jobs = {jobs}: give a number of at least 0.")
     rng = np.random.default_rng([seed, 2, WORKLOADS.index(name)])
+
+    def log_uniform(low: float, high: float) -> Floats:
+        return np.exp(rng.uniform(np.log(low), np.log(high), jobs))[:, None]
+
     size = np.arange(1, MOST + 1, dtype=np.float64)
     arrival, up, down = np.zeros(jobs), rng.uniform(17, 19, jobs), rng.uniform(11, 13, jobs)
     if name in ("imagenet", "hpo"):
         models = list(IMAGENET) if name == "imagenet" else ["ShuffleNet"]
-        table = np.array([interpolated(SIZES, IMAGENET[model], MOST) for model in models])
+        table = np.array([np.interp(size, SIZES, IMAGENET[model]) for model in models])
         rates, work = table[np.arange(jobs) % len(models)], np.full(jobs, 1.3e8)
         arrival = np.sort(rng.uniform(0, ARRIVALS_S, jobs))
-        arrival[: min(jobs, 1)] = 0.0
+        arrival[:1] = 0.0
         if name == "hpo":
             up, down = np.full(jobs, 18.0), np.full(jobs, 12.0)
-        return Workload(name, rates.reshape(jobs, MOST + 1), work, arrival, up, down)
-    single = np.exp(rng.uniform(np.log(300), np.log(3000), jobs))
-    if name == "nas-off":
-        a, knee = rng.uniform(0.35, 1, jobs)[:, None], np.exp(rng.uniform(np.log(3), np.log(64), jobs))[:, None]
-        shape = size**a / (1 + (size / knee) ** 3) ** (a / 3)
-        drop = np.where(rng.random(jobs) < 0.5, rng.choice([4, 6, 8, 16, 18], jobs), MOST)
-        shape = np.where(size > drop[:, None], 0.75 * shape, shape)
-        shape = shape / shape[:, :1]
     else:
-        low, high, first, last = (0.02, 1.0, 1e-4, 0.03) if name == "nas-mild" else (0.05, 2.0, 3e-4, 0.1)
-        rho = np.exp(rng.uniform(np.log(low), np.log(high), jobs))[:, None]
-        gamma = np.exp(rng.uniform(np.log(first), np.log(last), jobs))[:, None]
-        shape = size / (1 + rho * 2 * (size - 1) / size + gamma * (size - 1))
-    hours = 20.0 if name == "nas-mild" else 10.0
-    work = single * 3600 * hours * rng.lognormal(0.0, 0.4, jobs)
-    rates = np.concatenate((np.zeros((jobs, 1)), single[:, None] * shape), axis=1)
-    return Workload(name, rates, work, arrival, up, down)
+        single = log_uniform(300, 3000)
+        if name == "nas-off":
+            a, knee = rng.uniform(0.35, 1, jobs)[:, None], log_uniform(3, 64)
+            shape = size**a / (1 + (size / knee) ** 3) ** (a / 3)
+            drop = np.where(rng.random(jobs) < 0.5, rng.choice([4, 6, 8, 16, 18], jobs), MOST)
+            shape = np.where(size > drop[:, None], 0.75 * shape, shape)
+            shape = shape / shape[:, :1]
+        else:
+            rho = log_uniform(0.02, 1.0) if name == "nas-mild" else log_uniform(0.05, 2.0)
+            gamma = log_uniform(1e-4, 0.03) if name == "nas-mild" else log_uniform(3e-4, 0.1)
+            shape = size / (1 + rho * 2 * (size - 1) / size + gamma * (size - 1))
+        hours = 20.0 if name == "nas-mild" else 10.0
+        rates, work = single * shape, single[:, 0] * 3600 * hours * rng.lognormal(0.0, 0.4, jobs)
+    return Workload(name, np.concatenate((np.zeros((jobs, 1)), rates), axis=1), work, arrival, up, down)
