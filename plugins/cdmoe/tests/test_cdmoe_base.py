@@ -65,3 +65,14 @@ def test_damaged_files_are_made_again(small: Callable[..., Any], tmp_path: Path)
     assert not base.cached(small("qwen2_moe", torch.float32), WINDOWS, DOMAINS, RECIPE, "c", tmp_path)
     again = checkpoints.load(file)["model"]
     assert all(torch.equal(value, again[name]) for name, value in trained.items())
+
+
+def test_weights_whose_optimizer_does_not_fit_are_not_gone_on_from(small: Callable[..., Any], tmp_path: Path) -> None:
+    whole, again = small("qwen2_moe", torch.float32), small("qwen2_moe", torch.float32)
+    base.cached(whole, WINDOWS, DOMAINS, RECIPE, "c", tmp_path / "whole")
+    home = tmp_path / "again" / base.key_of(again, RECIPE, "c")[:32]
+    home.mkdir(parents=True)
+    other = {"state": {}, "param_groups": []}
+    checkpoints.save(home / "going.safetensors", {"model": whole.state_dict(), "optimizer": other, "step": 2})
+    base.cached(again, WINDOWS, DOMAINS, RECIPE, "c", tmp_path / "again")
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))

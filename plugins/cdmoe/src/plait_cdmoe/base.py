@@ -118,8 +118,8 @@ def _train(model: Any, windows: Tensor, domains: Tensor, recipe: Recipe, going: 
     first = 0
     with contextlib.suppress(BadCheckpoint):  # not there, or damaged: begin anew
         state = checkpoints.load(going)
+        tree_to_state(optimizer, state["optimizer"])  # first: where it does not fit, the weights stay fresh
         model.load_state_dict(state["model"])
-        tree_to_state(optimizer, state["optimizer"])
         first = state["step"]
     rows = [(domains == number).nonzero().flatten() for number in range(int(domains.max()) + 1)]
     fitting = len(recipe["shares"]) == len(rows)
