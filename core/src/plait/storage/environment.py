@@ -14,6 +14,9 @@ from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 from typing import Any
 
+KERNELS = ("ATEN_CPU_CAPABILITY", "DNNL_MAX_CPU_ISA", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS")
+"""Environment variables that hold torch's libraries to the instructions of an older CPU."""
+
 
 def versions(names: list[str]) -> dict[str, str]:
     """Installed distributions among ``names`` and their versions."""
@@ -56,6 +59,7 @@ def describe(device: str, distributions: list[str], world: int = 1) -> dict[str,
         "platform": platform.platform(),
         "device": device,
         "device_name": name,
+        "kernels": {name: os.environ[name] for name in KERNELS if name in os.environ},
         "cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
         "world_size": world,

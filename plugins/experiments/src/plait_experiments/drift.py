@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +53,7 @@ def measure(
     book: Book,
     *,
     only: Sequence[str] = (),
+    seeds: int = SEEDS,
     workers: int | None = None,
     ray: str | None = None,
     cache: Path | str | None = None,
@@ -59,14 +61,16 @@ def measure(
 ) -> tuple[Verification, dict[str, str]]:
     """Run one arm of every claim again: as it was, with several threads, and with a learning rate larger by `NUDGE`.
 
-    The arm is the first one that a claim's expectations name, at the grid point that was chosen for it, at its first
-    `SEEDS` seeds. The first of the three is compared with the scoreboard's figures, which may come from another
-    machine; the others with the first. The runs are kept by machine, so that an interrupted measurement goes on.
+    The arm is one that a claim's expectations name, at the grid point that was chosen for it; arms that several claims
+    share come first, so that few are run. The first of the three is compared with the scoreboard's figures, which may
+    come from another machine; the others with the first. Where threads and rate were measured on another machine,
+    only the first is run. The runs are kept by machine, so that an interrupted measurement goes on.
 
     Args:
         board: a plugin's figures, from `plait_experiments.scoreboard.stored`.
         book: the plugin's claims today.
         only: claim ids; default all with figures.
+        seeds: an arm's first ones that are run.
         workers, ray, cache, progress: as in `plait_experiments.verification.verify`.
 
     Returns:
@@ -74,27 +78,31 @@ def measure(
         claim -> why its drift could not be measured here.
 
     Raises:
-        BadInput: an unknown claim, or one without figures.
+        BadInput: an unknown claim, or one without figures; fewer than one seed.
         Interrupted: stopped by Ctrl-C.
     """
+    if seeds < 1:
+        raise BadInput(f"--seeds {seeds}: give a number from 1 on.")
     scale = next((name for name in book.scales if name == board.scale), None)
     if scale is None:
         raise BadInput(f"{book.where} has no scale {board.scale!r}, of which the scoreboard's figures are.")
     claims = [book.claim(name).id for name in only] or [claim.id for claim in book.claims]
-    results = {r.claim.id: r for r in board.claims if r.claim.id in claims and _arm(r) in book.arms}
+    results = {r.claim.id: r for r in board.claims if r.claim.id in claims}
+    results = {name: result for name, result in results.items() if _candidates(result, book, seeds)}
     for name in only:
         if name not in results:
             raise BadInput(f"claim {name}: the scoreboard has no figures of it; verify it first.")
     here = place(describe("cpu", []))
     machine = hashlib.sha256(here.encode()).hexdigest()[:16]
     experiment = Experiment(book, scale, [], Cache(Cache(cache).folder / "drift" / machine))
-    wanted = {name: _arm_and_seeds(result) for name, result in results.items()}
+    wanted = _shared({name: _candidates(result, book, seeds) for name, result in results.items()})
+    known = {key for name, key in wanted.items() if _elsewhere(results[name], key[0], here)}
     changes: dict[Key, list[Changed]] = {}
     problems: dict[str, str] = {}
     for name, key in wanted.items():
         try:
             if key not in changes:
-                changes[key] = list(_changes(experiment, *key))
+                changes[key] = list(_changes(experiment, *key, only_again=key in known))
         except (BadInput, Refused) as error:
             problems[name] = str(error)
     runner = Runner(workers, ray, False, Progress("measuring drift" if progress else ""))
@@ -136,22 +144,35 @@ def smaller(result: ClaimResult) -> list[str]:
 
 
 # ---- what is run -------------------------------------------------------------------------------------------------
-def _arm(result: ClaimResult) -> str:
-    """The first arm of the expectations that has figures; empty without one."""
-    measured = {arm.name for arm in result.arms if any(arm.values.values())}
-    named = [arm for judgement in result.judgements for arm, _ in parse(judgement.text).references]
-    return next((arm for arm in named if arm in measured), "")
+def _candidates(result: ClaimResult, book: Book, seeds: int) -> list[Key]:
+    """The arms of the expectations that have figures, in their order, at the claim's first seeds."""
+    measured = {a.name: a for a in result.arms if a.name in book.arms and any(a.values.values())}
+    named = dict.fromkeys(arm for judgement in result.judgements for arm, _ in parse(judgement.text).references)
+    return [(name, tuple(measured[name].point.items()), result.seeds[:seeds]) for name in named if name in measured]
 
 
-def _arm_and_seeds(result: ClaimResult) -> Key:
-    name = _arm(result)
-    point = next(arm.point for arm in result.arms if arm.name == name)
-    return name, tuple(point.items()), result.seeds[:SEEDS]
+def _shared(candidates: Mapping[str, Sequence[Key]]) -> dict[str, Key]:
+    """Claim -> one of its arms: each time the arm that most of the claims left have, the first named of equals."""
+    chosen: dict[str, Key] = {}
+    while left := {name: keys for name, keys in candidates.items() if name not in chosen}:
+        shares = Counter(key for keys in left.values() for key in keys)
+        most, _ = shares.most_common(1)[0]
+        chosen |= {name: most for name, keys in left.items() if most in keys}
+    return chosen
 
 
-def _changes(experiment: Experiment, arm: str, point: Point, seeds: Sequence[int]) -> Iterator[Changed]:
+def _elsewhere(result: ClaimResult, arm: str, here: str) -> bool:
+    """Whether another machine has measured what threads and rounding are worth for this arm."""
+    return any(d.arm == arm and d.change != AGAIN and d.where != here for d in result.drifts)
+
+
+def _changes(
+    experiment: Experiment, arm: str, point: Point, seeds: Sequence[int], *, only_again: bool
+) -> Iterator[Changed]:
     same = {seed: experiment.job(arm, point, seed) for seed in seeds}
     yield Changed(AGAIN, same)
+    if only_again:
+        return
     threads = max(2, os.cpu_count() or 1)
     several = {seed: dataclasses.replace(job, threads=threads) for seed, job in same.items()}
     yield Changed(f"{threads} threads", {seed: _named(job, f"threads-{threads}") for seed, job in several.items()})
@@ -166,9 +187,10 @@ def _named(job: Job, change: str) -> Job:
 
 
 def place(environment: Mapping[str, Any]) -> str:
-    """``AMD EPYC 7B13, torch 2.14.1``."""
+    """``AMD EPYC 7B13, torch 2.14.1``; between the two what holds it to older instructions, if anything does."""
     device = environment.get("device_name") or environment.get("device") or "unknown device"
-    return f"{device}, torch {environment.get('versions', {}).get('torch', 'unknown')}"
+    kernels = "".join(f", {name}={value}" for name, value in environment.get("kernels", {}).items())
+    return f"{device}{kernels}, torch {environment.get('versions', {}).get('torch', 'unknown')}"
 
 
 # ---- what came of it ---------------------------------------------------------------------------------------------

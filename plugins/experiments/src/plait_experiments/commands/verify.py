@@ -114,9 +114,11 @@ def verify(
     if everything == (name is not None):
         raise BadInput("give one plugin, or --all.")
     if drift:
-        if name is None or any([join, power, gating, extra, fresh, seeds is not None, settings]):
-            raise BadInput("--drift goes with one plugin, --claim, --workers, --ray, --cache, --out and --json only.")
-        measure_drift(name, out, claims or (), workers, ray, cache, as_json)
+        if name is None or any([join, power, gating, extra, fresh, settings]):
+            raise BadInput(
+                "--drift goes with one plugin, --claim, --seeds, --workers, --ray, --cache, --out and --json only."
+            )
+        measure_drift(name, out, claims or (), seeds, workers, ray, cache, as_json)
         return
     if power and join:
         raise BadInput("--power gives no verdict that --scoreboard could keep; give one of them.")
@@ -202,6 +204,7 @@ def measure_drift(
     plugin: str,
     folder: Path,
     claims: Sequence[str],
+    seeds: int | None,
     workers: int | None,
     ray: str | None,
     cache: Path | None,
@@ -223,7 +226,10 @@ def measure_drift(
             f"{folder / scoreboard.SCOREBOARD} has no figures of {plugin}: "
             f"first plait verify {plugin} --scoreboard --out {folder}."
         )
-    after, problems = drift.measure(before, book, only=claims, workers=workers, ray=ray, cache=cache, progress=True)
+    count = drift.SEEDS if seeds is None else seeds
+    after, problems = drift.measure(
+        before, book, only=claims, seeds=count, workers=workers, ray=ray, cache=cache, progress=True
+    )
     now = scoreboard.stored(folder)  # another verification may have joined it meanwhile
     files = scoreboard.write_scoreboard([after if entry.plugin == plugin else entry for entry in now], folder)
     if as_json:
