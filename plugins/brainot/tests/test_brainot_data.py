@@ -19,18 +19,23 @@ from plait_brainot.errors import BrainotError
 from plait_brainot.options import HaxbyOptions, NsdOptions, ScenesOptions
 from plait_brainot.regions import regions
 from plait_brainot.samples import Samples
-from plait_brainot.synthetic import COLOURS, REGIONS, generate, load, scenes
+from plait_brainot.synthetic import COLOURS, REGIONS, Generated, generate, load, scenes, world_of_tokens
 
 HAXBY = Path(__file__).parents[4] / "shared" / "data" / "haxby"
 needs_haxby = pytest.mark.skipif(not HAXBY.is_dir(), reason=f"no real brains in {HAXBY}")
 SMALL = {"train": 80, "validation": 10, "test": 40, "voxels": 120}
 
 
+def small(seed: int = 0, **changes: Any) -> Generated:
+    options = ScenesOptions(**{**SMALL, **changes})
+    return generate(options, seed, world_of_tokens(options))
+
+
 # ---- scenes ----------------------------------------------------------------------------------------------------------
 def test_objects_lie_apart_and_pairs_are_left_out() -> None:
     options = ScenesOptions()
     unseen = np.triu(np.random.default_rng(0).random((16, 16)) < 0.15, 1)
-    drawn = scenes(500, options, unseen, np.random.default_rng(1))
+    drawn = scenes(500, options, world_of_tokens(options), unseen, np.random.default_rng(1))
     for row in range(500):
         n = drawn.count[row]
         kinds, corners = drawn.kind[row, :n], drawn.corner[row, :n]
@@ -44,7 +49,7 @@ def test_objects_lie_apart_and_pairs_are_left_out() -> None:
 
 
 def test_the_same_seed_is_the_same_world_and_another_one_is_not() -> None:
-    one, again, other = (generate(ScenesOptions(**SMALL), seed) for seed in (1, 1, 2))
+    one, again, other = (small(seed) for seed in (1, 1, 2))
     np.testing.assert_array_equal(one.voxels["test"], again.voxels["test"])
     np.testing.assert_array_equal(one.tokens["train"], again.tokens["train"])
     assert not np.array_equal(one.tokens["train"], other.tokens["train"])
@@ -55,7 +60,7 @@ def test_the_same_seed_is_the_same_world_and_another_one_is_not() -> None:
 
 
 def test_regions_say_what_they_are_made_to_say() -> None:
-    made = generate(ScenesOptions(**{**SMALL, "train": 400}, early_snr=0.0, snr=3.0), 0)
+    made = small(train=400, early_snr=0.0, snr=3.0)
     x = made.voxels["train"]
     np.testing.assert_allclose(x.mean(0), 0, atol=1e-5)
     np.testing.assert_allclose(x.std(0), 1, rtol=1e-4)
@@ -71,19 +76,19 @@ def test_regions_say_what_they_are_made_to_say() -> None:
 
     assert told("place") > 0.5
     assert max(told(name) for name in REGIONS if name != "place") < 0.15
-    unseen = generate(ScenesOptions(**SMALL, nuisance=0, token_noise=0.0), 0)
+    unseen = small(nuisance=0, token_noise=0.0)
     assert np.abs(unseen.tokens["train"]).max() < 10
 
 
 def test_nuisance_tokens_are_as_many_and_as_large_as_asked_for() -> None:
-    plain, wild = (generate(ScenesOptions(**SMALL, nuisance=n, nuisance_std=40.0), 0).tokens["test"] for n in (0, 9))
+    plain, wild = (small(nuisance=n, nuisance_std=40.0).tokens["test"] for n in (0, 9))
     large = np.linalg.norm(wild, axis=2) > 100
     assert set(large.sum(1)) == {9}
     assert np.linalg.norm(plain, axis=2).max() < 100
 
 
 def test_fixed_places_follow_from_the_objects() -> None:
-    made = generate(ScenesOptions(**SMALL, places="fixed"), 0)
+    made = small(places="fixed")
     corner = made.scenes["train"].corner
     assert (corner == corner[0]).all()
     large = np.linalg.norm(made.tokens["train"], axis=2) > 9
@@ -240,8 +245,10 @@ def test_nsd_as_published(nsd: NsdOptions, tmp_path: Path) -> None:
     from transformers import CLIPVisionModel
 
     clip = CLIPVisionModel.from_pretrained(tmp_path / "clip").eval()
+    mean, spread = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711])  # OpenAI's
+    pixels = (published._pixels(own.image()) - torch.tensor(mean)[:, None, None]) / torch.tensor(spread)[:, None, None]
     with torch.no_grad():
-        states = clip(pixel_values=published._pixels(own.image())[None], output_hidden_states=True).hidden_states
+        states = clip(pixel_values=pixels[None], output_hidden_states=True).hidden_states
     torch.testing.assert_close(batch["target"], states[-2][:, 1:].half().float(), rtol=1e-3, atol=1e-3)
     shutil.move(tmp_path / "clip", tmp_path / "gone")
     again = published.load(options, 0)  # the tokens are kept

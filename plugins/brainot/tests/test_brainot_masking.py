@@ -11,7 +11,7 @@ from plait_brainot.errors import BrainotError
 from plait_brainot.information import codes, decompose, mutual_information, with_interval
 from plait_brainot.masking import analysis, contrast, interval, needed, orders, shapley
 from plait_brainot.options import ScenesOptions
-from plait_brainot.synthetic import generate
+from plait_brainot.synthetic import generate, world_of_tokens
 
 
 def mean(values: np.ndarray) -> float:
@@ -99,7 +99,8 @@ def test_dit_agrees() -> None:
 
 @pytest.mark.parametrize("xor", [True, False])
 def test_the_generators_synergy_is_in_its_voxels(xor: bool) -> None:
-    made = generate(ScenesOptions(train=60, validation=2, test=400, voxels=80, xor=xor), 3)
+    options = ScenesOptions(train=60, validation=2, test=400, voxels=80, xor=xor)
+    made = generate(options, 3, world_of_tokens(options))
     x, light = made.voxels["test"], made.scenes["test"].light
     regions = made.regions[1]
     a, b = (codes(x[:, regions[name]]) for name in ("xorA", "xorB"))

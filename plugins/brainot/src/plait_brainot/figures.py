@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from functools import partial
 from math import nan
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn import functional
 
@@ -25,12 +26,22 @@ from .masking import Contrast, interval
 from .options import BrainotOptions
 from .transport import distances, exact_plan
 
-__all__ = ["Facts", "captioned", "closeness", "pictures", "retrieval", "samples_of", "save_maps", "total"]
+__all__ = [
+    "Facts",
+    "captioned",
+    "closeness",
+    "pictures",
+    "retrieval",
+    "samples_of",
+    "save_maps",
+    "save_pictures",
+    "total",
+]
 
 Figures = dict[str, Metric | Table | Plot]
 Numbers = npt.NDArray[np.float64]
 SHOWN = 12
-"""Captions in the table."""
+"""Captions in the table, and pictures beside what was said of them."""
 RETRIEVED = 40
 """Samples among which a sample is looked for by transport, whose every pair is a problem of its own."""
 NOTHING = 1e-12
@@ -211,6 +222,19 @@ def save_maps(stem: Path, brain: Tensor, image: Tensor, options: BrainotOptions)
             np.savez(handle, **arrays)
 
     write_atomically(stem.with_suffix(".npz"), save)
+
+
+def save_pictures(file: Path, shown: Sequence[npt.NDArray[np.uint8]], said: Sequence[str], columns: int = 4) -> None:
+    """Write a PNG of pictures, uint8 [H, W, 3] each, row by row, and under each what was said of it."""
+    height, width = shown[0].shape[:2]
+    rows, below = -(-len(shown) // columns), 40
+    sheet = Image.new("RGB", (columns * width, rows * (height + below)), "white")
+    pen = ImageDraw.Draw(sheet)
+    for number, (pixels, text) in enumerate(zip(shown, said, strict=True)):
+        left, top = number % columns * width, number // columns * (height + below)
+        sheet.paste(Image.fromarray(pixels), (left, top))
+        pen.multiline_text((left + 3, top + height + 2), "\n".join(wrap(text, width // 6)[:3]), fill="black")
+    write_atomically(file, partial(sheet.save, format="PNG"))
 
 
 def contrasts(found: Mapping[str, Contrast], kind: str) -> Figures:

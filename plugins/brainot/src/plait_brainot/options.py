@@ -87,16 +87,13 @@ class EncoderOptions(Options):
     freeze_shared: bool = Field(False, description="train the tokenizers alone (adaptation to a new subject)")
 
 
-class ScenesOptions(Options):
-    """Options of ``scenes``."""
+class BrainsOptions(Options):
+    """Options of generated scenes and brains, whatever the scenes look like."""
 
     train: int = Field(2500, ge=8, le=1_000_000, description="training scenes")
     validation: int = Field(300, ge=2, le=100_000, description="scenes to choose by")
     test: int = Field(300, ge=2, le=100_000, description="scenes to test on")
     scene_seed: int = Field(0, ge=-1, le=10**6, description="which scenes and brains; -1: by the run's seed")
-    grid: int = Field(5, ge=4, le=32, description="side of the grid of tokens")
-    dim: int = Field(32, ge=8, le=4096, description="D, width of a token")
-    classes: int = Field(16, ge=4, le=40, description="kinds of objects; there are five colours and five backgrounds")
     places: Literal["random", "fixed"] = Field(
         "random", description="objects anywhere, or each where the set of objects says (there matching cannot help)"
     )
@@ -104,12 +101,29 @@ class ScenesOptions(Options):
     snr: float = Field(1.0, ge=0, le=100, description="signal over noise of object, colour, place and copy")
     xor_snr: float = Field(2.0, ge=0, le=100, description="signal over noise of xorA and xorB")
     xor: bool = Field(True, description="xorA and xorB together tell the light; false: xorB is drawn by itself")
-    nuisance: int = Field(4, ge=0, le=512, description="tokens of random content at random background places")
-    nuisance_std: float = Field(2.2, ge=0, le=1000, description="their standard deviation per coordinate")
-    token_noise: float = Field(0.3, ge=0, le=10, description="noise of every other token, standard deviation")
     subjects: int = Field(1, ge=1, le=4, description="brains; of several, a quarter of the training scenes is shared")
     voxels: int = Field(600, ge=40, le=50_000, description="of subject 1; the others have 11/12, 10/12, 9.6/12")
     repetitions: int = Field(3, ge=1, le=10, description="looks at a training scene; the test is their mean")
+
+
+class ScenesOptions(BrainsOptions):
+    """Options of ``scenes``."""
+
+    grid: int = Field(5, ge=4, le=32, description="side of the grid of tokens")
+    dim: int = Field(32, ge=8, le=4096, description="D, width of a token")
+    classes: int = Field(16, ge=4, le=40, description="kinds of objects; there are five colours and five backgrounds")
+    nuisance: int = Field(4, ge=0, le=512, description="tokens of random content at random background places")
+    nuisance_std: float = Field(2.2, ge=0, le=1000, description="their standard deviation per coordinate")
+    token_noise: float = Field(0.3, ge=0, le=10, description="noise of every other token, standard deviation")
+
+
+class PicturesOptions(BrainsOptions):
+    """Options of ``pictures``."""
+
+    image_encoder: str | None = Field(
+        None, min_length=1, description="folder of a CLIP vision model; none: EfficientNet-Lite0, of the extra vision"
+    )
+    dim: int = Field(128, ge=8, le=4096, description="D, main components of a token that are kept")
 
 
 class HaxbyOptions(Options):

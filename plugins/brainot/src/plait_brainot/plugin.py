@@ -71,9 +71,10 @@ class BrainotPlugin(Plugin):
 
     @hookimpl
     def data_sources(self) -> Mapping[str, DataSource]:
-        """Generated scenes and brains, real ones with labels, and NSD as published."""
+        """Generated scenes and brains, also with pixels, real ones with labels, and NSD as published."""
         known = {
             "haxby": ("haxby", "real fMRI of one subject, eight kinds of things (Haxby 2001)", "HaxbyOptions"),
+            "pictures": ("pictures", "real digits on photographs, seen by an ImageNet network", "PicturesOptions"),
             "nsd": ("published", "the Natural Scenes Dataset as MedARC, UMBRAE and MindEye2 publish it", "NsdOptions"),
             "scenes": ("synthetic", "generated scenes and brains with known redundancy and synergy", "ScenesOptions"),
         }
@@ -81,7 +82,7 @@ class BrainotPlugin(Plugin):
             name: DataSource(
                 f"plait_brainot.{module}:load",
                 summary,
-                _BRAINS | {"field:group"} if name == "scenes" else _BRAINS,
+                _BRAINS | {"field:group"} if name in ("scenes", "pictures") else _BRAINS,
                 later(f"plait_brainot.options:{options}"),
             )
             for name, (module, summary, options) in known.items()

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 from platformdirs import user_cache_path
+from torch import Tensor
 from torch.nn import functional
 
 from plait import Data, DataInfo
@@ -30,7 +31,7 @@ from .regions import regions
 from .samples import FIELDS, Samples
 from .synthetic import by_subject
 
-__all__ = ["image_tokens", "load"]
+__all__ = ["clip", "image_tokens", "load"]
 
 MEAN, SPREAD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 """Of CLIP's pixels."""
@@ -142,13 +143,11 @@ def image_tokens(pictures: Sequence[Callable[[], bytes]], encoder: str | None) -
             raise BrainotError(
                 "data.image_encoder: the images' tokens are not made yet: give the folder of a CLIP model"
             )
-        model = _vision(Path(encoder).expanduser())
+        see = clip(Path(encoder).expanduser())
         parts = []
-        with torch.no_grad():
-            for first in range(0, len(pictures), BATCH):
-                pixels = torch.stack([_pixels(p()) for p in pictures[first : first + BATCH]])
-                states = model(pixel_values=pixels, output_hidden_states=True).hidden_states
-                parts.append(states[-2][:, 1:].half().numpy())
+        for first in range(0, len(pictures), BATCH):
+            pixels = torch.stack([_pixels(p()) for p in pictures[first : first + BATCH]])
+            parts.append(see(pixels).half().numpy())
         made = np.concatenate(parts)
 
         def save(temporary: Path) -> None:
@@ -159,19 +158,35 @@ def image_tokens(pictures: Sequence[Callable[[], bytes]], encoder: str | None) -
     return np.load(file, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
 
 
-def _vision(folder: Path) -> Any:
+def clip(folder: Path) -> Callable[[Tensor], Tensor]:
+    """A CLIP vision model: from pixels [n, 3, 224, 224] in 0..1 to its hidden states before the last layer, [n, M, D].
+
+    The class token is left out.
+
+    Raises:
+        BrainotError: no such model in the folder.
+    """
     from transformers import CLIPVisionModel
 
     try:
-        return CLIPVisionModel.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval()
+        model = CLIPVisionModel.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval()
     except (OSError, ValueError) as error:
         raise BrainotError(
             f"data.image_encoder: {folder}: no CLIP vision model: {str(error).splitlines()[0]}"
         ) from None
 
+    @torch.no_grad()
+    def see(pixels: Tensor) -> Tensor:
+        scaled = (pixels - torch.tensor(MEAN)[:, None, None]) / torch.tensor(SPREAD)[:, None, None]
+        states = model(pixel_values=scaled, output_hidden_states=True).hidden_states
+        tokens: Tensor = states[-2][:, 1:]
+        return tokens
 
-def _pixels(picture: bytes, side: int = 224) -> torch.Tensor:
-    """A JPEG, or an NPY [3, H, W] in 0..1, as CLIP sees it."""
+    return see
+
+
+def _pixels(picture: bytes, side: int = 224) -> Tensor:
+    """A JPEG, or an NPY [3, H, W] in 0..1, resized to ``side`` and cut to its centre."""
     if picture.startswith(b"\x93NUMPY"):
         image = torch.from_numpy(tars.array(picture, "an image"))[None].float()
     else:
@@ -182,5 +197,4 @@ def _pixels(picture: bytes, side: int = 224) -> torch.Tensor:
     size = [max(side, round(height * scale)), max(side, round(width * scale))]
     image = functional.interpolate(image, size, mode="bicubic", antialias=True).clamp(0, 1)
     top, left = (size[0] - side) // 2, (size[1] - side) // 2
-    image = image[0, :, top : top + side, left : left + side]
-    return (image - torch.tensor(MEAN)[:, None, None]) / torch.tensor(SPREAD)[:, None, None]
+    return image[0, :, top : top + side, left : left + side]

@@ -1,6 +1,7 @@
 """The data source ``scenes``: generated scenes, and brains that see them with known redundancy and synergy (card, 5.2).
 
-A scene is a grid of tokens: one to three objects of 2 x 2 tokens, a background, nuisance tokens of random content. A
+A scene is a grid: one to three objects of 2 x 2 places, a background, a light. Here its image tokens are generated,
+too, with nuisance tokens of random content; `plait_brainot.pictures` has the same scenes and brains with pixels. A
 brain has regions with a rule each; ``xorA`` and ``xorB`` tell the light only together, ``copy`` repeats ``object``.
 With ``places = "fixed"`` an object's place follows from the set of objects, so that the place of every token can be
 decoded and matching has nothing to win.
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,10 +21,10 @@ import torch
 
 from plait import Data, DataInfo
 
-from .options import ScenesOptions
+from .options import BrainsOptions, ScenesOptions
 from .samples import FIELDS, Samples
 
-__all__ = ["REGIONS", "Scenes", "generate", "load"]
+__all__ = ["REGIONS", "Scenes", "World", "brains", "generate", "load", "world_of_tokens"]
 
 VERSION = 1
 """Of the generator; part of the data's fingerprint."""
@@ -81,21 +82,21 @@ class Scenes:
     background: Array
     light: Array
 
-    def phrases(self) -> list[list[str]]:
+    def phrases(self, world: World) -> list[list[str]]:
         """The objects of each scene in words, ``red car``."""
         return [
-            [f"{COLOURS[c]} {CLASSES[k]}" for k, c in zip(kinds[:n], colours[:n], strict=True)]
+            [f"{COLOURS[c]} {world.kinds[k]}" for k, c in zip(kinds[:n], colours[:n], strict=True)]
             for n, kinds, colours in zip(self.count, self.kind, self.colour, strict=True)
         ]
 
-    def captions(self, generator: np.random.Generator) -> list[list[str]]:
+    def captions(self, world: World, generator: np.random.Generator) -> list[list[str]]:
         """Five references of each scene: other orders, other words."""
         given = []
-        for objects, ground, light in zip(self.phrases(), self.background, self.light, strict=True):
+        for objects, ground, light in zip(self.phrases(world), self.background, self.light, strict=True):
             there = [f"a {phrase}" for phrase in objects]
             orders = [generator.permutation(len(there)) for _ in SENTENCES]
             listed = [" and ".join(there[i] for i in order) for order in orders]
-            words = {"ground": BACKGROUNDS[ground], "time": LIGHTS[light]}
+            words = {"ground": world.grounds[ground], "time": LIGHTS[light]}
             given.append([form.format(objects=of, **words) for form, of in zip(SENTENCES, listed, strict=True)])
         return given
 
@@ -104,31 +105,59 @@ class Scenes:
         present: Array = (self.kind[:, :, None] == np.arange(classes)).any(1)
         return present
 
-    def picture(self, grid: int, row: int) -> dict[str, tuple[list[float], list[float]]]:
+    def plan(self, world: World, row: int) -> dict[str, tuple[list[float], list[float]]]:
         """A scene in the plane: what is there -> the places of its tokens, row 0 above."""
         drawn: dict[str, tuple[list[float], list[float]]] = {}
         taken: set[tuple[int, int]] = set()
-        for phrase, (top, left) in zip(self.phrases()[row], self.corner[row].tolist(), strict=False):
+        grid = world.grid
+        for phrase, (top, left) in zip(self.phrases(world)[row], self.corner[row].tolist(), strict=False):
             own = [(top + part // 2, left + part % 2) for part in range(4)]
             taken |= set(own)
             drawn[phrase] = [float(c) for _, c in own], [float(grid - 1 - r) for r, _ in own]
         rest = [(r, c) for r in range(grid) for c in range(grid) if (r, c) not in taken]
-        ground = f"{BACKGROUNDS[self.background[row]]} at {LIGHTS[self.light[row]]}"
+        ground = f"{world.grounds[self.background[row]]} at {LIGHTS[self.light[row]]}"
         drawn[ground] = [float(c) for _, c in rest], [float(grid - 1 - r) for r, _ in rest]
         return drawn
 
 
 PARTS = tuple(Scenes.__dataclass_fields__)
+Eye = Callable[[Scenes, np.random.Generator], Array]
+"""From scenes to their image tokens, float32 [S, N, D]; what it learns, it learns from the first, those of training."""
 
 
-def scenes(count: int, options: ScenesOptions, unseen: Array, generator: np.random.Generator) -> Scenes:
+@dataclass(frozen=True)
+class World:
+    """What scenes are of, and how they look.
+
+    Attributes:
+        kinds, grounds: words of the kinds of objects and of the five backgrounds.
+        grid: places along a side.
+        eye: made from the generator that draws the world.
+    """
+
+    kinds: tuple[str, ...]
+    grounds: tuple[str, ...]
+    grid: int
+    eye: Callable[[np.random.Generator], Eye]
+
+
+def world_of_tokens(options: ScenesOptions) -> World:
+    """The world of ``scenes``, whose image tokens are sums of vectors."""
+
+    def eye(generator: np.random.Generator) -> Eye:
+        return functools.partial(image_tokens, drawn_vectors(options, generator), options)
+
+    return World(CLASSES[: options.classes], BACKGROUNDS, options.grid, eye)
+
+
+def scenes(count: int, options: BrainsOptions, world: World, unseen: Array, generator: np.random.Generator) -> Scenes:
     """Draw scenes, without pairs of kinds that are ``unseen``, bool [K, K]."""
     objects = generator.integers(1, MOST + 1, count)
     present = np.arange(MOST) < objects[:, None]
     kind = np.zeros((count, MOST), np.int64)
     todo = np.arange(count)
     while len(todo):  # distinct kinds, no pair that is left for the test
-        kind[todo] = np.sort(generator.random((len(todo), options.classes)).argsort(1)[:, :MOST], 1)
+        kind[todo] = np.sort(generator.random((len(todo), len(world.kinds))).argsort(1)[:, :MOST], 1)
         bad = np.zeros(len(todo), bool)
         for i, j in ((0, 1), (0, 2), (1, 2)):
             bad |= present[todo, j] & unseen[kind[todo, i], kind[todo, j]]
@@ -136,12 +165,12 @@ def scenes(count: int, options: ScenesOptions, unseen: Array, generator: np.rand
     colour = generator.integers(len(COLOURS), size=(count, MOST))
     corner = np.zeros((count, MOST, 2), np.int64)
     if options.places == "fixed":
-        last = options.grid - 2
+        last = world.grid - 2
         corner[:] = np.array([[0, 0], [0, last], [last, 0]])
     else:
         todo = np.arange(count)
         while len(todo):
-            drawn = generator.integers(options.grid - 1, size=(len(todo), MOST, 2))
+            drawn = generator.integers(world.grid - 1, size=(len(todo), MOST, 2))
             corner[todo] = drawn
             apart = np.abs(drawn[:, :, None] - drawn[:, None]).max(-1)
             todo = todo[(apart[:, [0, 0, 1], [1, 2, 2]] < 2).any(1)]
@@ -150,27 +179,27 @@ def scenes(count: int, options: ScenesOptions, unseen: Array, generator: np.rand
     return Scenes(objects, kind, colour, corner, background, light)
 
 
-def drawn_world(options: ScenesOptions, generator: np.random.Generator) -> dict[str, Array]:
+def drawn_vectors(options: ScenesOptions, generator: np.random.Generator) -> dict[str, Array]:
     """What tokens are made of: vectors [n, D] of kinds, parts of an object, colours, backgrounds and lights."""
     sizes = {"kind": (options.classes, 1), "part": (4, 0.5), "colour": (5, 1), "background": (5, 1), "light": (2, 0.5)}
     return {name: scale * generator.standard_normal((n, options.dim)) for name, (n, scale) in sizes.items()}
 
 
 def image_tokens(
-    world: Mapping[str, Array], given: Scenes, options: ScenesOptions, generator: np.random.Generator
+    vectors: Mapping[str, Array], options: ScenesOptions, given: Scenes, generator: np.random.Generator
 ) -> Array:
     """Image tokens float32 [S, N, D], row by row of the grid."""
     count, grid = len(given.count), options.grid
-    ground = world["background"][given.background] + world["light"][given.light]
+    ground = vectors["background"][given.background] + vectors["light"][given.light]
     tokens = np.repeat(ground[:, None], grid * grid, 1)
     free = np.ones((count, grid * grid), bool)
     for number in range(MOST):
         rows = np.flatnonzero(given.count > number)
-        whole = world["kind"][given.kind[rows, number]] + world["colour"][given.colour[rows, number]]
+        whole = vectors["kind"][given.kind[rows, number]] + vectors["colour"][given.colour[rows, number]]
         for part in range(4):
             corner = given.corner[rows, number]
             slot = (corner[:, 0] + part // 2) * grid + corner[:, 1] + part % 2
-            tokens[rows, slot] = whole + world["part"][part]
+            tokens[rows, slot] = whole + vectors["part"][part]
             free[rows, slot] = False
     tokens += options.token_noise * generator.standard_normal(tokens.shape)
     fixed = np.arange(free.shape[1], dtype=float)[None] if options.places == "fixed" else 0.0
@@ -186,20 +215,28 @@ class Brain:
 
     Args:
         voxels: V.
+        kinds: K, of objects.
+        tokens: N and D of an image.
         options: signal over noise of the regions.
         generator: draws its readouts.
     """
 
-    def __init__(self, voxels: int, options: ScenesOptions, generator: np.random.Generator) -> None:
-        self.options = options
+    def __init__(
+        self,
+        voxels: int,
+        kinds: int,
+        tokens: tuple[int, int],
+        options: BrainsOptions,
+        generator: np.random.Generator,
+    ) -> None:
+        self.kinds, self.options = kinds, options
         bounds = np.round(np.cumsum([0, *REGIONS.values()]) * voxels).astype(int)
         self.regions = {name: np.arange(a, b) for name, a, b in zip(REGIONS, bounds, bounds[1:], strict=False)}
         normal = generator.standard_normal
         size = {name: len(voxels) for name, voxels in self.regions.items()}
-        k = options.classes
-        self.field = generator.integers(options.grid**2, size=size["early"])
-        self.early = normal((size["early"], options.dim))
-        sources = {"object": 6 * k, "copy": 6 * k, "colour": 5, "place": 5}
+        self.field = generator.integers(tokens[0], size=size["early"])
+        self.early = normal((size["early"], tokens[1]))
+        sources = {"object": 6 * kinds, "copy": 6 * kinds, "colour": 5, "place": 5}
         self.readouts = {name: normal((count, size[name])) for name, count in sources.items()}
         self.signs = {name: generator.choice([-1.0, 1.0], size[name]) for name in ("xorA", "xorB")}
         self.mean: Array | None = None
@@ -208,7 +245,7 @@ class Brain:
 
     def signals(self, given: Scenes, tokens: Array) -> dict[str, Array]:
         """What each region but the xor ones would say without noise, [S, its voxels]; the first call sets the scale."""
-        kinds = given.kinds(self.options.classes).astype(float)
+        kinds = given.kinds(self.kinds).astype(float)
         pairs, colours = np.zeros((len(kinds), 5 * kinds.shape[1])), np.zeros((len(kinds), 5))
         for number in range(MOST):
             there = np.flatnonzero(given.count > number)
@@ -255,7 +292,7 @@ class Generated:
     regions: dict[int, dict[str, Array]]
 
 
-def generate(options: ScenesOptions, seed: int) -> Generated:
+def generate(options: BrainsOptions, seed: int, world: World) -> Generated:
     """Scenes and brains, the same for the same options and seed.
 
     A test sample is the mean of its looks, standardised as a single look of training is. The bit u of ``xorA`` is drawn
@@ -263,19 +300,19 @@ def generate(options: ScenesOptions, seed: int) -> Generated:
     """
     root = np.random.SeedSequence([VERSION, seed])
     for_world, for_brains, *for_splits = (np.random.default_rng(s) for s in root.spawn(5))
-    unseen = np.triu(for_world.random((options.classes,) * 2) < UNSEEN, 1)
-    world = drawn_world(options, for_world)
+    unseen = np.triu(for_world.random((len(world.kinds),) * 2) < UNSEEN, 1)
+    eye = world.eye(for_world)
     sizes = {"train": options.train, "validation": options.validation, "test": options.test}
     drawn: dict[str, Scenes] = {}
     tokens: dict[str, Array] = {}
     for (name, count), generator in zip(sizes.items(), for_splits, strict=True):
-        drawn[name] = scenes(count, options, unseen if name == "train" else np.zeros_like(unseen), generator)
-        tokens[name] = image_tokens(world, drawn[name], options, generator)
+        drawn[name] = scenes(count, options, world, unseen if name == "train" else np.zeros_like(unseen), generator)
+        tokens[name] = eye(drawn[name], generator)
     counts = [round(options.voxels * share) for share in VOXELS[: options.subjects]]
     rows: dict[str, list[tuple[Array, Array, Array]]] = {name: [] for name in sizes}
     regions = {}
     for number, count in enumerate(counts, 1):
-        brain = Brain(count, options, for_brains)
+        brain = Brain(count, len(world.kinds), tokens["train"].shape[1:], options, for_brains)
         regions[number] = brain.regions
         for name, generator in zip(sizes, for_splits, strict=True):
             own = _own(name, len(drawn[name].count), number, options.subjects)
@@ -303,40 +340,46 @@ def _own(split: str, count: int, subject: int, subjects: int) -> Array:
 
 
 def load(options: ScenesOptions, seed: int) -> Data:
-    """``scenes`` as a data set.
+    """``scenes`` as a data set; see `brains`."""
+    return brains("scenes", options, seed, world_of_tokens(options))
+
+
+def brains(name: str, options: BrainsOptions, seed: int, world: World, more: Mapping[str, Any] | None = None) -> Data:
+    """Brains that see the scenes of a world, as a data set; ``more`` goes into ``info.extra``.
 
     Fields: ``input`` float32 [n, V], ``target`` float32 [n, N, D], the image tokens, ``subject``, ``scene`` (number
     over all splits), ``group`` (0 day, 1 night). A training scene has a row for each look of each subject that sees it.
     """
     chosen = options.scene_seed if options.scene_seed >= 0 else seed
-    made = generate(options, chosen)
+    made = generate(options, chosen, world)
     words = np.random.default_rng([VERSION, chosen, 7])
     everywhere = torch.from_numpy(np.concatenate(list(made.tokens.values())))
-    known = f"scenes {VERSION} {chosen} {options.model_dump_json(exclude={'scene_seed'})}"
+    known = f"{name} {VERSION} {chosen} {options.model_dump_json(exclude={'scene_seed'})}"
     fingerprint = hashlib.sha256(known.encode()).hexdigest()
     first, splits = 0, {}
-    for name, of in made.scenes.items():
-        scene = made.scene[name]
-        columns = {"subject": made.subject[name], "scene": first + scene, "group": of.light[scene]}
-        splits[name] = Samples(made.voxels[name], columns, everywhere, fingerprint=fingerprint)
+    for split, of in made.scenes.items():
+        scene = made.scene[split]
+        columns = {"subject": made.subject[split], "scene": first + scene, "group": of.light[scene]}
+        splits[split] = Samples(made.voxels[split], columns, everywhere, fingerprint=fingerprint)
         first += len(of.count)
     whole = Scenes(*(np.concatenate([getattr(of, part) for of in made.scenes.values()]) for part in PARTS))
     extra = {
         "voxels": {subject: sum(map(len, regions.values())) for subject, regions in made.regions.items()},
         "tokens": tuple(everywhere.shape[1:]),
         "regions": made.regions,
-        "captions": whole.captions(words),
-        "phrases": whole.phrases(),
-        "vocabulary": [f"{colour} {kind}" for kind in CLASSES[: options.classes] for colour in COLOURS],
+        "captions": whole.captions(world, words),
+        "phrases": whole.phrases(world),
+        "vocabulary": [f"{colour} {kind}" for kind in world.kinds for colour in COLOURS],
         "word": [LIGHTS[light] for light in whole.light],
-        "places": functools.partial(whole.picture, options.grid),
+        "places": functools.partial(whole.plan, world),
         "bits": {"xorA": 0.0, "xorB": 0.0, "xorA+xorB": float(options.xor)},
+        **(more or {}),
     }
     info = DataInfo("brain-tokens", (options.voxels,), 0, 2, FIELDS | {"group"}, extra)
-    trained, tested = (made.scenes[name].kinds(options.classes) for name in ("train", "test"))
-    together = trained.T @ trained | np.eye(options.classes, dtype=bool)
+    trained, tested = (made.scenes[split].kinds(len(world.kinds)) for split in ("train", "test"))
+    together = trained.T @ trained | np.eye(len(world.kinds), dtype=bool)
     unseen = 100 * float((tested & (tested @ ~together)).any(1).mean())
-    note = f"scenes: {unseen:.0f} % of the test scenes have two kinds of objects that no training scene has together"
+    note = f"{name}: {unseen:.0f} % of the test scenes have two kinds of objects that no training scene has together"
     names = {"group": LIGHTS}
     return Data(
         info, splits["train"], splits["validation"], splits["test"], forward=by_subject, names=names, notes=(note,)

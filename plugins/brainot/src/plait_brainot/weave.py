@@ -162,6 +162,9 @@ class Weave:
                 numbered = {str(row): text for row, text in enumerate(of)}
                 write_text(trainer.folder / f"brainot-{name}.json", json.dumps(numbered, indent=1))
             figures.save_maps(trainer.folder / "brainot-maps", brain, image, self.options)
+            if picture := trainer.info.extra.get("picture"):
+                shown = [picture(number) for number in scene[: figures.SHOWN].tolist()]
+                figures.save_pictures(trainer.folder / "brainot-pictures.png", shown, said["brain"][: len(shown)])
         if any(KEPT in view.tags for view in predictions.views.values()) and rows > 1:
             given |= self._masked(predictions, scene, said["brain"])
         return given
