@@ -67,7 +67,7 @@ def test_a_digit_lies_on_its_places_and_the_photograph_everywhere_else(painter: 
     own[32:96, 64:128] = True
     assert (picture[~own] == bare[~own]).all()
     ink = painter.scans[7][0][:, :, None]
-    wanted = (1 - ink) * bare[32:96, 64:128] + ink * np.array(INKS[WHITE])
+    wanted = (1 - ink) * pictures.PAPER + ink * np.array(INKS[WHITE])
     assert np.abs(picture[32:96, 64:128] - wanted).max() <= 1
 
 
@@ -98,6 +98,7 @@ def test_backgrounds_stay_in_their_part_of_the_photograph(painter: Painter, numb
 
 def test_no_scan_is_shown_in_two_splits(painter: Painter, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(painter, "grounds", [np.zeros_like(ground) for ground in painter.grounds])
+    monkeypatch.setattr(pictures, "PAPER", 0)
     known = {(250 * scan).round().astype(np.uint8).tobytes(): i for i, scan in enumerate(painter.scans[7])}
     assert len(known) == len(painter.scans[7])
     shown: list[int] = []
@@ -157,6 +158,9 @@ def test_pictures_are_encoded_once_and_are_the_same_again(cache: Path, monkeypat
         np.testing.assert_array_equal(again.info.extra["picture"](number), data.info.extra["picture"](number))
     with pytest.raises(pytest.fail.Exception, match="encoded again"):
         pictures.load(options.model_copy(update={"scene_seed": 1}), 3)
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(pytest.fail.Exception, match="encoded again"):  # a damaged file is no error
+        pictures.load(options, 3)
     assert [file] == list((cache / "plait" / "brainot-pictures").glob("*.safetensors"))  # nothing half-written
 
 

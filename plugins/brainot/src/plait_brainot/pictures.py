@@ -1,7 +1,7 @@
 """The data source ``pictures``: the scenes and brains of ``scenes`` with pixels (card, 5.2, tier 2; extra ``vision``).
 
-A scene is painted: coloured scans of real handwritten digits on a crop of a photograph, both of scikit-learn's package,
-darker by night. An ImageNet network sees it: the 7 x 7 places of EfficientNet-Lite0's last feature map, or the tokens
+A scene is painted: scans of real handwritten digits, coloured on dark paper, are pasted on a crop of a photograph, both
+of scikit-learn's package; by night all is darker. An ImageNet network sees it: the 7 x 7 places of EfficientNet-Lite0's last feature map, or the tokens
 of a local CLIP vision model, projected on their main components over the training scenes.
 """
 
@@ -49,6 +49,8 @@ CROP = 128
 """Side of a background in pixels of the photograph, before it is enlarged to `SIDE`."""
 INKS = ((220, 30, 30), (40, 70, 230), (30, 160, 50), (240, 210, 40), (250, 250, 250))
 """RGB of the colours, in the order of `plait_brainot.synthetic.COLOURS`."""
+PAPER = 20
+"""Grey of what a digit is written on: 64 x 64 pixels, all of its four places."""
 DARK = 0.35
 """Brightness by night."""
 BATCH = 32
@@ -84,7 +86,8 @@ class Painter:
         datasets = _module("sklearn.datasets")
         digits, photographs = datasets.load_digits(), datasets.load_sample_images()
         scans = torch.from_numpy(digits.images / 16).float()[:, None]
-        large = torch.nn.functional.interpolate(scans, scale_factor=2 * SIDE // GRID // 8, mode="bicubic").clamp(0, 1)
+        large = torch.nn.functional.interpolate(scans, scale_factor=2 * SIDE // GRID // 8, mode="bicubic")
+        large = (2 * large - 0.5).clamp(0, 1)  # strokes with edges, which enlarging had blurred
         self.scans = [large[digits.target == kind, 0].numpy() for kind in range(len(DIGITS))]
         whole = {Path(f).name: image for f, image in zip(photographs.filenames, photographs.images, strict=True)}
         self.grounds = [whole[name][slice(*rows), slice(*columns)] for name, rows, columns in GROUNDS.values()]
@@ -115,8 +118,8 @@ class Painter:
             first, last = (round(end * len(scans)) for end in share)
             ink = scans[first + int(painting.scan[row, number] * (last - first))][:, :, None]
             y, x = scenes.corner[row, number] * (SIDE // GRID)
-            under = canvas[y : y + len(ink), x : x + len(ink)]
-            under[:] = (1 - ink) * under + ink * np.array(INKS[scenes.colour[row, number]])
+            coloured = (1 - ink) * PAPER + ink * np.array(INKS[scenes.colour[row, number]])
+            canvas[y : y + len(ink), x : x + len(ink)] = coloured
         brightness = DARK if scenes.light[row] else 1.0
         return (brightness * canvas).round().astype(np.uint8)
 
@@ -139,7 +142,7 @@ class Sight:
     def __init__(self, options: PicturesOptions, name: str) -> None:
         self.options, self.painter, self.paintings = options, Painter(), dict[str, Painting]()
         self.file = user_cache_path("plait", appauthor=False) / "brainot-pictures" / f"{name}.safetensors"
-        self._kept = load_file(self.file) if self.file.is_file() else {}
+        self._kept = _stored(self.file)
         self._encode: Callable[[Tensor], Tensor] | None = None
         self._axes: tuple[Tensor, Tensor] | None = None
 
@@ -176,6 +179,13 @@ class Sight:
             batch = np.stack([self.painter.paint(painting, row, SCANS[split]) for row in rows])
             parts.append(self._encode(torch.from_numpy(batch).permute(0, 3, 1, 2).float() / 255).half())
         return torch.cat(parts)
+
+
+def _stored(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except Exception:  # no file, or a damaged one, which may raise many things: encode again
+        return {}
 
 
 def main_components(tokens: Tensor, count: int) -> tuple[Tensor, Tensor]:
