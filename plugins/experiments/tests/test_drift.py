@@ -10,6 +10,7 @@ import pytest
 from claims_book import book, values
 
 from plait.errors import BadInput
+from plait.storage.environment import KERNELS, describe
 from plait_experiments import drift, scoreboard, tables
 from plait_experiments.results import Drift, Verification
 from plait_experiments.schema import parse_book
@@ -103,3 +104,40 @@ def test_what_cannot_be_measured_here_is_said(
     assert "NOWHERE is not set" in problems["learns"] and after.claims[0].drifts == ()
     with pytest.raises(BadInput, match="the scoreboard has no figures"):
         drift.measure(dataclasses.replace(board[1], claims=()), book(), only=["learns"], cache=board[0])
+
+
+def test_claims_that_share_an_arm_run_it_once_and_the_most_shared_comes_first() -> None:
+    a, b, c = (("a", (), (0,)), ("b", (), (0,)), ("c", (), (0,)))
+    chosen = drift._shared({"first": [a, b], "second": [b, c], "third": [c], "fourth": [b]})
+    assert chosen == {"first": b, "second": b, "fourth": b, "third": c}
+    assert drift._shared({"alone": [a, b]}) == {"alone": a}  # the first named of equals
+    assert drift._shared({}) == {}
+
+
+def test_threads_and_rounding_are_measured_on_one_machine_and_seeds_as_many_as_asked_for(
+    board: tuple[Path, Verification],
+) -> None:
+    result = dataclasses.replace(
+        board[1].claims[0], drifts=(Drift("trained", "2 threads", "another CPU, torch 1", 3, {"accuracy": 1.0}),)
+    )
+    there = dataclasses.replace(board[1], claims=(result,))
+    after, _ = drift.measure(there, book(), seeds=2, cache=board[0], workers=0)
+    assert [(d.change, d.seeds) for d in after.claims[0].drifts] == [("2 threads", 3), ("run again", 2)]
+    of_another_arm = dataclasses.replace(result, drifts=(Drift("other", "2 threads", "another CPU", 3, {}),))
+    after, _ = drift.measure(dataclasses.replace(there, claims=(of_another_arm,)), book(), cache=board[0], workers=0)
+    assert len(after.claims[0].drifts) == 4
+    with pytest.raises(BadInput, match="--seeds 0: give a number from 1 on"):
+        drift.measure(there, book(), seeds=0, cache=board[0])
+
+
+def test_a_cpu_that_is_held_to_older_instructions_is_another_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in KERNELS:
+        monkeypatch.delenv(name, raising=False)
+    plain = describe("cpu", [])
+    assert plain["kernels"] == {}
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")
+    held = drift.place(describe("cpu", []))
+    assert ", ATEN_CPU_CAPABILITY=avx2, torch " in held
+    assert held.replace(", ATEN_CPU_CAPABILITY=avx2", "") == drift.place(plain)
+    del plain["kernels"]  # of a scoreboard from before it was told
+    assert drift.place(plain) == held.replace(", ATEN_CPU_CAPABILITY=avx2", "")

@@ -1,8 +1,9 @@
 """The data source ``pictures``: the scenes and brains of ``scenes`` with pixels (card, 5.2, tier 2; extra ``vision``).
 
 A scene is painted: scans of real handwritten digits, coloured on dark paper, are pasted on a crop of a photograph, both
-of scikit-learn's package; by night all is darker. An ImageNet network sees it: the 7 x 7 places of EfficientNet-Lite0's last feature map, or the tokens
-of a local CLIP vision model, projected on their main components over the training scenes.
+of scikit-learn's package; by night all is darker. An ImageNet network sees it: the 7 x 7 places of EfficientNet-Lite0's
+last feature map, or the tokens of a local CLIP vision model, projected on their main components over the training
+scenes.
 """
 
 from __future__ import annotations
