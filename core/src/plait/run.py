@@ -367,7 +367,7 @@ def _written_down(
         recorder.close()
     if recorder.writes:
         if artifacts:
-            _make_artifacts(directory)
+            make_artifacts(directory)
         with contextlib.suppress(RunFailed) if failure is not None else contextlib.nullcontext():
             directory.publish()
     if isinstance(failure, PlaitError):
@@ -376,8 +376,8 @@ def _written_down(
         raise failure
 
 
-def _make_artifacts(directory: RunDirectory) -> None:
-    """Ask every installed plugin; what fails is said and costs nothing else."""
+def make_artifacts(directory: RunDirectory) -> None:
+    """What installed plugins make of a run's folder, such as its page; what fails is said and costs nothing else."""
     entries, problems = discovery.collect("artifacts")
     written: dict[str, str] = {}
     for name, (plugin, path) in entries.items():

@@ -22,13 +22,10 @@ import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .channel import Channel, ChannelError, Ended, Imports, Leave, Progress, Stop, Work, greet, read_token
 from .errors import MalletrainError
-
-if TYPE_CHECKING:
-    from plait.storage.directory import RunDirectory
 
 GRACE = 3.0
 """Seconds that a process has to write a checkpoint when the manager is gone."""
@@ -209,7 +206,7 @@ def _train(order: Work, rank: int, write: Any) -> dict[str, Any]:
     from plait.declare.recipe import Recipe
     from plait.errors import Interrupted, PlaitError
     from plait.planning.plan import make_plan
-    from plait.run import execute
+    from plait.run import execute, make_artifacts
     from plait.storage.directory import RunDirectory
     from plait.storage.progress import Silent
 
@@ -237,24 +234,8 @@ def _train(order: Work, rank: int, write: Any) -> dict[str, Any]:
     except PlaitError as error:
         return {"outcome": "failed", "text": str(error)[:2000], "code": error.exit_code}
     if rank == 0:
-        _make_artifacts(directory)
+        make_artifacts(directory)
     return {"outcome": "finished"}
-
-
-def _make_artifacts(directory: RunDirectory) -> None:
-    """What installed tools make of a finished run, such as its page; what fails is in the job's log."""
-    from plait.declare.options import load_object
-    from plait.planning import discovery
-    from plait.storage import files
-
-    written = {}
-    for name, (plugin, path) in discovery.collect("artifacts")[0].items():
-        try:
-            made = load_object(path, f"artifact {name!r} of plugin {plugin!r}:")(directory.path)
-            written[name] = os.path.relpath(made, directory.path)
-        except Exception as error:  # a stranger's function; the run itself is complete
-            print(f"the {name} could not be written: {error}", file=sys.stderr)
-    files.write_text(directory.artifacts_file, json.dumps(written, indent=2))
 
 
 def main(arguments: list[str] | None = None) -> int:
