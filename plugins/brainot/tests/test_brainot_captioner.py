@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,18 @@ def test_it_learns_image_tokens_and_is_kept(cache: Path) -> None:
     files[0].write_bytes(b"damaged")
     assert made(captioner_steps=150).identity == first.identity
     assert made(captioner_steps=150, captioner_seed=1).identity != first.identity
+
+
+def test_its_training_says_how_long_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.count(0, 4)  # four seconds a step
+    monkeypatch.setattr(module.time, "monotonic", lambda: float(next(clock)))
+    said: list[str] = []
+    options = BrainotOptions(captioner_steps=8, captioner_width=24)
+    fitted(TOKENS, TEXTS, torch.arange(3), "told", options, said.append)
+    assert said[0] == "brainot: training the captioner, step 2 of 8, about 36 s left"
+    assert [text.split(", ")[1] for text in said] == ["step 2 of 8", "step 5 of 8"]
+    fitted(TOKENS, TEXTS, torch.arange(3), "told", options, said.append)
+    assert len(said) == 2  # it is kept
 
 
 def test_padding_does_not_matter_and_the_loss_is_by_hand() -> None:

@@ -15,8 +15,8 @@ from PIL import Image
 from torch.nn import functional
 
 import plait
-from plait.errors import BadInput
-from plait_brainot import pictures
+from plait.errors import BadInput, RunFailed
+from plait_brainot import pictures, published
 from plait_brainot.errors import BrainotError
 from plait_brainot.options import PicturesOptions
 from plait_brainot.pictures import GROUNDS, INKS, SCANS, Painter, Painting, main_components
@@ -179,6 +179,25 @@ def test_tokens_tell_the_light_and_the_background() -> None:
     for target, chance in ((torch.stack([night, 1 - night], 1), 1 / 2), (wanted, 1 / 5)):
         read = columns[64:] @ torch.linalg.solve(gram, columns[:60].T @ target[:60])
         assert float((read.argmax(1) == target[64:].argmax(1)).double().mean()) > chance + 0.2
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(file: Path, write: Any) -> None:
+        raise RunFailed("disk full")
+
+    monkeypatch.setattr(pictures, "write_atomically", full)
+    few = PicturesOptions(**{**SMALL, "train": 8, "test": 2, "dim": 8})  # type: ignore[arg-type]
+    assert pictures.load(few, 0).info.extra["tokens"] == (49, 8)
+
+
+@pytest.mark.parametrize(("terminal", "worker"), [(True, False), (True, True), (False, False)])
+def test_encoding_shows_a_bar_on_a_terminal_alone(
+    terminal: bool, worker: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR" if terminal else "NO_COLOR", "1")
+    monkeypatch.setattr(published, "parent_process", lambda: object() if worker else None)
+    assert list(published.watched(range(3), "encoding pictures, train")) == [0, 1, 2]
+    assert ("encoding pictures, train" in capsys.readouterr().err) == (terminal and not worker)
 
 
 def test_a_clip_model_takes_the_networks_place(tmp_path: Path) -> None:

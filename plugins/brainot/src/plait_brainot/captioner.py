@@ -11,7 +11,8 @@ import contextlib
 import hashlib
 import itertools
 import re
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -162,7 +163,12 @@ class Captioner:
 
 
 def fitted(
-    tokens: Any, captions: Sequence[Sequence[str]], rows: Tensor, known: str, options: BrainotOptions
+    tokens: Any,
+    captions: Sequence[Sequence[str]],
+    rows: Tensor,
+    known: str,
+    options: BrainotOptions,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Captioner:
     """The captioner of a data set: from the cache where it is, else trained on image tokens and their captions.
 
@@ -172,6 +178,7 @@ def fitted(
         rows: the scenes that it may be trained on, int64.
         known: says which data these are (a fingerprint).
         options: ``lm`` and what belongs to it, ``captioner_*``.
+        say: is told every ten seconds how far the training is.
 
     Raises:
         BrainotError: a folder without a usable language model.
@@ -187,7 +194,7 @@ def fitted(
         file = user_cache_path("plait", appauthor=False) / "brainot-captioner" / f"{name}.safetensors"
         if not _loaded(trained, file):
             captioner.lm.train(not options.lm)
-            _train(captioner, trained, tokens, captions, rows, options, seed)
+            _train(captioner, trained, tokens, captions, rows, options, seed, say)
             with contextlib.suppress(RunFailed):  # a cache that cannot be written is no error
                 write_atomically(file, lambda temporary: save_model(trained, str(temporary)))
     both = {"lm": captioner.lm, "projector": captioner.projector}
@@ -270,12 +277,19 @@ def _train(
     rows: Tensor,
     options: BrainotOptions,
     seed: int,
+    say: Callable[[str], None],
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(trained.parameters(), lr=RATE, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=options.captioner_steps + 1)
+    began = told = time.monotonic()
     with torch.enable_grad():
-        for _ in range(options.captioner_steps):
+        for done in range(options.captioner_steps):
+            if (now := time.monotonic()) - told > 10:
+                left = (now - began) / done * (options.captioner_steps - done)
+                step = f"step {done} of {options.captioner_steps}"
+                say(f"brainot: training the captioner, {step}, about {left:.0f} s left")
+                told = now
             chosen = rows[torch.randint(len(rows), (min(BATCH, len(rows)),), generator=generator)]
             known = [captions[row] for row in chosen.tolist()]
             texts = [of[int(torch.randint(len(of), (1,), generator=generator))] for of in known]

@@ -8,6 +8,7 @@ scenes.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib
@@ -24,11 +25,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from plait import Data
+from plait.errors import RunFailed
 from plait.storage.files import write_atomically
 
 from .errors import BrainotError
 from .options import PicturesOptions
-from .published import clip
+from .published import clip, watched
 from .synthetic import Eye, Scenes, World, brains
 
 __all__ = ["Painter", "Painting", "load"]
@@ -158,7 +160,8 @@ class Sight:
             mean, axes = self._axes
             self._kept[split] = ((seen.float() - mean) @ axes).half()
             if split == list(SCANS)[-1]:
-                write_atomically(self.file, functools.partial(save_file, self._kept))
+                with contextlib.suppress(RunFailed):  # a cache that cannot be written is no error
+                    write_atomically(self.file, functools.partial(save_file, self._kept))
         return self._kept[split].float().numpy()
 
     def picture(self, number: int) -> Array:
@@ -175,7 +178,7 @@ class Sight:
             folder = self.options.image_encoder
             self._encode = efficientnet() if folder is None else clip(Path(folder).expanduser())
         painting, parts = self.paintings[split], []
-        for first in range(0, len(painting.scenes.count), BATCH):
+        for first in watched(range(0, len(painting.scenes.count), BATCH), f"encoding pictures, {split}"):
             rows = range(first, min(first + BATCH, len(painting.scenes.count)))
             batch = np.stack([self.painter.paint(painting, row, SCANS[split]) for row in rows])
             parts.append(self._encode(torch.from_numpy(batch).permute(0, 3, 1, 2).float() / 255).half())

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 from platformdirs import user_cache_path
+from rich.console import Console
+from rich.progress import track
 from torch import Tensor
 from torch.nn import functional
 
@@ -31,7 +34,7 @@ from .regions import regions
 from .samples import FIELDS, Samples
 from .synthetic import by_subject
 
-__all__ = ["clip", "image_tokens", "load"]
+__all__ = ["clip", "image_tokens", "load", "watched"]
 
 MEAN, SPREAD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 """Of CLIP's pixels."""
@@ -145,7 +148,7 @@ def image_tokens(pictures: Sequence[Callable[[], bytes]], encoder: str | None) -
             )
         see = clip(Path(encoder).expanduser())
         parts = []
-        for first in range(0, len(pictures), BATCH):
+        for first in watched(range(0, len(pictures), BATCH), "encoding images"):
             pixels = torch.stack([_pixels(p()) for p in pictures[first : first + BATCH]])
             parts.append(see(pixels).half().numpy())
         made = np.concatenate(parts)
@@ -156,6 +159,13 @@ def image_tokens(pictures: Sequence[Callable[[], bytes]], encoder: str | None) -
 
         write_atomically(file, save)
     return np.load(file, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
+
+
+def watched(steps: Sequence[int], what: str) -> Iterable[int]:
+    """These steps, with a bar where stderr is a terminal and this process is no worker of another one."""
+    console = Console(stderr=True)
+    hidden = not console.is_terminal or parent_process() is not None
+    return track(steps, what, console=console, transient=True, disable=hidden)
 
 
 def clip(folder: Path) -> Callable[[Tensor], Tensor]:

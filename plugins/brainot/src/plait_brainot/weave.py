@@ -74,7 +74,8 @@ class Weave:
             if len(train) < (batch := trainer.recipe.train.batch_size):
                 raise BrainotError(f"train.batch_size = {batch}: the training split has {len(train)} samples")
             rows, known = train.fields["scene"].unique(), str(train.fingerprint)
-            self.captioner = fitted(train.tokens, self.facts.captions, rows, known, options).to(trainer.device)
+            captioner = fitted(train.tokens, self.facts.captions, rows, known, options, trainer.say)
+            self.captioner = captioner.to(trainer.device)
         self._plans: tuple[int, dict[bytes, Plan]] = (0, {})
         self._seconds, self._solved = 0.0, 0
 
