@@ -74,9 +74,9 @@ class BrainotPlugin(Plugin):
         """Generated scenes and brains, also with pixels, real ones with labels, and NSD as published."""
         known = {
             "haxby": ("haxby", "real fMRI of one subject, eight kinds of things (Haxby 2001)", "HaxbyOptions"),
-            "pictures": ("pictures", "real digits on photographs, seen by an ImageNet network", "PicturesOptions"),
             "nsd": ("published", "the Natural Scenes Dataset as MedARC, UMBRAE and MindEye2 publish it", "NsdOptions"),
             "scenes": ("synthetic", "generated scenes and brains with known redundancy and synergy", "ScenesOptions"),
+            "pictures": ("pictures", "real digits on photographs, seen by an ImageNet network", "PicturesOptions"),
         }
         return {
             name: DataSource(
