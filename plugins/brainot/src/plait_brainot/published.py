@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,11 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 from platformdirs import user_cache_path
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 from torch.nn import functional
 
 from plait import Data, DataInfo
+from plait.storage import progress as bars
 from plait.storage.files import write_atomically
 
 from . import mindeye, tars
@@ -161,11 +160,16 @@ def image_tokens(pictures: Sequence[Callable[[], bytes]], encoder: str | None) -
     return np.load(file, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
 
 
-def watched(steps: Sequence[int], what: str) -> Iterable[int]:
+def watched(steps: Sequence[int], what: str) -> Iterator[int]:
     """These steps, with a bar where stderr is a terminal and this process is no worker of another one."""
-    console = Console(stderr=True)
-    hidden = not console.is_terminal or parent_process() is not None
-    return track(steps, what, console=console, transient=True, disable=hidden)
+    bar = bars.make(parent_process() is None)
+    bar.start(len(steps), 0, what)
+    try:
+        for done, step in enumerate(steps, 1):
+            yield step
+            bar.advance(done, "")
+    finally:
+        bar.stop()
 
 
 def clip(folder: Path) -> Callable[[Tensor], Tensor]:

@@ -87,16 +87,16 @@ def measure(
     if scale is None:
         raise BadInput(f"{book.where} has no scale {board.scale!r}, of which the scoreboard's figures are.")
     claims = [book.claim(name).id for name in only] or [claim.id for claim in book.claims]
-    results = {r.claim.id: r for r in board.claims if r.claim.id in claims}
-    results = {name: result for name, result in results.items() if _candidates(result, book, seeds)}
+    keys = {r.claim.id: _candidates(r, book, seeds) for r in board.claims if r.claim.id in claims}
+    candidates = {name: of for name, of in keys.items() if of}
     for name in only:
-        if name not in results:
+        if name not in candidates:
             raise BadInput(f"claim {name}: the scoreboard has no figures of it; verify it first.")
     here = place(describe("cpu", []))
     machine = hashlib.sha256(here.encode()).hexdigest()[:16]
     experiment = Experiment(book, scale, [], Cache(Cache(cache).folder / "drift" / machine))
-    wanted = _shared({name: _candidates(result, book, seeds) for name, result in results.items()})
-    known = {key for name, key in wanted.items() if _elsewhere(results[name], key[0], here)}
+    wanted = _shared(candidates)
+    known = {key for r in board.claims if (key := wanted.get(r.claim.id)) and _elsewhere(r, key[0], here)}
     changes: dict[Key, list[Changed]] = {}
     problems: dict[str, str] = {}
     for name, key in wanted.items():
