@@ -132,7 +132,7 @@ SCANS = {"train": (0.0, 0.6), "validation": (0.6, 0.8), "test": (0.8, 1.0)}
 
 
 class Sight:
-    """The eye of a world with pixels; it sees training first, then validation, then test.
+    """The eye of a world with pixels.
 
     Args:
         options: of the data; its encoder and D.
@@ -149,9 +149,8 @@ class Sight:
         self._encode: Callable[[Tensor], Tensor] | None = None
         self._axes: tuple[Tensor, Tensor] | None = None
 
-    def __call__(self, scenes: Scenes, generator: np.random.Generator) -> Array:
-        """Tokens float32 [S, M, D] of the next split's scenes, of unit variance over the training scenes."""
-        split = list(SCANS)[len(self.paintings)]
+    def __call__(self, split: str, scenes: Scenes, generator: np.random.Generator) -> Array:
+        """Tokens float32 [S, M, D] of a split's scenes, of unit variance over the training scenes."""
         self.paintings[split] = self.painter.plan(scenes, generator)
         if split not in self._kept:
             seen = self._seen(split)
@@ -159,7 +158,7 @@ class Sight:
                 self._axes = main_components(seen, self.options.dim)
             mean, axes = self._axes
             self._kept[split] = ((seen.float() - mean) @ axes).half()
-            if split == list(SCANS)[-1]:
+            if self._kept.keys() == SCANS.keys():
                 with contextlib.suppress(RunFailed):  # a cache that cannot be written is no error
                     write_atomically(self.file, functools.partial(save_file, self._kept))
         return self._kept[split].float().numpy()

@@ -121,8 +121,8 @@ class Scenes:
 
 
 PARTS = tuple(Scenes.__dataclass_fields__)
-Eye = Callable[[Scenes, np.random.Generator], Array]
-"""From scenes to their image tokens, float32 [S, N, D]; what it learns, it learns from the first, those of training."""
+Eye = Callable[[str, Scenes, np.random.Generator], Array]
+"""From a split's name and scenes to image tokens, float32 [S, N, D]; ``train`` comes first, for what an eye learns."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,8 @@ def world_of_tokens(options: ScenesOptions) -> World:
     """The world of ``scenes``, whose image tokens are sums of vectors."""
 
     def eye(generator: np.random.Generator) -> Eye:
-        return functools.partial(image_tokens, drawn_vectors(options, generator), options)
+        vectors = drawn_vectors(options, generator)
+        return lambda split, given, of_split: image_tokens(vectors, given, options, of_split)
 
     return World(CLASSES[: options.classes], BACKGROUNDS, options.grid, eye)
 
@@ -186,7 +187,7 @@ def drawn_vectors(options: ScenesOptions, generator: np.random.Generator) -> dic
 
 
 def image_tokens(
-    vectors: Mapping[str, Array], options: ScenesOptions, given: Scenes, generator: np.random.Generator
+    vectors: Mapping[str, Array], given: Scenes, options: ScenesOptions, generator: np.random.Generator
 ) -> Array:
     """Image tokens float32 [S, N, D], row by row of the grid."""
     count, grid = len(given.count), options.grid
@@ -307,7 +308,7 @@ def generate(options: BrainsOptions, seed: int, world: World) -> Generated:
     tokens: dict[str, Array] = {}
     for (name, count), generator in zip(sizes.items(), for_splits, strict=True):
         drawn[name] = scenes(count, options, world, unseen if name == "train" else np.zeros_like(unseen), generator)
-        tokens[name] = eye(drawn[name], generator)
+        tokens[name] = eye(name, drawn[name], generator)
     counts = [round(options.voxels * share) for share in VOXELS[: options.subjects]]
     rows: dict[str, list[tuple[Array, Array, Array]]] = {name: [] for name in sizes}
     regions = {}
