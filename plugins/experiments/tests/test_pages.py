@@ -15,6 +15,7 @@ from claims_book import book
 from plait.errors import BadInput
 from plait_experiments import scoreboard, tables
 from plait_experiments.page import render, write_pages
+from plait_experiments.power import MOST, Power
 from plait_experiments.results import Verification
 from plait_experiments.schema import Book
 from plait_experiments.scoreboard import from_dict, join, judged_again, markdown, stored, write_scoreboard
@@ -147,6 +148,48 @@ def test_markdown(verified: Verification) -> None:
     scores = tables[tables.index(header) : tables.index(header) + 6]
     assert len(scores) == 6 and all(len(re.findall(r"(?<!\\)\|", line)) == width for line in scores)
     assert "fails (reported only)" in text and "(thresholds ours, [inferred])" in text
+
+
+def test_the_scoreboard_begins_with_how_many_hold_and_what_is_open(verified: Verification) -> None:
+    other = dataclasses.replace(verified, plugin="other", claims=verified.claims[:1])
+    columns, rows = tables.overview([verified, other])
+    assert columns == ["method", "claims", "holds", "fails", "undecided", "not run"]
+    assert rows == [
+        ["demo", "4", "1", "1", "1", "1"],
+        ["other", "1", "1", "0", "0", "0"],
+        ["all", "5", "2", "1", "1", "1"],
+    ]
+    (undecided,) = tables.open_rows([verified, other])
+    assert undecided[:2] == ["demo", "crashes"] and undecided[-1] == "runs are missing"
+    board = markdown([verified, other])
+    assert board.index("| [demo](#demo) | 4 |") < board.index("| demo | crashes |") < board.index("## demo")
+
+
+def test_what_an_undecided_expectation_would_take_stands_on_top(verified: Verification) -> None:
+    first = verified.claims[0]
+    (judgement,) = first.judgements
+    decided = dataclasses.replace(judgement, guard=True)
+
+    def board(*seeds: int) -> Verification:
+        takes = [Power(1.0, 0.5, False, False, needed) for needed in seeds]
+        straddling = tuple(dataclasses.replace(judgement, verdict=Verdict.UNDECIDED, power=power) for power in takes)
+        result = dataclasses.replace(first, verdict=Verdict.UNDECIDED, judgements=(*straddling, decided))
+        return dataclasses.replace(verified, claims=(result,))
+
+    assert tables.open_rows([board(34)])[0][3:] == ["1 of 2", "3", "34"]
+    assert tables.overview([board(34)])[0] == ["method", "claims", "undecided"]
+    assert tables.open_rows([board(34, MOST + 1)])[0][3:] == ["2 of 3", "3", f"{MOST + 1}: undecidable at this size"]
+    assert tables.overview([board(34, MOST + 1)])[0] == ["method", "claims", "undecidable at this size"]
+
+
+def test_a_scoreboard_links_to_pages_that_are_there(verified: Verification, tmp_path: Path) -> None:
+    other = dataclasses.replace(verified, plugin="other")
+    write_pages([verified], tmp_path)
+    write_scoreboard([verified, other], tmp_path)
+    page = (tmp_path / "scoreboard.html").read_text()
+    links = set(re.findall(r'href="([^"]*)"', page))
+    assert links == {"#demo", "#other", "demo.html"}
+    assert all(f'id="{link[1:]}"' in page for link in links if link.startswith("#"))
 
 
 def test_files(verified: Verification, tmp_path: Path) -> None:

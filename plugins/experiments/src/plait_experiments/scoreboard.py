@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,19 +35,25 @@ def write_scoreboard(verifications: Sequence[Verification], folder: Path) -> lis
     Raises:
         RunFailed: the disk is full or not writable.
     """
+    pages = {v.plugin for v in verifications if (folder / f"{v.plugin}.html").exists()}
     document = {"plait": __version__, "plugins": [verification.as_dict() for verification in verifications]}
     return write_files(
         {
-            folder / "scoreboard.html": render(verifications),
+            folder / "scoreboard.html": render(verifications, pages),
             folder / "scoreboard.md": markdown(verifications),
             folder / SCOREBOARD: as_json(document),
         }
     )
 
 
-def render(verifications: Sequence[Verification]) -> str:
-    """The scoreboard as a page."""
-    return rendered("scoreboard.html.j2", verifications=verifications)
+def render(verifications: Sequence[Verification], pages: Collection[str] = ()) -> str:
+    """The scoreboard as a page.
+
+    Args:
+        verifications: in their order.
+        pages: plugins whose own page lies beside it, to which it links.
+    """
+    return rendered("scoreboard.html.j2", verifications=verifications, pages=pages)
 
 
 def markdown(verifications: Sequence[Verification]) -> str:
@@ -59,6 +65,12 @@ def markdown(verifications: Sequence[Verification]) -> str:
         f"a verdict would need more than {MOST} seeds; a margin below 0 is a miss. Below {FEW} seeds the interval is "
         "Student's t on the paired differences, from there on a bootstrap (BCa).",
     ]
+    columns, counts = tables.overview(verifications)
+    linked = [[f"[{row[0]}](#{row[0]})", *row[1:]] for row in counts[:-1]]
+    parts += ["How many claims came out how:", tables.markdown_table(columns, [*linked, counts[-1]])]
+    if undecided := tables.open_rows(verifications):
+        parts += ["What nobody can decide from these figures, and what it would take:"]
+        parts += [tables.markdown_table(tables.OPEN_COLUMNS, undecided)]
     for verification in verifications:
         parts.append(f"## {verification.plugin}")
         if verification.paper:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from plait_experiments.expressions import parse
@@ -31,6 +33,13 @@ SCORE_COLUMNS = (
     "seeds",
     "source",
 )
+OPEN_COLUMNS = ("method", "claim", "says", "undecided", "seeds", f"seeds for {100 * POWER:.0f} % power")
+VERDICTS = (
+    *(v.value for v in (Verdict.HOLDS, Verdict.FAILS, Verdict.GUARD_BROKEN, Verdict.UNDECIDED)),
+    UNDECIDABLE,
+    *(v.value for v in (Verdict.NOT_RUN, Verdict.PILOT)),
+)
+"""Every `word`, in the order of a scoreboard's columns."""
 
 
 def figure(value: float | None) -> str:
@@ -86,13 +95,18 @@ def power_rows(result: ClaimResult) -> list[Row]:
     for j in result.judgements:
         text = f"guard: {j.text}" if j.guard else j.text
         if (takes := j.power) is None:
-            why = "judged in every seed" if j.exact else "one seed has no spread" if j.n == 1 else NONE
-            rows.append([text, str(j.n), NONE, NONE, NONE, why])
+            rows.append([text, str(j.n), NONE, NONE, NONE, _would_take(j)])
             continue
-        seeds = _needed(takes) + (f": {UNDECIDABLE}" if takes.undecidable else "")
         seen = figure(takes.margin) + (" (required)" if takes.required else "")
-        rows.append([text, str(j.n), figure(takes.deviation), seen, takes.sides, seeds])
+        rows.append([text, str(j.n), figure(takes.deviation), seen, takes.sides, _would_take(j)])
     return rows
+
+
+def _would_take(judgement: Judgement) -> str:
+    """How many seeds decide it, or why that cannot be said."""
+    if (takes := judgement.power) is not None:
+        return _needed(takes) + (f": {UNDECIDABLE}" if takes.undecidable else "")
+    return "judged in every seed" if judgement.exact else "one seed has no spread" if judgement.n == 1 else NONE
 
 
 def _needed(takes: Power) -> str:
@@ -212,6 +226,37 @@ def open_for(result: ClaimResult) -> str:
         return ""
     most = max((t.seeds or 0 for t in takes if t is not None), default=0)
     return f", {most} seeds for {100 * POWER:.0f} % power" if most else ""
+
+
+def overview(verifications: Sequence[Verification]) -> tuple[list[str], list[Row]]:
+    """How many claims of each method came out how, and of all together; a verdict that none has gets no column."""
+    counts = {v.plugin: Counter(word(result) for result in v.claims) for v in verifications}
+    counts["all"] = sum(counts.values(), Counter())
+    shown = [verdict for verdict in VERDICTS if counts["all"][verdict]]
+    rows = [[name, str(of.total()), *(str(of[verdict]) for verdict in shown)] for name, of in counts.items()]
+    return ["method", "claims", *shown], rows
+
+
+def open_rows(verifications: Sequence[Verification]) -> list[Row]:
+    """`OPEN_COLUMNS` for every undecided claim: how many of its expectations are, and what a verdict would take."""
+    rows = []
+    for verification in verifications:
+        for result in verification.claims:
+            if result.verdict is not Verdict.UNDECIDED:
+                continue
+            undecided = [j for j in result.judgements if j.verdict is Verdict.UNDECIDED]
+            takes = "runs are missing"
+            if not any(j.missing for j in undecided):
+                takes = _would_take(max(undecided, key=_seeds))
+            count = f"{len(undecided)} of {len(result.judgements)}"
+            claim = result.claim
+            rows.append([verification.plugin, claim.id, claim.sentence, count, str(len(result.seeds)), takes])
+    return rows
+
+
+def _seeds(judgement: Judgement) -> float:
+    """That decide it, to compare; of what cannot be said most."""
+    return math.inf if judgement.power is None or judgement.power.seeds is None else judgement.power.seeds
 
 
 def _source(result: ClaimResult) -> str:
