@@ -84,6 +84,15 @@ def test_drifts_are_written_read_joined_and_judged_again(board: tuple[Path, Veri
     assert scoreboard.judged_again(read, book()).claims[0].drifts == read.claims[0].drifts
     (joined,) = scoreboard.join([read], [before])
     assert joined.claims[0].drifts == read.claims[0].drifts
+    other = dataclasses.replace(
+        before.claims[0],
+        arms=tuple(
+            dataclasses.replace(arm, values={m: {**of, min(of): -1.0} for m, of in arm.values.items()})
+            for arm in before.claims[0].arms
+        ),
+    )
+    (joined,) = scoreboard.join([read], [dataclasses.replace(before, claims=(other,))])
+    assert joined.claims[0].drifts == ()  # it was compared with figures that stand no more
     assert "another CPU" in (tmp_path / "scoreboard.md").read_text()
     assert "is smaller than" in (tmp_path / "scoreboard.html").read_text()
     assert tables.drift_rows(read.claims[0])[0][-1] == "accuracy 100"

@@ -279,8 +279,20 @@ def join(earlier: Sequence[Verification], now: Sequence[Verification]) -> list[V
 
 
 def _with_drifts(result: ClaimResult, old: Mapping[str, ClaimResult]) -> ClaimResult:
+    """With the earlier drifts, those that were measured on figures that stand."""
     before = old.get(result.claim.id)
-    return result if before is None or result.drifts else dataclasses.replace(result, drifts=before.drifts)
+    if before is None or result.drifts:
+        return result
+    kept = tuple(d for d in before.drifts if _moved(result, d) == _moved(before, d))
+    return dataclasses.replace(result, drifts=kept)
+
+
+def _moved(result: ClaimResult, drift: Drift) -> list[list[float | None]]:
+    """The figures that a drift starts from."""
+    arm = next((arm for arm in result.arms if arm.name == drift.arm), None)
+    if arm is None:
+        return []
+    return [[arm.values.get(metric, {}).get(seed) for seed in result.seeds[: drift.seeds]] for metric in drift.moves]
 
 
 def _joined(before: Verification | None, now: Verification) -> Verification:
