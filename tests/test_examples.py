@@ -218,12 +218,13 @@ def test_the_exported_network_is_the_average_without_its_zeros(runs: Any) -> Non
             assert exported[name].count_nonzero() == average.count_nonzero() <= kept[name].sum()
             assert torch.equal(exported[name][exported[name] != 0], average[average != 0])
     assert exported["conv1.weight"].shape[0] + exported["conv2.weight"].shape[0] == 12
-    assert not torch.equal(exported["conv2.weight"][exported["conv2.weight"] != 0], state["model"]["conv2.weight"])
+    average, live = shadow(state)["conv2.weight"], state["model"]["conv2.weight"]
+    assert not torch.equal(average[average != 0], live[average != 0])  # else the network itself would do as well
     figures = metrics["four"]
     assert figures["chase/shrink_error@export"] < 1e-4
     assert figures["chase/macs@export"] < figures["chase/macs"]
     assert figures["task/loss@export"] != figures["task/loss"]
-    assert figures["fairsam/clean_accuracy@export"] >= 0
+    assert figures["fairsam/clean_accuracy@export"] == pytest.approx(figures["fairsam/clean_accuracy"], abs=0.5)
 
 
 @pytest.mark.parametrize("pair", [("four", "reversed"), ("sliced", "sliced-reversed")])

@@ -70,7 +70,8 @@ def test_killed_run_ends_with_the_same_bits(tmp_path: Path, unbroken: tuple[str,
     if trial >= INSTANTS:
         function, first, last = CALLS[trial - INSTANTS]
         how = {"kill_at": (function, moments.randint(first, last))}
-    assert forked(lambda: plait.run(recipe(plugins), out=path), **how) in (-signal.SIGKILL, 0)
+    code = forked(lambda: plait.run(recipe(plugins), out=path), **how)
+    assert code == -signal.SIGKILL or (code == 0 and trial < INSTANTS)  # the last instants may come after its end
     resume_until_done(path, recipe(plugins))
     assert first_difference(final_state(path), final_state(reference)) is None
     assert plait.load_run(path).metrics == plait.load_run(reference).metrics

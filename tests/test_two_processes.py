@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import plait
-from plait import Plugin, hookimpl
+from plait import Metric, Plugin, hookimpl
 from plait.planning.discovery import pretend
 from plait.training.trainer import Trainer
 from plait_authoring.kill import final_state, first_difference
@@ -127,7 +127,7 @@ def assert_metrics_equal(path: Path, reference: Path, *, close: float = 1e-3) ->
     mine, other = plait.load_run(path).metrics, plait.load_run(reference).metrics
     assert mine.keys() == other.keys()
     for name, value in mine.items():
-        assert math.isclose(value, other[name], rel_tol=close, abs_tol=close) or value != value, name
+        assert value == pytest.approx(other[name], rel=close, abs=close, nan_ok=True), name
 
 
 def losses(path: Path) -> list[tuple[int, float]]:
@@ -200,7 +200,7 @@ class TellerPlugin(Plugin):
         wanted = [f"{float(image.sum()):.3f}" for image in trainer.data.test.fields["input"]]
         assert told == wanted
         assert fields["index"].tolist() == list(range(len(wanted)))
-        return {}
+        return {"told": Metric(float(len(told)))}
 
 
 def test_outputs_that_cannot_be_shared_are_computed_by_every_rank(tmp_path: Path) -> None:
@@ -208,6 +208,7 @@ def test_outputs_that_cannot_be_shared_are_computed_by_every_rank(tmp_path: Path
         wanted = {**recipe({"teller": {}}, train={"steps": 2}), "plugins": {"teller": {}}}
         ended = together(lambda rank: plait.run(wanted, out=tmp_path / "two"))
     assert [e.code for e in ended] == [0, 0], ended
+    assert plait.load_run(tmp_path / "two").metrics["teller/told"] > 0  # so it was asked
 
 
 def test_each_rank_may_perturb_by_its_own_gradient(tmp_path: Path) -> None:
@@ -292,6 +293,7 @@ def test_fsdp_equals_one_process_and_resumes_as_anything(tmp_path: Path, optimiz
                 state = [v for s in trainer.optimizer.state.values() for v in s.values() if getattr(v, "ndim", 0)]
                 assert state
                 assert all(isinstance(v, DTensor) for v in state)
+                (tmp_path / f"looked-{rank}").touch()
                 select(trainer)
 
             Trainer.select = look  # type: ignore[method-assign]
@@ -299,6 +301,7 @@ def test_fsdp_equals_one_process_and_resumes_as_anything(tmp_path: Path, optimiz
 
         ended = together(act)
         assert [e.code for e in ended] == [0, 0], ended
+        assert all((tmp_path / f"looked-{rank}").exists() for rank in range(2))
         alone = plait.run(wanted, out=tmp_path / "one")
 
         def same(path: Path) -> None:

@@ -85,9 +85,14 @@ def test_a_step_is_the_mean_over_all_examples(accumulate: int) -> None:
     torch.testing.assert_close(report.per_example, expected)
     torch.testing.assert_close(report.loss, expected.mean())
     rows = torch.tensor([9, 0, 4])
-    woven.gradients(batch, rows=rows)
+    chosen = woven.gradients(batch, rows=rows)
+    given = [p.grad.clone() for p in net.parameters() if p.grad is not None]
     net.zero_grad()
     part = batch.take(rows)
+    of_all(net, part).mean().backward()
+    torch.testing.assert_close(given, [p.grad for p in net.parameters()])
+    torch.testing.assert_close(chosen.loss, of_all(net, part).mean().detach())
+    net.zero_grad()
     assert sorted(part["index"].tolist()) == sorted(batch["index"][rows].tolist())
     before = [p.detach().clone() for p in net.parameters()]
     woven.step(batch)

@@ -162,7 +162,7 @@ def test_perplexity_counts_tokens_over_all_and_for_each_group(tmp_path: Path) ->
     assert math.isclose(done.metrics["task/perplexity_odd"], direct(done.model, test[::2]), rel_tol=1e-5)
     assert math.isclose(done.metrics["task/perplexity_even"], direct(done.model, test[1::2]), rel_tol=1e-5)
     assert done.details["task/perplexity"]["better"] == "lower"
-    assert done.metrics["task/perplexity@validation"] > 1
+    assert math.isclose(done.metrics["task/perplexity@validation"], direct(done.model, texts(8, 8)), rel_tol=1e-5)
 
 
 def test_the_best_state_is_that_of_the_lowest_perplexity(tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ def test_a_killed_run_ends_bit_identical(tmp_path: Path) -> None:
 def test_a_models_own_term_is_trained_and_reported(tmp_path: Path) -> None:
     done = plait.run(recipe(model={"terms": True}, train={"log_every": 1}), out=tmp_path / "run")
     logged = [e["values"] for e in done.directory.events() if "train/loss" in e.get("values", {})]
-    assert all(values["model/size"] > 0 for values in logged)
+    assert len(logged) == 12 and logged[-1]["model/size"] < logged[0]["model/size"]
     plain = plait.run(recipe(), out=tmp_path / "plain")
     assert done.model.head.weight.norm() < plain.model.head.weight.norm()  # type: ignore[union-attr,operator]
     assert not any("size" in name for name in done.metrics)

@@ -224,6 +224,8 @@ def test_targets_of_a_regression(tmp_path: Path, target: Tensor, flat: bool) -> 
     same = outcome(tmp_path / "s", **given(target.float().reshape(24, *([] if flat else [1]))))
     assert torch.equal(done.model.weight, same.model.weight)  # type: ignore[arg-type]
     assert done.metrics["task/loss"] == same.metrics["task/loss"]
+    by_hand = nn.functional.mse_loss(done.model(X[6:12]).reshape(-1), target[6:12].float().reshape(-1))
+    assert done.metrics["task/loss"] == pytest.approx(float(by_hand))
 
 
 def test_nan_deep_in_the_data_names_field_and_row(tmp_path: Path) -> None:

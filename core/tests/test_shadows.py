@@ -193,9 +193,11 @@ def test_a_snapshot_brings_it_back(tmp_path: Path, install: Install) -> None:
             assert first_difference(trainer._shadows.state_dict(), before) is not None
             trainer.restore_model(snapshot)
             assert first_difference(trainer._shadows.state_dict(), before) is None
+            fitted.append(trainer.step)
 
+    fitted: list[int] = []
     install(Mean, Owner, Rounds)
-    assert plait.run(recipe("mean", "owner", "rounds"), out=tmp_path / "r").finished
+    assert plait.run(recipe("mean", "owner", "rounds"), out=tmp_path / "r").finished and fitted
 
 
 def test_another_models_shadow_is_refused() -> None:

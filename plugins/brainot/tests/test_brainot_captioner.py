@@ -134,7 +134,6 @@ def test_its_own_tokens_continue_as_without_brains(folder: Path) -> None:
     """Embeddings in the place of the image give what the model says of the words."""
     chosen = made(lm=str(folder), captioner_steps=1)
     embed = chosen.lm.get_input_embeddings()
-    width = embed.weight.shape[1]
     chosen.projector = torch.nn.Identity()
     words = torch.tensor([[9, 10, 12]])
     said = chosen.captions(embed(words).detach(), max_new_tokens=4)
@@ -143,7 +142,6 @@ def test_its_own_tokens_continue_as_without_brains(folder: Path) -> None:
         0, ids.shape[1] :
     ]
     assert said == [chosen.text.decoded(wanted.tolist())]
-    assert width == 16
 
 
 def test_leftovers_are_left_out() -> None:

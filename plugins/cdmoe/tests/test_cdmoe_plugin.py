@@ -215,4 +215,5 @@ def test_who_else_owns_experts_is_refused() -> None:
 
 def test_presets_are_options() -> None:
     for name in BASELINES:
-        assert CdmoeOptions(baseline=name).baseline == name
+        options = CdmoeOptions(baseline=name).model_dump()
+        assert {key: options[key] for key in BASELINES[name]} == BASELINES[name]

@@ -208,7 +208,7 @@ def test_rounded_widths() -> None:
     chase = make(model=bn_vgg((16, 16, "M", 32, 32)), round_channels=4)
     train(chase, 0, STEPS, digits())
     assert all(int(a.sum()) % 4 == 0 for a in chase.engine.alive.values())
-    assert chase.engine.alive_channels >= 32
+    assert 32 <= chase.engine.alive_channels < 32 + 3 * 4  # of 64; rounding keeps fewer than four more in a group
 
 
 def test_biases_of_dead_channels_stay_zero() -> None:
@@ -355,10 +355,9 @@ def test_embedded_model_has_the_cards_numbers() -> None:
 
 
 def test_a_shortfall_after_the_last_growth_is_noted() -> None:
-    chase = make(removal_end=1.0, channel_sparsity=0.5)
+    chase = make(removal_end=1.0, channel_sparsity=0.5, channel_interval=48)
     train(chase, 0, STEPS, digits())
     assert chase.engine.alive_channels == 16
     report = chase.report()
-    assert report["nnz"] <= report["budget"]
-    if report["nnz"] < report["budget"]:
-        assert any("after the last growth" in note for note in report["notes"])
+    assert report["nnz"] < report["budget"]
+    assert any("after the last growth" in note for note in report["notes"])

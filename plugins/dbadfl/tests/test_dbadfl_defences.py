@@ -182,9 +182,12 @@ def test_balance_by_hand() -> None:
     assert verdict.accept is not None
     assert mixing.senders[verdict.accept & (mixing.receivers == 0)].tolist() == [1, 3]
     late = make_defence("balance", alpha=0.25)(models, mixing, round=1, rounds=1)
-    # Radius 3 / e = 1.1: nobody.
+    # Radius 3 / e = 1.1036: nobody.
     assert float(late.models[0]) == 10.0
-    assert math.isclose(3 / math.e, 1.1036, abs_tol=1e-4)
+    models, mixing = line(10.0, 11.10, 11.11, 8.0)
+    late = make_defence("balance", alpha=0.25)(models, mixing, round=1, rounds=1)
+    assert late.accept is not None
+    assert mixing.senders[late.accept & (mixing.receivers == 0)].tolist() == [1]
 
 
 def test_ubar_by_hand() -> None:

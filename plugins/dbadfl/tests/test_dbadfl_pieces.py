@@ -73,7 +73,8 @@ def test_a_clean_evaluation_has_no_companions_of_its_own() -> None:
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_presets_are_valid_and_what_is_given_beside_them_wins(name: str) -> None:
-    assert DbadflOptions(baseline=name).baseline == name
+    options = DbadflOptions(baseline=name).model_dump(mode="json")
+    assert {key: options[key] for key in PRESETS[name]} == PRESETS[name]
     assert DbadflOptions(baseline=name, gamma=3.0).gamma == 3.0
 
 
@@ -220,12 +221,14 @@ def test_broken_idx_files_are_named(folder: Path) -> None:
 def test_the_sweep_chooses_on_validation_and_compares_on_fresh_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweep, "FederationOptions", partial(FederationOptions, shadows=2, predictor_epochs=1))
     monkeypatch.setattr(sweep, "TUNING", (100,))
+    monkeypatch.setattr(sweep, "WITHIN", 0.16)  # in 12 rounds a wide radius costs 0.13 of accuracy, none at all 0.19
     grid = {"mean": ({},), "krum": ({"f": 0}, {"f": 1}), "clipping": ({"tau": 1e-9}, {"tau": 100.0})}
     chosen = choose(("ring",), 12, grid)
     # f = 1 is illegal on a ring; a radius of nothing is local training: no exchange infects it, and it learns little
     assert Choice("krum", {"f": 0}, "MA - ASR") in chosen
-    kept = [c for c in chosen if c.rule == "clipping" and "MA kept" in c.aim]
-    assert all(c.options == {"tau": 100.0} for c in kept)
+    assert [c for c in chosen if c.rule == "clipping"] == [
+        Choice("clipping", {"tau": 1e-9}, "MA - ASR"), Choice("clipping", {"tau": 100.0}, "MA kept")
+    ]  # fmt: skip
     rows = list(compare(("ring",), (301, 302), [Choice("mean", {}, "x"), Choice("clipping", {"tau": 1e-9}, "x")], 12))
     assert [r.rule for r in rows] == ["mean", "clipping"] and rows[0].clean == rows[1].clean
     assert rows[1].asr < rows[0].asr and rows[1].ma < rows[1].clean and rows[0].seeds == 2

@@ -24,7 +24,6 @@ from plait_dbadfl.defences import make_defence
 from plait_dbadfl.federation import Federation
 from plait_dbadfl.options import DbadflOptions
 from plait_dbadfl.reference import ImageData
-from plait_dbadfl.stacking import Stacked
 
 SMALL: dict[str, Any] = {"nodes": 12, "attackers": 4, "local_steps": 3, "rounds": 3, "evaluate_every": 1}
 SERVED: dict[str, Any] = {"engine": "fedavg", "topology": "complete", "drawn": 5, "server_step": 0.5}
@@ -456,4 +455,3 @@ def test_the_implementations_agree(tmp_path: Path) -> None:
     assert torch.allclose(models["grouped"], models["loop"], atol=1e-5)
     measured = run(tmp_path, {"arm": "naive", "implementation": "measured"}, "measured")
     assert torch.allclose(stacked(measured), models["loop"], atol=1e-5)
-    assert isinstance(Stacked(torch.nn.Linear(2, 2), 3, implementation="loop"), torch.nn.Module)

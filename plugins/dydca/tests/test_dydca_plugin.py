@@ -89,7 +89,8 @@ def test_every_preset_runs(tmp_path: Path, name: str) -> None:
     done = execute(plan, places.at(tmp_path / "r"), artifacts=False)
     said = figures(done)
     blocks = DydcaOptions(**options).blocks
-    assert said["psnr_video"] > 5
+    if DydcaOptions(**options).init == "bicubic":
+        assert said["gain"] > -1
     assert len(done.model.paths) == len(blocks)
     if name in ("whole", "whole-small", "chunks"):
         assert said["plan_bytes"] == 0
@@ -191,7 +192,7 @@ def test_options_that_cannot_be(tmp_path: Path, options: dict[str, Any], message
 
 
 def test_what_is_refused_with_a_reason(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match=r"data\.scale = 5|scale"):
+    with pytest.raises(BadInput, match="data clip: scale = 5"):
         run(tmp_path / "a", settings={"data.scale": 5})
     with pytest.raises(Refused, match="field:frame"):
         plait.run(plugins=["dydca"], data="tiny-images", model="wdsr", out=tmp_path / "b")
@@ -204,8 +205,12 @@ def test_what_is_refused_with_a_reason(tmp_path: Path) -> None:
 
 def test_other_bodies_train(tmp_path: Path) -> None:
     for name in ("espcn", "edsr"):
-        said = figures(run(tmp_path / name, {"init": "paper"}, model=name, steps=2, settings=ONE_FRAME))
-        assert said["parameters"] > 0
+        before, after = (
+            run(tmp_path / f"{name}-{steps}", {"init": "paper"}, model=name, steps=steps, settings=ONE_FRAME).model
+            for steps in (0, 2)
+        )
+        moved = [not torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters(), strict=True)]
+        assert all(moved)
 
 
 def test_a_loss_that_is_not_finite_names_step_and_path(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plait.errors import BadInput
-from plait_experiments.expressions import LONGEST, Comparison, parse
+from plait_experiments.expressions import LONGEST, parse
 
 COLUMNS = {("a", "m"): np.array([1.0, 2.0, 6.0]), ("b", "m"): np.array([2.0, 4.0, 3.0])}
 
@@ -122,9 +122,28 @@ def test_any_text_is_parsed_or_bad_input(text: str) -> None:
         comparison = parse(text)
     except BadInput:
         return
-    assert isinstance(comparison, Comparison)
     columns: Any = {r: np.array([1.0, 2.0]) for r in comparison.references}
-    assert isinstance(float(comparison.margin(columns, 2)), float)
+    assert np.ndim(comparison.margin(columns, 2)) == 0
+
+
+A, B = COLUMNS["a", "m"], COLUMNS["b", "m"]
+LEAVES: list[tuple[str, Any]] = [("a.m", A), ("b.m", B), ("mean(a.m)", A.mean()), ("min(b.m)", 2.0), ("max(a.m)", 6.0)]
+LEAVES += [("0.5", 0.5), ("3", 3.0), ("seeds", 3.0), ("abs(a.m - b.m)", abs(A - B)), ("wins(a.m < b.m)", 2.0)]
+SIDES = st.recursive(
+    st.sampled_from(LEAVES),
+    lambda inner: st.one_of(
+        st.tuples(inner, inner).map(lambda two: (f"({two[0][0]} + {two[1][0]})", two[0][1] + two[1][1])),
+        st.tuples(inner, inner).map(lambda two: (f"({two[0][0]} - {two[1][0]})", two[0][1] - two[1][1])),
+        st.tuples(inner, inner).map(lambda two: (f"{two[0][0]} * {two[1][0]}", two[0][1] * two[1][1])),
+        inner.map(lambda one: (f"-({one[0]})", -one[1])),
+    ),
+    max_leaves=4,
+)
+
+
+@given(SIDES, SIDES)
+def test_a_margin_is_the_mean_difference_of_the_sides(left: tuple[str, Any], right: tuple[str, Any]) -> None:
+    assert margin(f"a.m + {left[0]} >= {right[0]}") == pytest.approx(float(np.mean(A + left[1] - right[1])))
 
 
 @given(st.sampled_from(["a.m", "2 * a.m", "a.m - b.m", "mean(a.m) - b.m"]), st.floats(-1e6, 1e6))
@@ -146,20 +165,20 @@ def test_an_absolute_value_of_means_is_opened_into_its_two_thresholds() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "counted"),
+    ("text", "counted", "missed"),
     [
-        ("wins(a.m < b.m) >= 4", ["a.m < b.m"]),
-        ("wins(a.m < b.m) <= 1", ["a.m >= b.m"]),
-        ("1 >= seeds - wins(a.m >= b.m)", ["a.m >= b.m"]),
-        ("2 > wins(a.m > b.m) + wins(mean(a.m) <= 3)", ["a.m <= b.m", "mean(a.m) > 3"]),
+        ("wins(a.m < b.m) >= 4", ["a.m < b.m"], -2),
+        ("wins(a.m < b.m) <= 1", ["a.m >= b.m"], -1),
+        ("1 >= seeds - wins(a.m >= b.m)", ["a.m >= b.m"], -1),
+        ("2 > wins(a.m > b.m) + wins(mean(a.m) <= 3)", ["a.m <= b.m", "mean(a.m) > 3"], 1),
     ],
 )
-def test_what_is_counted_is_turned_to_speak_for_the_expectation(text: str, counted: list[str]) -> None:
+def test_what_is_counted_is_turned_to_speak_for_the_expectation(text: str, counted: list[str], missed: int) -> None:
     columns = {("a", "m"): np.array([1.0, 2.0]), ("b", "m"): np.array([2.0, 4.0])}
     comparison = parse(text)
     assert comparison.counts and not comparison.smooth
     assert [inner.text for inner in comparison.counted(columns, 2)] == counted
-    assert comparison.text == text and float(comparison.margin(columns, 2)) == float(parse(text).margin(columns, 2))
+    assert comparison.text == text and float(comparison.margin(columns, 2)) == missed
 
 
 @pytest.mark.parametrize("text", ["a.m >= 1", "max(a.m) >= 1", "wins(a.m == b.m) >= 1", "wins(a.m < min(b.m)) >= 1"])

@@ -166,7 +166,10 @@ def test_a_pilot_says_what_a_verdict_takes_and_writes_nothing(
     (claim,) = call(*common, "--json").document["claims"]
     (expectation,) = claim["expectations"]
     assert claim["verdict"] == expectation["verdict"] == "pilot" and expectation["n"] == 2
-    assert expectation["power"]["sides"] == "one-sided" and expectation["power"]["deviation"] >= 0
+    left, right = (claim["arms"][name]["metrics"]["accuracy"]["by_seed"] for name in ("untrained", "trained"))
+    first, second = (left[seed] - right[seed] for seed in left)
+    assert expectation["power"]["sides"] == "one-sided"
+    assert expectation["power"]["deviation"] == pytest.approx(abs(first - second) / 2**0.5)
 
 
 def test_info_shows_claims_and_refuses_bad_ones(program: Program, site: Path) -> None:

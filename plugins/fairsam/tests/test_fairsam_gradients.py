@@ -196,9 +196,19 @@ def test_a_data_parallel_model_does_not_synchronise_in_the_probe(tmp_path):
         model = nn.parallel.DistributedDataParallel(inner)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         step = FairSAM(model.parameters(), optimizer)
+        sent = []
+
+        def count(_, bucket):
+            sent.append(bucket.buffer().numel())
+            future = torch.futures.Future()
+            future.set_result(bucket.buffer())
+            return future
+
+        model.register_comm_hook(None, count)
         x, y = torch.randn(8, 3), torch.randint(0, 2, (8,))
         losses = [float(step.step(ModelGradients(model, CE).on(x, y)).loss) for _ in range(5)]
         assert losses[-1] < losses[0]
+        assert sent == [8] * 5  # once a step: what the probe finds stays here
     finally:
         torch.distributed.destroy_process_group()
 

@@ -128,7 +128,7 @@ def test_data_without_groups_is_refused_before_or_when_it_is_loaded(tmp_path: Pa
 def test_three_groups_three_classes(tmp_path: Path, sets: str) -> None:
     done = run(tmp_path, {"perturbation": "per_group", "rho": [0.1, 0.2, 0.0]}, data=f"{sets}:three")
     assert {f"fairsam/clean_accuracy_group_{a}" for a in range(3)} <= set(done.metrics)
-    assert "fairsam/cdd_signed" not in done.metrics and done.metrics["fairsam/mcdd"] >= 0
+    assert "fairsam/cdd_signed" not in done.metrics and "fairsam/mcdd" in done.metrics
     assert done.metrics["fairsam/passes_per_step"] == 5
 
 
@@ -252,5 +252,9 @@ def test_what_the_end_would_refuse_is_refused_before_training(
 
 def test_data_without_images_go_without_corrupted_views(tmp_path: Path, sets: str) -> None:
     done = run(tmp_path, {"corruptions": []}, data=f"{sets}:vectors", model=f"{sets}:linear")
-    assert 0 <= done.metrics["fairsam/clean_accuracy"] <= 100
+    test = plait.loading.load_data(done.recipe.data, 0).test.fields  # type: ignore[attr-defined]
+    with torch.no_grad():
+        right = (done.model(test["input"]).argmax(1) == test["label"]).double()
+    by_hand = 50 * (right[test["group"] == 0].mean() + right[test["group"] == 1].mean())
+    assert done.metrics["fairsam/clean_accuracy"] == pytest.approx(float(by_hand))
     assert "fairsam/mcdd" not in done.metrics

@@ -209,7 +209,8 @@ def test_labels_in_the_library_and_what_the_auxiliary_loss_compares(tmp_path: Pa
     assert result.accuracy == pytest.approx(100 * mean_roc_auc(logits[parts[2]], graph.y[parts[2]]))
     z, member = label_outputs(logits)
     assert member is not None and torch.equal(member, logits > 0)
-    assert float(torch.cdist(torch.zeros_like(z), (2 / 5) ** 0.5 * torch.ones_like(z)).max()) == pytest.approx(2**0.5)
+    ends, _ = label_outputs(torch.tensor([[-40.0] * 5, [40.0] * 5]))
+    assert float(torch.dist(ends[0], ends[1])) == pytest.approx(2**0.5)  # as far apart as two classes
     torch.testing.assert_close(z, logits.sigmoid() * (2 / 5) ** 0.5)
 
 

@@ -106,25 +106,29 @@ def test_a_python_2_pickle_is_read() -> None:
 
 
 @pytest.mark.parametrize(
-    "content",
+    ("content", "kind", "message"),
     [
-        b"cos\nsystem\n(S'true'\ntR.",
-        b"cnumpy.core.multiarray\n__builtins__\n.",
-        b"cnumpy\nload\n.",
-        b"cnumpy.testing\nndarray\n.",
-        b"cnumpy.core.multiarray.x\n_reconstruct\n.",
-        b"\x80\x04\x8c\x05numpy\x8c\x12ndarray.__init__.x\x93.",
-        b"c_codecs\nencode\n(Vabc\nVrot13\ntR.",
-        b"\x80\x02cnumpy\nndarray\n}U\x08__init__K\x01sb.",
-        b"\x80\x02c_codecs\nencode\nN}U\x08__call__K\x01s\x86b.",
-        b"Nr\xff\xff\xff\x7f.",
-        b"P1\n.",
-        b"\x82\x01.",
+        (b"cos\nsystem\n(S'touch was-here'\ntR.", Refused, "the name os.system"),
+        (b"cnumpy.core.multiarray\n__builtins__\n.", Refused, "the name numpy.core.multiarray.__builtins__"),
+        (b"cnumpy\nload\n.", Refused, "the name numpy.load"),
+        (b"cnumpy.testing\nndarray\n.", Refused, "the name numpy.testing.ndarray"),
+        (b"cnumpy.core.multiarray.x\n_reconstruct\n.", Refused, "the name numpy.core.multiarray.x._reconstruct"),
+        (b"\x80\x04\x8c\x05numpy\x8c\x12ndarray.__init__.x\x93.", Refused, "the name numpy.ndarray.__init__.x"),
+        (b"c_codecs\nencode\n(Vabc\nVrot13\ntR.", Refused, "an encoding other than latin1"),
+        (b"\x80\x02cnumpy\nndarray\n}U\x08__init__K\x01sb.", TypeError, ""),
+        (b"\x80\x02c_codecs\nencode\nN}U\x08__call__K\x01s\x86b.", TypeError, ""),
+        (b"Nr\xff\xff\xff\x7f.", Refused, "a NoneType instead of a dictionary"),
+        (b"P1\n.", pickle.UnpicklingError, "persistent"),
+        (b"\x82\x01.", ValueError, "extension code 1"),
     ],
 )
-def test_tricks_are_refused(content: bytes) -> None:
-    with pytest.raises(Exception):  # noqa: B017 (which one depends on the trick)
+def test_tricks_are_refused(
+    content: bytes, kind: type[Exception], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(kind, match=message):
         read_dictionary(io.BytesIO(content))
+    assert not (tmp_path / "was-here").exists()
     # the placeholders are as they were
     good = pickle.dumps({"data": np.ones(2, np.uint8)}, 2)
     assert read_dictionary(io.BytesIO(good))["data"].tolist() == [1, 1]

@@ -144,7 +144,7 @@ def test_bpe_is_byte_level_and_comes_back_from_the_cache(monkeypatch: pytest.Mon
     import tokenizers
 
     trained = tokenization.train_bpe([WORDS * 20], 300)
-    assert trained.end == 0 and trained.size == 300 - max(0, 300 - trained.size)
+    assert trained.end == 0 and 257 < trained.size <= 300  # the bytes, the end, and merges
     for text in ("any ü 三 \x00 text", WORDS, "\n\n\n  x\n"):
         assert trained.decode(trained.encode([text])[0]) == text
     assert len(trained.encode([WORDS])[0]) < len(WORDS) / 2
