@@ -39,7 +39,7 @@ def test_it_runs(tmp_path: Path, call: Callable[..., Answer]) -> None:
     done = call(*words)
     assert done.code == 0, done.err
     metrics = done.document["metrics"]
-    assert acting or "task/accuracy" in metrics
+    assert acting or metrics["task/accuracy"] >= 0
     assert all(any(metric.startswith(f"{name}/") for metric in metrics) for name in acting)
 
 

@@ -115,6 +115,8 @@ def test_growth_reads_the_dense_descent_gradient_and_the_norm_counts_survivors(t
     with torch.no_grad():
         for n, p in model.named_parameters():
             p.add_(0.2 * ascent[n] / (norm + 1e-12))
+    moved = torch.stack([(p.detach() - before[n]).pow(2).sum() for n, p in model.named_parameters()]).sum().sqrt()
+    torch.testing.assert_close(moved, torch.tensor(0.2))
     dense = gradient()
     with torch.no_grad():
         for n, p in model.named_parameters():

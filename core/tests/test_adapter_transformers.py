@@ -292,7 +292,7 @@ def test_columns_for_plugins_stay_in_the_batches_and_out_of_the_model(tmp_path: 
         renamed = trained(tmp_path, tiny(), plugins=["grouped"], data=others, fields={"sex": "group"})
     assert equal(woven, renamed)
     assert not equal(woven, trained(tmp_path, tiny(), plugins=[]))  # the column weighs examples
-    assert "eval_loss" in woven.evaluate()
+    assert woven.evaluate()["eval_loss"] > 0
 
 
 @pytest.mark.parametrize(

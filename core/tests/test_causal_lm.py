@@ -193,6 +193,7 @@ def test_a_killed_run_ends_bit_identical(tmp_path: Path) -> None:
 def test_a_models_own_term_is_trained_and_reported(tmp_path: Path) -> None:
     done = plait.run(recipe(model={"terms": True}, train={"log_every": 1}), out=tmp_path / "run")
     logged = [e["values"] for e in done.directory.events() if "train/loss" in e.get("values", {})]
+    assert all(values["model/size"] > 0 for values in logged)
     assert len(logged) == 12 and logged[-1]["model/size"] < logged[0]["model/size"]
     plain = plait.run(recipe(), out=tmp_path / "plain")
     assert done.model.head.weight.norm() < plain.model.head.weight.norm()  # type: ignore[union-attr,operator]

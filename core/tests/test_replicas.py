@@ -226,6 +226,7 @@ def test_stacked_replicas_train_like_separate_networks(tmp_path: Path) -> None:
             weight, bias = (t - 0.05 * m for t, m in zip((weight, bias), momentum, strict=True))
         assert torch.allclose(stack.weights["1_weight"][replica], weight, atol=1e-6)
         assert torch.allclose(stack.weights["1_bias"][replica], bias, atol=1e-6)
+    assert 0 <= trained.metrics["task/accuracy"] <= 100
     test = load_data(trained.recipe.data, 0).test.fields  # type: ignore[attr-defined]
     with torch.no_grad():
         outputs = stack(test["input"].expand(3, *test["input"].shape)).mean(0)

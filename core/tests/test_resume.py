@@ -85,8 +85,9 @@ def test_ctrl_c_writes_a_checkpoint_and_says_how_to_go_on(tmp_path: Path, unbrok
 def test_resuming_a_finished_run_reads_it_back(unbroken: tuple[Path, float]) -> None:
     before = unbroken[0].joinpath("metrics.jsonl").read_bytes()
     (told,) = [event for event in map(json.loads, before.splitlines()) if event["event"] == "result"]
-    accuracy = told["details"]["task/accuracy"]["value"]
-    assert plait.resume(unbroken[0]).metrics["task/accuracy"] == accuracy
+    resumed = plait.resume(unbroken[0]).metrics
+    assert resumed == plait.load_run(unbroken[0]).metrics
+    assert {name: resumed[name] for name in told["details"]} == {n: m["value"] for n, m in told["details"].items()}
     assert unbroken[0].joinpath("metrics.jsonl").read_bytes() == before
 
 

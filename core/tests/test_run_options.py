@@ -165,7 +165,7 @@ def test_tensorboard_gets_the_scalars(tmp_path: Path) -> None:
 
 def test_zero_steps_is_a_run(tmp_path: Path) -> None:
     done = plait.run(steps=0, out=tmp_path / "r")
-    assert done.finished and "task/accuracy" in done.metrics
+    assert done.finished and done.metrics["task/accuracy"] >= 0
     torch.manual_seed(0)
     images = torch.rand(4, 1, 8, 8)
     assert torch.equal(plait.load_run(tmp_path / "r").model(images), done.model(images))

@@ -97,7 +97,7 @@ def test_a_loss(tmp_path: Path, name: str) -> None:
     assert metrics["brainot/mass"] == pytest.approx(
         0.6 if name in ("partial", "entropic_partial", "hybrid") else 1, rel=1e-6
     )
-    assert "brainot/cider@validation" in metrics
+    assert metrics["brainot/cider@validation"] >= 0
     with np.load(tmp_path / "r" / "brainot-maps.npz") as maps:
         assert maps["plan"].shape == (25, 25)
         assert maps["similarity"].shape == (16, 16)

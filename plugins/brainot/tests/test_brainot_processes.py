@@ -45,6 +45,7 @@ def test_two_processes_equal_one(tmp_path: Path, options: dict[str, Any]) -> Non
         told = [state["extra"]["brainot.discriminator"]["module"] for state in (first, second)]
         for name, value in told[0].items():
             torch.testing.assert_close(told[1][name], value, rtol=1e-3, atol=1e-5, msg=name)
+    assert one.metrics["brainot/cider"] >= 0
     two = plait.load_run(tmp_path / "two").metrics
     for name in ("cider_true", "mass", "norm_ratio"):
         assert two[f"brainot/{name}"] == pytest.approx(one.metrics[f"brainot/{name}"], rel=1e-3), name

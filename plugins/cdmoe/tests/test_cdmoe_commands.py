@@ -134,6 +134,7 @@ def test_bfloat16_stays_bfloat16(folder: Any, tmp_path: Path) -> None:
     path = folder("deepseek_v2", torch.bfloat16)
     condense(path, tmp_path / "texts.jsonl", tmp_path / "out", layers=1, count=4, mode="S", dtype="float32")
     model = storage.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert model.model.layers[1].mlp is not None
     assert [type(layer.mlp).__name__ for layer in model.model.layers].count("CondensedMLP") == 1
     assert {p.dtype for n, p in model.named_parameters() if "gate.weight" not in n} == {torch.bfloat16}
 

@@ -43,6 +43,7 @@ def test_only_condensed_weights_move(
         if name.startswith(f"model.layers.{place}.mlp.") and name.endswith("_proj.weight")
     }
     assert moved == expected
+    assert not any("shared_expert_gate" in name or "scale" in name for name in moved)
 
 
 def test_steps_of_bfloat16_are_kept_in_float32(small: Small, texts: list[Tensor]) -> None:

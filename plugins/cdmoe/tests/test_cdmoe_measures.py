@@ -84,6 +84,7 @@ def test_speeds_name_their_experts(
     found = condense(model, texts[:2], layers=2)
     speeds = speed_of([model, found.model], 64, rows=2, length=8, new=2, repeats=3)
     assert [speed.experts for speed in speeds] == ["grouped_mm", "grouped_mm"]
+    assert all(speed.prefill > 0 and speed.decode > 0 for speed in speeds)
     assert len(layer_speed([model.model.layers[0].mlp], 32, tokens=8, repeats=3)) == 1
     seconds = iter([[0.5, 0.25], [0.1, 0.2]])  # of prefill, of decoding
     monkeypatch.setattr(measures, "_turns", lambda *_: next(seconds))

@@ -216,4 +216,4 @@ def test_who_else_owns_experts_is_refused() -> None:
 def test_presets_are_options() -> None:
     for name in BASELINES:
         options = CdmoeOptions(baseline=name).model_dump()
-        assert {key: options[key] for key in BASELINES[name]} == BASELINES[name]
+        assert {key: options[key] for key in BASELINES[name]} == BASELINES[name] and options["baseline"] == name

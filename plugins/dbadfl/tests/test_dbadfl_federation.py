@@ -419,7 +419,9 @@ def test_an_attack_works_and_the_median_weakens_it() -> None:
 
 def test_rules_that_select_report_whom_they_refused() -> None:
     fed = federation("complete", 8, arm="naive", attackers=2)
-    assert fed.run(3, defence=lambda: make_defence("ubar")).rejection is not None
+    for name in ("ubar", "balance"):
+        result = fed.run(3, defence=lambda name=name: make_defence(name))
+        assert result.rejection is not None and all(0 <= r <= 1 for r in result.rejection)
     for gamma, refused in ((1e9, (0.0, 0.0)), (1e-9, (1.0, 1.0))):  # a radius that holds all models, and none
         assert fed.run(3, defence=lambda gamma=gamma: make_defence("balance", gamma=gamma)).rejection == refused
     assert fed.run(1, defence=lambda: make_defence("median")).rejection is None

@@ -74,7 +74,7 @@ def test_a_clean_evaluation_has_no_companions_of_its_own() -> None:
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_presets_are_valid_and_what_is_given_beside_them_wins(name: str) -> None:
     options = DbadflOptions(baseline=name).model_dump(mode="json")
-    assert {key: options[key] for key in PRESETS[name]} == PRESETS[name]
+    assert {key: options[key] for key in PRESETS[name]} == PRESETS[name] and options["baseline"] == name
     assert DbadflOptions(baseline=name, gamma=3.0).gamma == 3.0
 
 

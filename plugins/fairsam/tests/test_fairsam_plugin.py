@@ -128,7 +128,7 @@ def test_data_without_groups_is_refused_before_or_when_it_is_loaded(tmp_path: Pa
 def test_three_groups_three_classes(tmp_path: Path, sets: str) -> None:
     done = run(tmp_path, {"perturbation": "per_group", "rho": [0.1, 0.2, 0.0]}, data=f"{sets}:three")
     assert {f"fairsam/clean_accuracy_group_{a}" for a in range(3)} <= set(done.metrics)
-    assert "fairsam/cdd_signed" not in done.metrics and "fairsam/mcdd" in done.metrics
+    assert "fairsam/cdd_signed" not in done.metrics and done.metrics["fairsam/mcdd"] >= 0
     assert done.metrics["fairsam/passes_per_step"] == 5
 
 

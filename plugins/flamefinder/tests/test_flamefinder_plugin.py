@@ -147,7 +147,7 @@ def test_every_method(tmp_path: Path, options: dict[str, Any], expected: set[str
     done = run(tmp_path / "r", options)
     terms = {k.partition("/")[2] for e in done.directory.events() if e["event"] == "scalars" for k in e["values"]}
     assert terms & {"CL", "TCL", "TCCL", "rec"} == expected
-    assert "flamefinder/all_auc" in done.metrics
+    assert 0 <= done.metrics["flamefinder/all_auc"] <= 1
 
 
 def batches(count: int = 5) -> list[dict[str, torch.Tensor]]:
@@ -384,6 +384,9 @@ def test_the_figures_of_flame_synth(trained: plait.Run) -> None:
     assert picture.size == (10 * 34 * 4, 34 * 4)
     levels = result["plots"]["flamefinder/worst_patches"]["series"]
     assert sum(len(x) for x, _ in levels.values()) > 100
+
+
+def test_the_report_shows_the_worst_patches(trained: plait.Run) -> None:
     pytest.importorskip("plait_report", reason="the report is a plugin of its own")
     make_artifacts(trained.directory)
     assert "The worst patches, thermal" in trained.directory.artifacts()["report"].read_text()
@@ -476,7 +479,7 @@ def test_rgb_is_rebuilt(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="rgb"):
         run(tmp_path / "a", {"l_rec": 1, "rec_target": "rgb"}, data="flame-synth", steps=2, settings=FRAMES)
     done = run(tmp_path / "b", {"l_rec": 1, "rec_target": "rgb"}, data="flame-synth", steps=2, settings=chosen)
-    assert "flamefinder/obscured_auc" in done.metrics
+    assert done.metrics["flamefinder/obscured_auc"] > 0
 
 
 # ---- commands --------------------------------------------------------------------------------------------------------

@@ -90,7 +90,7 @@ def test_counts_rewinding_and_zeros_after_every_round() -> None:
         before_weights = tickets.weight_kept
         assert bool((tickets.model.edge_mask[~tickets.edge_kept] == 0).all())
         assert tickets.model.kept_index.shape[1] == result.edges
-        assert result.macs is not None and result.seconds > 0
+        assert 0 <= result.accuracy <= 100 and result.macs is not None and result.seconds > 0
         tickets.rewind()
         for name, weight in tickets.model.weights().items():
             assert torch.equal(weight.detach(), initial[name] * tickets.weight_kept[name])
@@ -286,6 +286,7 @@ def test_find_ticket_reports_the_curve() -> None:
     )
     assert seen == [0, 1, 2] and tickets.winning is True
     assert tickets.extreme == tickets.results[-1].graph_sparsity
+    assert tickets.area is not None and 0 < tickets.area <= 100 * tickets.results[-1].graph_sparsity
     curve = [(r.graph_sparsity, r.accuracy) for r in tickets.results]
     by_hand = sum((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in itertools.pairwise(curve))
     assert tickets.area == pytest.approx(by_hand)

@@ -88,11 +88,13 @@ VALUES = st.one_of(
 
 
 def _some_options(options: type[Options]) -> st.SearchStrategy[dict[str, object]]:
-    """Valid ones with a few changed."""
+    """Valid ones with a few changed, or many."""
     known = {name: PATHS if name in ("root", "path", "weights") else VALUES for name in options.model_fields}
+    known["unknown"] = VALUES
     needed = {name: PATHS for name, field in options.model_fields.items() if field.is_required()}
-    changes = st.lists(st.sampled_from(sorted(known)), max_size=2, unique=True)
-    return changes.flatmap(lambda names: st.fixed_dictionaries(needed | {name: known[name] for name in names}))
+    names = st.sampled_from(sorted(known))
+    changes = st.lists(names, max_size=2, unique=True) | st.lists(names, unique=True)
+    return changes.flatmap(lambda chosen: st.fixed_dictionaries(needed | {name: known[name] for name in chosen}))
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import random
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
@@ -52,6 +53,9 @@ def test_numbers_are_standardised_and_texts_become_columns(tmp_path: Path) -> No
     assert float(train[:, 0].mean()) == pytest.approx(0, abs=1e-6)
     assert float(train[:, 0].std(unbiased=False)) == pytest.approx(1, abs=1e-6)
     assert (train[:, 1:].sum(1) == 1).all()
+    ages = np.array([float(row[0]) for row in table])
+    together = torch.cat([s.fields["input"][:, 0] for s in (data.train, data.validation, data.test)]).double()
+    assert np.allclose(np.sort((together * ages.std() + ages.mean()).numpy()), np.sort(ages), atol=3)
     # every row of the file is in one split, with its own colour, group and label
     parts = [split.fields for split in (data.train, data.validation, data.test)]
     colour, group, label = (torch.cat([part[name] for part in parts]) for name in ("input", "group", "label"))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from markupsafe import Markup
 
 from plait import __version__
 from plait.errors import BadInput
@@ -53,7 +55,9 @@ def render(verifications: Sequence[Verification], pages: Collection[str] = ()) -
         verifications: in their order.
         pages: plugins whose own page lies beside it, to which it links.
     """
-    return rendered("scoreboard.html.j2", verifications=verifications, pages=pages)
+    columns, counts = tables.overview(verifications)
+    linked = _linked(counts, Markup('<a href="#{0}">{0}</a>').format)
+    return rendered("scoreboard.html.j2", verifications=verifications, pages=pages, columns=columns, counts=linked)
 
 
 def markdown(verifications: Sequence[Verification]) -> str:
@@ -66,8 +70,8 @@ def markdown(verifications: Sequence[Verification]) -> str:
         "Student's t on the paired differences, from there on a bootstrap (BCa).",
     ]
     columns, counts = tables.overview(verifications)
-    linked = [[f"[{row[0]}](#{row[0]})", *row[1:]] for row in counts[:-1]]
-    parts += ["How many claims came out how:", tables.markdown_table(columns, [*linked, counts[-1]])]
+    linked = _linked(counts, "[{0}](#{0})".format)
+    parts += ["How many claims came out how:", tables.markdown_table(columns, linked)]
     if undecided := tables.open_rows(verifications):
         parts += ["What nobody can decide from these figures, and what it would take:"]
         parts += [tables.markdown_table(tables.OPEN_COLUMNS, undecided)]
@@ -86,6 +90,11 @@ def markdown(verifications: Sequence[Verification]) -> str:
             parts += _details(result)
         parts += [f"Note: {note}." for note in verification.notes]
     return "\n\n".join(parts) + "\n"
+
+
+def _linked(counts: Sequence[tables.Row], link: Callable[[str], str]) -> list[tables.Row]:
+    """The overview's rows, each method's name a link to its part; the last row is of all."""
+    return [*([link(name), *numbers] for name, *numbers in counts[:-1]), counts[-1]]
 
 
 def _details(result: ClaimResult) -> list[str]:

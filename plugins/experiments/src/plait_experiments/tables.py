@@ -35,9 +35,8 @@ SCORE_COLUMNS = (
 )
 OPEN_COLUMNS = ("method", "claim", "says", "undecided", "seeds", f"seeds for {100 * POWER:.0f} % power")
 VERDICTS = (
-    *(v.value for v in (Verdict.HOLDS, Verdict.FAILS, Verdict.GUARD_BROKEN, Verdict.UNDECIDED)),
-    UNDECIDABLE,
-    *(v.value for v in (Verdict.NOT_RUN, Verdict.PILOT)),
+    *(Verdict.HOLDS, Verdict.FAILS, Verdict.GUARD_BROKEN),
+    *(Verdict.UNDECIDED, UNDECIDABLE, Verdict.NOT_RUN, Verdict.PILOT),
 )
 """Every `word`, in the order of a scoreboard's columns."""
 
@@ -221,11 +220,20 @@ def score_row(result: ClaimResult) -> Row:
 
 def open_for(result: ClaimResult) -> str:
     """How many seeds would decide an undecided claim, where that can be said; else nothing."""
-    takes = [None if j.missing else j.power for j in result.judgements if j.verdict is Verdict.UNDECIDED]
-    if result.verdict is not Verdict.UNDECIDED or result.undecidable or any(t is None for t in takes):
+    if result.verdict is not Verdict.UNDECIDED or result.undecidable:
         return ""
-    most = max((t.seeds or 0 for t in takes if t is not None), default=0)
-    return f", {most} seeds for {100 * POWER:.0f} % power" if most else ""
+    most = max(map(_seeds, _undecided(result)))
+    return f", {most} seeds for {100 * POWER:.0f} % power" if most < math.inf else ""
+
+
+def _undecided(result: ClaimResult) -> list[Judgement]:
+    return [judgement for judgement in result.judgements if judgement.verdict is Verdict.UNDECIDED]
+
+
+def _seeds(judgement: Judgement) -> float:
+    """That decide it; of what cannot be said most."""
+    takes = None if judgement.missing else judgement.power
+    return math.inf if takes is None or takes.seeds is None else takes.seeds
 
 
 def overview(verifications: Sequence[Verification]) -> tuple[list[str], list[Row]]:
@@ -244,19 +252,13 @@ def open_rows(verifications: Sequence[Verification]) -> list[Row]:
         for result in verification.claims:
             if result.verdict is not Verdict.UNDECIDED:
                 continue
-            undecided = [j for j in result.judgements if j.verdict is Verdict.UNDECIDED]
-            takes = "runs are missing"
-            if not any(j.missing for j in undecided):
-                takes = _would_take(max(undecided, key=_seeds))
+            undecided = _undecided(result)
+            missing = any(judgement.missing for judgement in undecided)
+            takes = "runs are missing" if missing else _would_take(max(undecided, key=_seeds))
             count = f"{len(undecided)} of {len(result.judgements)}"
             claim = result.claim
             rows.append([verification.plugin, claim.id, claim.sentence, count, str(len(result.seeds)), takes])
     return rows
-
-
-def _seeds(judgement: Judgement) -> float:
-    """That decide it, to compare; of what cannot be said most."""
-    return math.inf if judgement.power is None or judgement.power.seeds is None else judgement.power.seeds
 
 
 def _source(result: ClaimResult) -> str:
